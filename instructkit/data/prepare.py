@@ -1,0 +1,89 @@
+"""Splitting rows so that no prompt stands on both sides, and checking that none does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from instructkit.data.records import Row
+from instructkit.data.sources import Rows, load_rows
+from instructkit.errors import InputError
+
+
+def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None]:
+    """
+    Training rows and held-out rows of a recipe's `data:` section.
+
+    Raises:
+        InputError: when the two share rows, or a share leaves one side empty.
+    """
+    options = {"kind": kind, "columns": section.columns, "seed": seed}
+    train = load_rows(section.train, limit=section.limit, **options)
+    if section.eval is None:
+        return train, None
+    if isinstance(section.eval, str):
+        held_out = load_rows(section.eval, limit=section.eval_limit, **options)
+        check_leak(train, held_out)
+        return train, held_out
+    train, held_out = split(train, section.eval, seed)
+    return train, held_out.pick(list(range(len(held_out.rows)))[: section.eval_limit])
+
+
+def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """
+    Hold out about a share of the prompts; all rows of one prompt go to one side.
+
+    A prompt's side depends on the prompt and the seed alone, so adding rows moves no old one.
+
+    Raises:
+        InputError: when one side would be empty.
+    """
+    sides: tuple[list[int], list[int]] = ([], [])
+    for i, row in enumerate(rows.rows):
+        sides[_position(row, seed) < share].append(i)
+    if not all(sides):
+        empty = "training" if not sides[0] else "evaluation"
+        raise InputError(
+            f"{rows.source}: holding out a share of {share} of {len(rows.rows)} rows leaves nothing for {empty}",
+            hint="give more rows, another share, or a held-out file of its own",
+        )
+    return rows.pick(sides[0]), rows.pick(sides[1])
+
+
+def check_leak(train: Rows, held_out: Rows) -> None:
+    """
+    Refuse held-out rows that are trained on.
+
+    Raises:
+        InputError: naming the first of them and how many there are.
+    """
+    seen = {_key(row): place for row, place in zip(train.rows, train.places, strict=True)}
+    found = [(seen[_key(r)], p) for r, p in zip(held_out.rows, held_out.places, strict=True) if _key(r) in seen]
+    if found:
+        raise InputError(
+            f"{len(found)} held-out rows are also trained on, the first {found[0][1]} and {found[0][0]}",
+            hint="remove them from one side; what is measured on trained rows says nothing",
+        )
+
+
+def prompt_key(row: Row) -> Any:
+    """What a row asks: its prompt; the messages before the last answer; its text when there is neither."""
+    if row.get("prompt") is not None:
+        return row["prompt"]
+    if row.get("messages") is not None:
+        return row["messages"] if "response" in row else row["messages"][:-1]
+    if isinstance(row.get("chosen"), list):
+        return row["chosen"][:-1]
+    return row.get("text") or row.get("chosen")
+
+
+def _key(row: Row) -> str:
+    known = ("prompt", "messages", "text", "completion", "chosen", "rejected", "response")
+    return json.dumps({key: row[key] for key in known if row.get(key) is not None}, sort_keys=True)
+
+
+def _position(row: Row, seed: int) -> float:
+    """A number in [0, 1) that depends on the prompt and the seed."""
+    text = json.dumps([seed, prompt_key(row)], sort_keys=True, ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64

@@ -1,0 +1,177 @@
+"""The shapes that rows may have, and what can be wrong with them. Pure: no file, no library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from instructkit.errors import Fault
+
+Row = dict[str, Any]
+
+SHAPES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "sft": (("messages",), ("prompt", "completion"), ("text",)),
+    "preference": (("chosen", "rejected"),),
+    "prompt": (("prompt",),),
+    "feedback": (("response",),),
+}
+WANTED = {
+    "sft": "`messages`, or `prompt` and `completion`, or `text`",
+    "preference": "`chosen` and `rejected`, with or without `prompt`",
+    "prompt": "`prompt`",
+    "feedback": "`prompt` or `messages`, `response`, and one of `rating`, `better`, `preferred`",
+}
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def detect_shape(row: Row, kind: str) -> tuple[str, ...] | None:
+    """The fields that make a row usable for a kind of training; None when there are none."""
+    return next((shape for shape in SHAPES[kind] if all(row.get(field) is not None for field in shape)), None)
+
+
+def check_rows(rows: Sequence[Row], kind: str, places: Sequence[str]) -> list[Fault]:
+    """
+    Every fault of every row.
+
+    Args:
+        rows: one dictionary each.
+        kind: `sft`, `preference`, `prompt` or `feedback`.
+        places: where each row stands, as `file:line`.
+    """
+    faults: list[Fault] = []
+    first: tuple[str, ...] | None = None
+    for row, place in zip(rows, places, strict=True):
+        shape = detect_shape(row, kind)
+        if shape is None:
+            found = ", ".join(f"`{key}`" for key in row) or "nothing"
+            faults.append(Fault(place, f"found {found}; wanted {WANTED[kind]}", "map other names with `data.columns`"))
+            continue
+        first = first or _form(row, shape)
+        if _form(row, shape) != first:
+            told = f"a row of another shape than the first: {_told(_form(row, shape))} instead of {_told(first)}"
+            faults.append(Fault(place, told, "keep one shape in a file"))
+            continue
+        faults.extend(Fault(place, message) for message in _CHECKS[kind](row, shape))
+    return faults
+
+
+def _form(row: Row, shape: tuple[str, ...]) -> tuple[str, ...]:
+    """What must be the same in all rows: the fields, and whether they hold text or messages."""
+    return tuple(f"{field} as {'text' if isinstance(row[field], str) else 'messages'}" for field in shape)
+
+
+def _told(form: tuple[str, ...]) -> str:
+    return " and ".join(form)
+
+
+def _check_sft(row: Row, shape: tuple[str, ...]) -> list[str]:
+    if shape == ("messages",):
+        return _messages("messages", row["messages"], ends_with="assistant")
+    if shape == ("text",):
+        return _text("text", row["text"])
+    faults = _prompt(row["prompt"]) + _answer("completion", row["completion"])
+    return faults or _same_form(row["prompt"], row["completion"], "completion")
+
+
+def _check_preference(row: Row, shape: tuple[str, ...]) -> list[str]:
+    faults = _prompt(row["prompt"]) if row.get("prompt") is not None else []
+    for side in shape:
+        whole = row.get("prompt") is None and not isinstance(row[side], str)
+        faults += _messages(side, row[side], ends_with="assistant") if whole else _answer(side, row[side])
+    if not faults and row["chosen"] == row["rejected"]:
+        faults.append("`chosen` and `rejected` are the same; a comparison needs two answers")
+    if row.get("margin") is not None and not _number(row["margin"]):
+        faults.append(f"`margin` is {row['margin']!r}; wanted a number")
+    return faults
+
+
+def _check_prompt(row: Row, shape: tuple[str, ...]) -> list[str]:
+    return _prompt(row["prompt"])
+
+
+def _check_feedback(row: Row, shape: tuple[str, ...]) -> list[str]:
+    prompt = row.get("prompt") if row.get("prompt") is not None else row.get("messages")
+    faults = ["wanted `prompt` or `messages`"] if prompt is None else _prompt(prompt)
+    faults += _text("response", row["response"])
+    given = [field for field in ("rating", "better", "preferred") if row.get(field) is not None]
+    if len(given) != 1:
+        told = " and ".join(f"`{field}`" for field in given) or "none of them"
+        return [*faults, f"wanted exactly one of `rating`, `better`, `preferred`; found {told}"]
+    return faults + _judgement(row, given[0])
+
+
+def _judgement(row: Row, field: str) -> list[str]:
+    value = row[field]
+    if field == "rating":
+        good = _number(value) and -1 <= value <= 1
+        return [] if good else [f"`rating` is {value!r}; wanted a number from -1 to 1"]
+    if field == "better":
+        faults = _text("better", value)
+        return faults or (["`better` is the same as `response`"] if value == row["response"] else [])
+    if value not in ("response", "other"):
+        return [f"`preferred` is {value!r}; wanted `response` or `other`"]
+    return _text("other", row.get("other"))
+
+
+def _prompt(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return _text("prompt", value)
+    return _messages("prompt", value, ends_with="user")
+
+
+def _answer(field: str, value: Any) -> list[str]:
+    """An answer is text or exactly one assistant message."""
+    if isinstance(value, str):
+        return _text(field, value)
+    faults = _messages(field, value, ends_with="assistant")
+    return faults or ([f"`{field}` has {len(value)} messages; wanted one answer"] if len(value) != 1 else [])
+
+
+def _same_form(prompt: Any, answer: Any, field: str) -> list[str]:
+    same = isinstance(prompt, str) == isinstance(answer, str)
+    return [] if same else [f"`prompt` and `{field}` must both be text or both be messages"]
+
+
+def _text(field: str, value: Any) -> list[str]:
+    if not isinstance(value, str):
+        return [f"`{field}` is {type(value).__name__}; wanted text"]
+    return [] if value.strip() else [f"`{field}` is empty"]
+
+
+def _messages(field: str, value: Any, *, ends_with: str) -> list[str]:
+    if not isinstance(value, list) or not value:
+        return [f"`{field}` is {type(value).__name__ if value else 'empty'}; wanted a list of messages"]
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            return [f"`{field}[{i}]` is {str(message)[:60]!r}; wanted `role` and `content`"]
+        if message["role"] not in ROLES:
+            return [f"`{field}[{i}].role` is {message['role']!r}; wanted one of {', '.join(ROLES)}"]
+        if faults := _text(f"{field}[{i}].content", message["content"]):
+            return faults
+    return _order(field, [message["role"] for message in value], ends_with)
+
+
+def _order(field: str, roles: list[str], ends_with: str) -> list[str]:
+    if "system" in roles[1:]:
+        return [f"`{field}` has a system message after the first place"]
+    for i, (first, second) in enumerate(zip(roles, roles[1:], strict=False)):
+        if first == second and first != "tool":
+            return [f"`{field}[{i + 1}]` is a second {first} message in a row"]
+    if ends_with == "assistant" and "assistant" not in roles:
+        return [f"`{field}` has no assistant turn; there is nothing to learn from"]
+    if roles[-1] != ends_with:
+        return [f"`{field}` ends with {roles[-1]}; wanted {ends_with} last"]
+    return []
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_CHECKS = {
+    "sft": _check_sft,
+    "preference": _check_preference,
+    "prompt": _check_prompt,
+    "feedback": _check_feedback,
+}

@@ -1,0 +1,162 @@
+"""Answers and likelihoods: what a model says to held-out prompts, and how likely it finds held-out answers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from instructkit.encode import Prompt, encode_prompt, encode_with_labels
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer: its words, its tokens with those of the prompt, and whether it ended by itself."""
+
+    text: str
+    prompt_ids: list[int]
+    ids: list[int]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds one answer: `nll` in nats summed over `tokens`, of which `correct` were its first choice."""
+
+    nll: float
+    tokens: int
+    correct: int
+
+    @property
+    def per_token(self) -> float:
+        """Mean log-probability of a token, in nats."""
+        return -self.nll / max(self.tokens, 1)
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer: the tokenizer's end and those that the model declares (R-4)."""
+    declared = model.generation_config.eos_token_id
+    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    return sorted({tokenizer.eos_token_id, *declared})
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    batch_size: int = 32,
+) -> list[Answer]:
+    """
+    Sample one answer to each prompt, from the model's own law: no top-k, no top-p, no penalties.
+
+    The random state of the caller is left as it was, so measuring does not change a run.
+
+    Args:
+        temperature: 0 answers greedily.
+        max_new_tokens: longest answer, in tokens.
+    """
+    stops = end_ids(model, tokenizer)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    options = {"max_new_tokens": max_new_tokens, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id}
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    answers: list[Answer] = []
+    config = GenerationConfig(**{"do_sample": False, **options, **sampling})
+    with torch.random.fork_rng(), torch.no_grad(), own_law(model, stops):
+        torch.manual_seed(seed)
+        for batch in _batches(encoded, batch_size):
+            ids, mask = _pad_left(batch, tokenizer.pad_token_id, model.device)
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            for prompt_ids, row in zip(batch, out[:, ids.size(1) :].tolist(), strict=True):
+                answers.append(_cut(tokenizer, prompt_ids, row, stops))
+    return answers
+
+
+@contextlib.contextmanager
+def own_law(model: Any, stops: list[int]) -> Iterator[None]:
+    """
+    Evaluation mode, and the generation settings that the checkpoint ships (top-k, penalties) put aside meanwhile.
+
+    `generate` fills whatever its config leaves unset from the model's own, so passing a config is not enough.
+    """
+    shipped, was_training = model.generation_config, model.training
+    model.generation_config = GenerationConfig(eos_token_id=stops)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = shipped
+        model.train(was_training)
+
+
+def likelihoods(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[str], *, batch_size: int = 16
+) -> list[Likelihood]:
+    """How likely the model finds each answer after its prompt; only the answer's tokens count."""
+    rows = [encode_with_labels(tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    return row_likelihoods(model, rows, pad_id=tokenizer.pad_token_id, batch_size=batch_size)
+
+
+def row_likelihoods(
+    model: Any, rows: Sequence[dict[str, list[int]]], *, pad_id: int, batch_size: int = 16
+) -> list[Likelihood]:
+    """
+    Negative log-likelihood of each row's labels.
+
+    Args:
+        rows: `input_ids` and `labels` (-100 where nothing is asked) of equal length.
+        pad_id: token that fills shorter rows, on the right.
+    """
+    found: list[Likelihood] = []
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for batch in _batches(rows, batch_size):
+            found.extend(_batch_likelihoods(model, batch, pad_id))
+    model.train(was_training)
+    return found
+
+
+def _batch_likelihoods(model: Any, batch: Sequence[dict[str, list[int]]], pad_id: int) -> list[Likelihood]:
+    longest = max(len(row["input_ids"]) for row in batch)
+    fill = [longest - len(row["input_ids"]) for row in batch]
+    ids = torch.tensor([list(r["input_ids"]) + [pad_id] * n for r, n in zip(batch, fill, strict=True)])
+    labels = torch.tensor([list(r["labels"]) + [IGNORED] * n for r, n in zip(batch, fill, strict=True)])
+    mask = torch.tensor([[1] * len(r["input_ids"]) + [0] * n for r, n in zip(batch, fill, strict=True)])
+    ids, labels, mask = (t.to(model.device) for t in (ids, labels, mask))
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    targets, asked = labels[:, 1:].clamp(min=0), labels[:, 1:] != IGNORED
+    logprobs = torch.log_softmax(logits, dim=-1)
+    nll = -(logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1) * asked).sum(1)
+    correct = ((logits.argmax(-1) == targets) & asked).sum(1)
+    counts = zip(nll.tolist(), asked.sum(1).tolist(), correct.tolist(), strict=True)
+    return [Likelihood(loss, int(tokens), int(right)) for loss, tokens, right in counts]
+
+
+def _cut(tokenizer: Any, prompt_ids: list[int], row: list[int], stops: list[int]) -> Answer:
+    """Keep a generated row up to and including its first end token."""
+    end = next((i for i, token in enumerate(row) if token in stops), None)
+    ids = row if end is None else row[: end + 1]
+    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return Answer(text, list(prompt_ids), ids, end is not None)
+
+
+def _pad_left(rows: Sequence[list[int]], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_id] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids.to(device), mask.to(device)
+
+
+def _batches(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

@@ -1,0 +1,1 @@
+"""Users' feedback: what it asks for, and whether an update may be promoted."""

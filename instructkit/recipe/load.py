@@ -1,0 +1,132 @@
+"""From a file and overrides to a checked recipe: all faults at once, each with its line and the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from instructkit.errors import Fault, RecipeError
+from instructkit.recipe import trainer_fields
+from instructkit.recipe.document import Document, Place, apply_override, read_document
+from instructkit.recipe.schema import RECIPES, STAGES, sections
+
+
+def load_recipe(path: str, stage: str, overrides: list[str] | None = None) -> Any:
+    """
+    Read and check the recipe of a stage.
+
+    Args:
+        path: a YAML file.
+        stage: the command that was given; the recipe must be for it.
+        overrides: `section.key=value`, stronger than the file.
+
+    Raises:
+        InputError: when there is no such file.
+        RecipeError: with every fault of file and overrides.
+    """
+    document = read_document(path)
+    for override in overrides or []:
+        apply_override(document, override)
+    faults = [*document.faults, *_wrong_stage(document, stage)]
+    if faults and _wrong_stage(document, stage):
+        raise RecipeError(faults)
+    faults += _unknown_keys(document, stage)
+    faults += trainer_fields.check(document, stage)
+    recipe, wrong_values = _validated(document, stage)
+    faults += wrong_values
+    if faults:
+        raise RecipeError(sorted(faults, key=_by_line))
+    return recipe
+
+
+def _by_line(fault: Fault) -> tuple[bool, str, int]:
+    file, _, line = fault.where.rpartition(":")
+    return (not line.isdigit(), file, int(line) if line.isdigit() else 0)
+
+
+def _wrong_stage(document: Document, stage: str) -> list[Fault]:
+    given = document.values.get("stage")
+    if given == stage:
+        return []
+    where = document.where(("stage",))
+    if given is None:
+        return [Fault(where, "`stage` is missing", f"a recipe for this command begins with `stage: {stage}`")]
+    if given in STAGES:
+        told = f"this recipe is for `instructkit {given}`, not for `instructkit {stage}`"
+        return [Fault(where, told, f"run `instructkit {given} {document.file}`")]
+    return [Fault(where, f"no stage is called {given!r}", f"there are {', '.join(STAGES)}")]
+
+
+def _unknown_keys(document: Document, stage: str) -> list[Fault]:
+    recipe = RECIPES[stage]
+    own = {name for name in recipe.model_fields if name != "source"}
+    parts = sections(recipe)
+    faults = [_unknown(document, (key,), own, parts) for key in document.values if key not in own]
+    for name, section in parts.items():
+        value = document.values.get(name)
+        rows = value if isinstance(value, list) else [value]
+        for i, row in enumerate(rows):
+            place = (name, i) if isinstance(value, list) else (name,)
+            unknown = [key for key in row if key not in section.model_fields] if isinstance(row, dict) else []
+            faults += [_unknown(document, (*place, key), set(section.model_fields), parts) for key in unknown]
+    return faults
+
+
+def _unknown(document: Document, place: Place, allowed: set[str], parts: dict[str, type[BaseModel]]) -> Fault:
+    key = str(place[-1])
+    told = f"unknown key `{key}`" + (f" in `{place[0]}`" if len(place) > 1 else "")
+    return Fault(document.where(place), told, _remedy(key, place, allowed, parts, document))
+
+
+def _remedy(
+    key: str, place: Place, allowed: set[str], parts: dict[str, type[BaseModel]], document: Document
+) -> str:
+    near = difflib.get_close_matches(key.replace("-", "_"), sorted(allowed), n=1, cutoff=0.7)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    homes = [name for name, section in parts.items() if key in section.model_fields and name != place[0]]
+    if homes:
+        return f"it belongs under `{homes[0]}:`"
+    if trainer_fields.known(key, str(document.values.get("stage"))) and place[0] != "trainer":
+        return "it belongs under `trainer:`"
+    others = [stage for stage, recipe in RECIPES.items() if len(place) == 1 and key in recipe.model_fields]
+    if others:
+        return f"only `{'` and `'.join(others)}` recipes have it"
+    return f"allowed are {', '.join(sorted(allowed))}"
+
+
+def _validated(document: Document, stage: str) -> tuple[Any, list[Fault]]:
+    values = {**document.values, "source": document.file}
+    try:
+        return RECIPES[stage].model_validate(values), []
+    except ValidationError as error:
+        found = [_as_fault(item, document) for item in error.errors() if item["type"] != "extra_forbidden"]
+        return None, list(dict.fromkeys(found))
+
+
+def _as_fault(item: dict[str, Any], document: Document) -> Fault:
+    place = _real_place(item["loc"], document.values)
+    name = ".".join(str(part) for part in place)
+    if item["type"] == "missing":
+        return Fault(document.where(place), f"`{name}` is missing")
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = item["input"] if not isinstance(item["input"], dict | list) else type(item["input"]).__name__
+    return Fault(document.where(place), f"`{name}` is {given!r}: {message}")
+
+
+def _real_place(location: tuple[str | int, ...], values: Any) -> Place:
+    """A location without pydantic's names of alternatives: only the parts that the document has, and a missing last one."""
+    place: list[str | int] = []
+    here = values
+    for i, part in enumerate(location):
+        inside = isinstance(here, dict) and part in here
+        inside = inside or (isinstance(here, list) and isinstance(part, int) and part < len(here))
+        if inside:
+            here = here[part]
+            place.append(part)
+        elif i == len(location) - 1 and isinstance(here, dict) and isinstance(part, str) and part.isidentifier():
+            place.append(part)
+    return tuple(place)

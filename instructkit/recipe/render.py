@@ -1,0 +1,17 @@
+"""A recipe as data and as text, every default in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """The resolved recipe as plain values, as the run record keeps it."""
+    return recipe.model_dump(mode="json")
+
+
+def to_yaml(recipe: Any) -> str:
+    """The resolved recipe as YAML that loads again."""
+    return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,193 @@
+"""What may stand in a recipe. Validation decides and never edits: every value is the user's or a default shown here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+STAGES = ("sft", "reward", "ppo", "lora-update")
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A mapping of a recipe; keys it does not know are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """The model that a stage starts from."""
+
+    name: str = Field(description="hub id, folder, run folder, .gguf file, or `tiny`")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format")
+    quantization: Literal["none", "8bit", "4bit"] = Field("none", description="of the frozen base (bitsandbytes)")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    attn_implementation: str | None = Field(None, description="attention kernel, as transformers names it")
+
+
+class Weighted(Section):
+    """One source of a mixture."""
+
+    source: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class DataSection(Section):
+    """What is trained on, and what is held out."""
+
+    train: str | list[str | Weighted] = Field(description="demo/NAME, file, glob, hub id, or a list with weights")
+    eval: Share | str | None = Field(0.05, description="a share of train, a source of its own, or null for none")
+    columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
+    limit: Positive | None = Field(None, description="use only the first so many training rows")
+    eval_limit: Positive | None = Field(None, description="use only the first so many held-out rows")
+
+
+class LoraSection(Section):
+    """A low-rank adapter; left out, all weights are trained."""
+
+    r: Positive = Field(16, description="rank")
+    alpha: Positive = Field(32, description="scale: alpha / r")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
+    target_modules: str | list[str] = Field("all-linear", description="which layers")
+    use_rslora: bool = Field(False, description="scale by the root of r")
+    use_dora: bool = Field(False, description="DoRA; not with a parent that is an adapter")
+
+
+class RewardItem(Section):
+    """One source of scores: a learned reward model or a Python function."""
+
+    model: str | None = Field(None, description="run folder, folder or hub id of a reward model")
+    function: str | None = Field(None, description="module:function or path/to/file.py:function")
+    weight: float = Field(1.0, description="factor of its scores")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> RewardItem:
+        if (self.model is None) == (self.function is None):
+            raise ValueError("wanted exactly one of `model` and `function`")
+        return self
+
+
+class CriticSection(Section):
+    """PPO's critic."""
+
+    kind: Literal["auto", "separate", "head"] = Field("auto", description="auto: head under LoRA, else separate")
+    init: Literal["auto", "reward", "zero"] = Field("auto", description="where a separate critic starts")
+    detach: bool = Field(False, description="keep the value loss of a head away from the policy")
+
+
+class FeedbackSection(Section):
+    """What users said, and what guards the rest."""
+
+    events: str = Field(description="feedback rows")
+    eval: Share | str = Field(0.3, description="a share of events by prompt, or a source of its own")
+    objective: Literal["auto", "sft", "dpo", "kto"] = Field("auto", description="auto: by what the rows hold")
+    replay: str | None = Field(None, description="demonstrations to replay; default: those of the parent's SFT run")
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="weight of replay in the loss")
+    general: str | None = Field(None, description="held-out rows of everything else; default: the SFT run's")
+    columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
+    limit: Positive | None = Field(None, description="use only the first so many events")
+
+
+class SftGates(Section):
+    """What a fine-tuned model must satisfy."""
+
+    loss_ratio_max: float = Field(1.0, description="upper bound of held-out loss after / before")
+
+
+class RewardGates(Section):
+    """What a reward model must satisfy."""
+
+    accuracy_min: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="held-out pairs ordered right")
+
+
+class PpoGates(Section):
+    """What a policy must satisfy."""
+
+    judge: str | None = Field(None, description="demo/judge, module:function or file.py:function; measures only")
+    judge_gain_min: float = Field(0.0, description="the gain's lower bound must lie above")
+    kl_max_nats: float | None = Field(None, description="KL to the reference, nats per answer, must lie below")
+
+
+class UpdateGates(Section):
+    """What an adapter must satisfy to be promoted."""
+
+    feedback_gain_min: float = Field(0.0, description="lower bound of the gain on held-out feedback, nats per token")
+    general_loss_ratio_max: float = Field(1.01, description="upper bound of general loss after / before")
+
+
+class RunSection(Section):
+    """Where the run goes."""
+
+    output: str = Field(description="the run folder")
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="of everything random")
+    samples: Annotated[int, Field(ge=0)] = Field(8, description="answers kept in samples.jsonl")
+    compare: Positive = Field(64, description="held-out prompts answered before and after PPO")
+
+
+class _Recipe(Section):
+    stage: str
+    model: ModelSection
+    trainer: dict[str, Any] = {}
+    run: RunSection
+    source: str = Field("", exclude=True)
+
+
+class SftRecipe(_Recipe):
+    """Supervised fine-tuning."""
+
+    stage: Literal["sft"]
+    data: DataSection
+    lora: LoraSection | None = None
+    gates: SftGates = SftGates()
+
+
+class RewardRecipe(_Recipe):
+    """A reward model."""
+
+    stage: Literal["reward"]
+    data: DataSection
+    lora: LoraSection | None = None
+    gates: RewardGates = RewardGates()
+
+
+class PpoRecipe(_Recipe):
+    """PPO."""
+
+    stage: Literal["ppo"]
+    data: DataSection
+    reward: Annotated[list[RewardItem], Field(min_length=1)]
+    critic: CriticSection = CriticSection()
+    lora: LoraSection | None = None
+    gates: PpoGates = PpoGates()
+
+
+class LoraUpdateRecipe(_Recipe):
+    """A LoRA update from feedback."""
+
+    stage: Literal["lora-update"]
+    feedback: FeedbackSection
+    lora: LoraSection = LoraSection()
+    gates: UpdateGates = UpdateGates()
+
+
+RECIPES: dict[str, type[_Recipe]] = {
+    "sft": SftRecipe,
+    "reward": RewardRecipe,
+    "ppo": PpoRecipe,
+    "lora-update": LoraUpdateRecipe,
+}
+
+
+def sections(recipe: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The sections of a recipe class by name, those that are mappings of known keys."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, field in recipe.model_fields.items():
+        candidates = getattr(field.annotation, "__args__", (field.annotation,))
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is not None:
+            found[name] = model
+    return found

@@ -1,0 +1,99 @@
+"""The fields of `trainer:`: TRL's own, known from a file made from the pinned TRL, so that checking them imports nothing."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from instructkit.errors import Fault
+from instructkit.recipe.document import Document, Place
+
+FILE = Path(__file__).with_name("trainer_fields.json")
+UPDATE_PARTS = ("sft", "dpo", "kto")
+
+# Names of other PPO codes, with what TRL and instructkit call the same thing.
+FOREIGN = {
+    "kl_coef": "beta",
+    "init_kl_coef": "beta",
+    "cliprange": "epsilon",
+    "clip_range": "epsilon",
+    "cliprange_high": "epsilon_high",
+    "value_clip": "cliprange_value",
+    "num_ppo_epochs": "num_iterations",
+    "ppo_epochs": "num_iterations",
+    "num_mini_batches": "steps_per_generation",
+    "response_length": "max_completion_length",
+    "max_new_tokens": "max_completion_length",
+    "gae_lambda": "lam",
+    "critic_learning_rate": "value_learning_rate",
+    "whiten_advantages": "normalize_advantages",
+}
+_CHECKS = {
+    "bool": lambda v: isinstance(v, bool),
+    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
+    "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+    "str": lambda v: isinstance(v, str),
+    "list": lambda v: isinstance(v, list),
+    "dict": lambda v: isinstance(v, dict),
+    "null": lambda v: v is None,
+    "any": lambda v: True,
+}
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """Fields by stage: name to `{"types": [...], "default": ...}`."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def fields(stage: str) -> dict[str, dict[str, Any]]:
+    """The fields that stand directly under `trainer:` of a stage."""
+    return schema()[stage]
+
+
+def known(key: str, stage: str) -> bool:
+    """True when a stage's trainer has a field of this name."""
+    return key in schema().get(stage, {})
+
+
+def check(document: Document, stage: str) -> list[Fault]:
+    """Faults of the `trainer:` section: unknown names with the nearest right one, and values of the wrong type."""
+    given = document.values.get("trainer")
+    if not isinstance(given, dict):
+        return []
+    if stage != "lora-update":
+        return _check(document, ("trainer",), given, fields(stage))
+    common = {key: value for key, value in given.items() if key not in UPDATE_PARTS}
+    faults = _check(document, ("trainer",), common, fields(stage), homes=UPDATE_PARTS)
+    for part in UPDATE_PARTS:
+        if isinstance(given.get(part), dict):
+            faults += _check(document, ("trainer", part), given[part], schema()[part])
+    return faults
+
+
+def _check(
+    document: Document, place: Place, given: dict[str, Any], allowed: dict[str, Any], homes: tuple[str, ...] = ()
+) -> list[Fault]:
+    faults = []
+    section = ".".join(str(part) for part in place)
+    for key, value in given.items():
+        where = document.where((*place, key))
+        if key not in allowed:
+            faults.append(Fault(where, f"unknown key `{key}` in `{section}`", _remedy(key, allowed, homes)))
+        elif not any(_CHECKS[kind](value) for kind in allowed[key]["types"]):
+            wanted = " or ".join(allowed[key]["types"])
+            faults.append(Fault(where, f"`{section}.{key}` is {value!r}; wanted {wanted}"))
+    return faults
+
+
+def _remedy(key: str, allowed: dict[str, Any], homes: tuple[str, ...]) -> str:
+    if FOREIGN.get(key) in allowed:
+        return f"TRL's name for it is `{FOREIGN[key]}`"
+    home = [part for part in homes if key in schema()[part]]
+    if home:
+        return f"it belongs under `trainer.{home[0]}:`"
+    near = difflib.get_close_matches(key.replace("-", "_"), sorted(allowed), n=1, cutoff=0.6)
+    return f"did you mean `{near[0]}`?" if near else f"allowed are {', '.join(sorted(allowed))}"

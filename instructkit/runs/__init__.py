@@ -1,0 +1,1 @@
+"""What a run leaves on disk: its record, where it came from, and what was logged on the way."""

@@ -1,0 +1,246 @@
+"""A run folder and its `run.json`: written at the start, completed at the end or on failure."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from instructkit.errors import InputError
+from instructkit.runs import surroundings
+from instructkit.runs.files import write_json_atomic
+from instructkit.runs.lineage import recipe_changes, recipe_hash, run_hash
+from instructkit.runs.lock import FolderLock
+from instructkit.runs.reading import FORMAT, RECORD, is_run, read_record, read_run
+
+__all__ = ["RunFolder", "is_run", "read_run", "write_json_atomic"]
+
+
+class RunFolder:
+    """
+    The folder of one run, held by one process from `start` to the end of its `with` block.
+
+    On an exception the record says `failed` and why, on Ctrl-C `interrupted`; the lock is always released.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.record: dict[str, Any] = {}
+        self._lock = FolderLock(self.path)
+
+    def start(
+        self,
+        recipe: dict[str, Any],
+        *,
+        stage: str,
+        command: list[str],
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        """
+        Take the folder and write its first record, with status `running`.
+
+        A finished run that is overwritten is kept as `.NAME.previous` until the new one is finished, so
+        neither a bad recipe nor a crash costs it.
+
+        Raises:
+            InputError: when another process holds the folder, when it is not empty, when it holds something
+                else than a run, or when there is nothing to resume. Then nothing was changed.
+        """
+        if overwrite and resume:
+            raise InputError("--overwrite and --resume contradict each other", hint="leave one of them out")
+        self._refuse_own_parent(recipe)
+        self._lock.acquire()
+        try:
+            fresh = self._first_record(recipe, stage, command)
+            if resume:
+                self._take_up(fresh)
+            else:
+                self._begin(fresh, overwrite)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of the record and write it."""
+        self.record.update(fields)
+        write_json_atomic(self.path / RECORD, self.record)
+
+    def complete(
+        self,
+        *,
+        metrics: dict[str, Any] | None = None,
+        measurements: Iterable[dict[str, Any]] = (),
+        gates: Iterable[dict[str, Any]] = (),
+        timings: dict[str, float] | None = None,
+        verdict: str | None = None,
+    ) -> None:
+        """
+        Close the record with status `done`; call it last, because it takes the hash of the model files.
+
+        The verdict is the one given, else the one set by `update`, else `done`.
+        """
+        self.update(
+            status="done",
+            ended=surroundings.now(),
+            metrics=metrics or {},
+            measurements=list(measurements),
+            gates=list(gates),
+            timings_seconds=timings or {},
+            verdict=verdict or self.record.get("verdict") or "done",
+            error=None,
+            previous=None,
+            hash=run_hash(self.path),
+        )
+        shutil.rmtree(self._previous, ignore_errors=True)
+
+    def fail(self, error_text: str) -> None:
+        """Close the record with status `failed` and the reason."""
+        self.update(status="failed", ended=surroundings.now(), error=error_text)
+
+    def interrupted(self) -> None:
+        """Close the record with status `interrupted`."""
+        self.update(status="interrupted", ended=surroundings.now(), error="interrupted from the keyboard")
+
+    def release(self) -> None:
+        """Give the folder back; the `with` block does it."""
+        self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._close(error)
+        except OSError:
+            # A full disk must not hide the error that ended the run.
+            if error is None:
+                raise
+        finally:
+            self.release()
+
+    def _close(self, error: BaseException | None) -> None:
+        if self.record.get("status") != "running":
+            return
+        if isinstance(error, KeyboardInterrupt):
+            self.interrupted()
+        elif error is not None:
+            self.fail(f"{type(error).__name__}: {error}")
+        else:
+            self.fail("the run ended without a result")
+
+    @property
+    def _previous(self) -> Path:
+        return self.path.parent / f".{self.path.name}.previous"
+
+    def _refuse_own_parent(self, recipe: dict[str, Any]) -> None:
+        """A run that overwrites the model it stands on would lose both."""
+        models = [("model.name", (recipe.get("model") or {}).get("name"))]
+        models += [
+            (f"reward.{i}.model", item.get("model")) for i, item in enumerate(recipe.get("reward") or [])
+        ]
+        for where, name in models:
+            if name and Path(name).resolve() == self.path.resolve():
+                raise InputError(
+                    f"run.output and {where} are the same folder, {self.path}",
+                    hint="give the result a folder of its own with run.output=FOLDER",
+                )
+
+    def _first_record(self, recipe: dict[str, Any], stage: str, command: list[str]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "name": self.path.name,
+            "stage": stage,
+            "status": "running",
+            "verdict": None,
+            "error": None,
+            "command": list(command),
+            "recipe": recipe,
+            "recipe_hash": recipe_hash(recipe),
+            "seed": (recipe.get("run") or {}).get("seed"),
+            "versions": surroundings.versions(),
+            **surroundings.git_state(),
+            "hardware": surroundings.hardware(),
+            "started": surroundings.now(),
+            "ended": None,
+            "data": {},
+            "parents": {},
+            "synthetic": False,
+            "timings_seconds": {},
+            "peak_memory_bytes": None,
+            "metrics": {},
+            "measurements": [],
+            "gates": [],
+            "previous": None,
+        }
+
+    def _begin(self, fresh: dict[str, Any], overwrite: bool) -> None:
+        aside = self._move_aside(overwrite)
+        if aside == self._previous or self._previous.is_dir():
+            fresh["previous"] = str(self._previous)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.record = fresh
+            write_json_atomic(self.path / RECORD, fresh)
+        except BaseException:
+            if aside is not None:
+                shutil.rmtree(self.path, ignore_errors=True)
+                aside.rename(self.path)
+            raise
+        if aside is not None and aside != self._previous:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _move_aside(self, overwrite: bool) -> Path | None:
+        """Rename what lies in the folder, if it may go; unfinished runs are deleted when the new began."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file, not a folder", hint="choose another run.output=FOLDER")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return None
+        if not is_run(self.path):
+            raise InputError(
+                f"{self.path} is not empty and holds no run (no {RECORD}); it is left alone",
+                hint="choose another folder with run.output=FOLDER",
+            )
+        status = read_run(self.path)["status"]
+        if not overwrite:
+            raise InputError(f"{self.path} already holds a run ({_in_words(status)})", hint=_ways_on(status))
+        finished = status == "done"
+        aside = self._previous if finished else self.path.parent / f".{self.path.name}.discarded"
+        shutil.rmtree(aside, ignore_errors=True)
+        self.path.rename(aside)
+        return aside
+
+    def _take_up(self, fresh: dict[str, Any]) -> None:
+        """Go on with an unfinished run: same stage, same recipe, its first start kept."""
+        if not is_run(self.path):
+            raise InputError(f"{self.path} holds no run to resume", hint="leave out --resume to start one")
+        old = read_record(self.path)
+        if old["status"] == "done":
+            raise InputError(
+                f"{self.path} is finished; nothing to resume", hint="train it anew with --overwrite"
+            )
+        if old["stage"] != fresh["stage"]:
+            raise InputError(f"{self.path} is a run of `{old['stage']}`, not of `{fresh['stage']}`")
+        changes = recipe_changes(old["recipe"], fresh["recipe"])
+        if changes:
+            raise InputError(
+                f"{self.path} was begun with another recipe: {', '.join(changes)} differ(s)",
+                hint="resume with the recipe it was begun with, or start anew with --overwrite",
+            )
+        kept = {"started": old["started"], "previous": old.get("previous")}
+        self.record = {**fresh, **kept, "resumed": [*old.get("resumed", []), fresh["started"]]}
+        write_json_atomic(self.path / RECORD, self.record)
+
+
+def _in_words(status: str) -> str:
+    return {"done": "finished", "running": "still running"}.get(status, status)
+
+
+def _ways_on(status: str) -> str:
+    if status == "done":
+        return "replace it with --overwrite, or choose another folder with run.output=FOLDER"
+    return "go on with --resume, replace it with --overwrite, or choose another folder with run.output=FOLDER"

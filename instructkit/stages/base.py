@@ -1,0 +1,239 @@
+"""The frame of a run: from a recipe to a run folder, whatever the stage trains."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from instructkit import machine as machines
+from instructkit import models
+from instructkit.data.sources import Rows
+from instructkit.errors import GateRefused
+from instructkit.machine import Machine
+from instructkit.recipe.render import to_dict
+from instructkit.runs import lineage
+from instructkit.runs.metrics import MetricsWriter, write_samples
+from instructkit.runs.record import RunFolder, read_run
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the recipe."""
+
+    plan: bool = False
+    overwrite: bool = False
+    resume: bool = False
+    if_changed: bool = False
+    command: list[str] = field(default_factory=list)
+
+
+class Reporter(Protocol):
+    """Where a run tells how it goes: a terminal, plain lines, or nothing."""
+
+    def note(self, text: str) -> None: ...  # noqa: D102
+    def stage_started(self, title: str, total_steps: int | None) -> None: ...  # noqa: D102
+    def step(self, step: int, total: int, figures: dict[str, float]) -> None: ...  # noqa: D102
+    def finished(self) -> None: ...  # noqa: D102
+    def table(self, run: dict[str, Any]) -> None: ...  # noqa: D102
+
+
+@dataclass
+class Inputs:
+    """What a stage reads: rows by role (`train`, `eval`, ...) and the models it stands on by role (`model`, `reward`, ...)."""
+
+    data: dict[str, Rows]
+    parents: dict[str, models.Source]
+
+
+@dataclass
+class Result:
+    """What a stage leaves behind: a function that writes its model, and what was measured before and after."""
+
+    save: Callable[[Path], None]
+    measurements: list[dict[str, Any]]
+    gates: list[Any] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Frame:
+    """What a stage is given to work with."""
+
+    recipe: Any
+    inputs: Inputs
+    machine: Machine
+    folder: Path
+    reporter: Reporter
+    resume: bool
+    clock: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.recipe.run.seed
+
+    def timed(self, what: str, work: Callable[[], Any]) -> Any:
+        """Do `work`, add its seconds to the run record under `what`, return its result."""
+        started = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.clock[what] = round(self.clock.get(what, 0.0) + time.perf_counter() - started, 2)
+
+
+def run(
+    recipe: Any,
+    options: RunOptions,
+    reporter: Reporter,
+    *,
+    collect: Callable[[Any], Inputs],
+    train: Callable[[Frame], Result],
+) -> dict[str, Any] | None:
+    """
+    Carry out one stage: check everything that is cheap to check, then train, measure, save and decide.
+
+    Returns:
+        The run record; None for `--plan`.
+
+    Raises:
+        InputError: for what the user can mend, before anything is written.
+        GateRefused: when the run is done and a gate says no.
+    """
+    quiet_libraries()
+    inputs = collect(recipe)
+    output = Path(recipe.run.output)
+    fingerprints = {role: rows.fingerprint for role, rows in inputs.data.items()}
+    parents = {role: parent_hash(source) for role, source in inputs.parents.items()}
+    resolved = to_dict(recipe)
+    if options.plan:
+        show_plan(recipe, inputs, reporter)
+        return None
+    if options.if_changed:
+        reason = lineage.unchanged(output, resolved, fingerprints, parents)
+        if reason is None:
+            reporter.note(f"{output}: recipe, data and parents are unchanged; nothing to do")
+            return _refuse_again(read_run(output))
+        reporter.note(f"{output}: {reason}")
+    machine = choose_machine(recipe)
+    for reason in machine.reasons:
+        reporter.note(reason)
+    folder = RunFolder(output)
+    overwrite = options.overwrite or (options.if_changed and not options.resume)
+    folder.start(resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume)
+    with folder:
+        folder.update(
+            hardware=machines.hardware(),
+            choices=list(machine.reasons),
+            data={role: rows.summary() for role, rows in inputs.data.items()},
+            parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
+            synthetic=any(rows.synthetic for rows in inputs.data.values()),
+        )
+        frame = Frame(recipe, inputs, machine, output, reporter, options.resume)
+        result = train(frame)
+        frame.timed("save", lambda: result.save(output))
+        write_samples(output / "samples.jsonl", result.samples)
+        folder.update(peak_memory_bytes=peak_memory(), **result.details)
+        folder.complete(
+            metrics=result.metrics,
+            measurements=result.measurements,
+            gates=[gate.as_dict() for gate in result.gates],
+            timings=frame.clock,
+        )
+    reporter.finished()
+    record = read_run(output)
+    reporter.table(record)
+    return _refuse_again(record)
+
+
+def _refuse_again(record: dict[str, Any]) -> dict[str, Any]:
+    """Pass a promoted or plain run through; a refused one stays refused, however often it is asked for."""
+    if record.get("verdict") == "REFUSED":
+        failed = [gate["text"] for gate in record["gates"] if gate["passed"] is not True]
+        raise GateRefused(
+            f"{record['name']} is REFUSED: " + "; ".join(failed),
+            hint="the adapter is kept for study; see `instructkit runs show` and change the recipe or the feedback",
+        )
+    return record
+
+
+def quiet_libraries() -> None:
+    """No telemetry and no progress bars but ours; said here, before the first heavy import."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The fused 4-bit CPU kernels would be fetched from a hub; bitsandbytes' own are used instead.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
+
+
+def choose_machine(recipe: Any) -> Machine:
+    """The machine for a recipe, with reasons."""
+    return machines.choose(recipe.model.dtype, recipe.model.quantization)
+
+
+def parent_hash(source: models.Source) -> str:
+    """What identifies a parent: the run's hash, or the path or id of a model that is no run."""
+    return lineage.run_hash(source.run) if source.run else f"model:{source.base}"
+
+
+def show_plan(recipe: Any, inputs: Inputs, reporter: Reporter) -> None:
+    """Print the resolved recipe and what it stands on, without loading a model."""
+    from instructkit.recipe.render import to_yaml
+
+    print(to_yaml(recipe), end="")
+    for role, rows in inputs.data.items():
+        label = " (synthetic)" if rows.synthetic else ""
+        reporter.note(f"data {role}: {rows.source}, {len(rows.rows)} rows{label}, sha256 {rows.fingerprint[:12]}")
+    for role, source in inputs.parents.items():
+        adapter = f" with the adapter {source.adapter}" if source.adapter else ""
+        reporter.note(f"{role}: {source.name} = {source.base}{adapter}")
+    for reason in choose_machine(recipe).reasons:
+        reporter.note(reason)
+    reporter.note(f"output: {recipe.run.output}; nothing was trained")
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes; on a GPU the largest allocation there."""
+    import resource
+    import sys
+
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def measurement(name: str, **figures: Any) -> dict[str, Any]:
+    """One line of the closing table: `unit, n, before, after, change (mean, low, high), better, note`."""
+    blank = {"unit": "", "n": None, "before": None, "after": None, "change": None, "better": None, "note": None}
+    unknown = set(figures) - set(blank)
+    if unknown:
+        raise ValueError(f"a measurement has no {sorted(unknown)}")
+    return {"name": name, **blank, **figures}
+
+
+def metrics_writer(frame: Frame) -> MetricsWriter:
+    """The writer of every logged step of this run."""
+    return MetricsWriter(frame.folder / "metrics.jsonl")
+
+
+def as_dataset(rows: Rows) -> Any:
+    """Rows as a `datasets.Dataset`, with the columns that trainers read."""
+    from datasets import Dataset
+
+    known = ("text", "messages", "prompt", "completion", "chosen", "rejected", "margin", "label")
+    return Dataset.from_list([{key: row[key] for key in known if key in row} for row in rows.rows])
+
+
+def prompt_of(row: dict[str, Any]) -> Any:
+    """The prompt of a demonstration: everything before the last answer."""
+    return row["messages"][:-1] if "messages" in row else row["prompt"]

@@ -1,0 +1,189 @@
+"""A reward model: `trl.RewardTrainer` on human comparisons, reloaded and checked before it is called done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from instructkit import models
+from instructkit.data.prepare import load_split
+from instructkit.data.sources import Rows
+from instructkit.encode import Prompt, answer_text, encode_answered
+from instructkit.errors import InputError, InstructKitError
+from instructkit.evaluate import metrics
+from instructkit.feedback import gates
+from instructkit.stages.base import Frame, Inputs, Result, measurement
+
+# float32 scores of the same rows by the same weights, before saving and after loading
+RELOAD_TOLERANCE = 1e-3
+
+
+def collect(recipe: Any) -> Inputs:
+    """Comparisons to train on and to hold out, and the model whose body the reward model starts from."""
+    train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
+    data = {"train": train} | ({"eval": held_out} if held_out else {})
+    return Inputs(data, {"model": models.locate(recipe.model.name)})
+
+
+def train(frame: Frame) -> Result:
+    """Train, centre, measure; see the module."""
+    from instructkit.stages.training import fit
+
+    recipe, source = frame.recipe, frame.inputs.parents["model"]
+    tokenizer = models.load_tokenizer(source, recipe.model)
+    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
+    pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
+    trainer = build_trainer(frame, model, tokenizer, pairs)
+
+    held_out = pairs.get("eval", [])
+    before = frame.timed("measure", lambda: score_pairs(trainer.model, tokenizer, held_out))
+    figures = fit(trainer, frame)
+    after = frame.timed("measure", lambda: score_pairs(trainer.model, tokenizer, held_out))
+    offset = frame.timed("measure", lambda: centre(trainer.model, tokenizer, pairs["train"]))
+
+    lines, checks = compare(before, after, held_out, recipe.gates.accuracy_min)
+    return Result(
+        save=lambda folder: save(frame, trainer.model, tokenizer, folder, source, offset, pairs["train"][:16]),
+        measurements=lines,
+        gates=checks,
+        metrics=figures,
+        samples=samples(frame, after),
+        details={"score_offset": offset},
+    )
+
+
+def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, list[dict]]) -> Any:
+    """TRL's trainer on rows that are already token ids: the very ids that PPO will ask scores for."""
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    from instructkit.stages.training import arguments, callbacks
+
+    args = arguments(RewardConfig, frame, frame.recipe.trainer)
+    fitting = {role: within(rows, args.max_length) for role, rows in pairs.items()}
+    for role, rows in fitting.items():
+        if len(rows) < len(pairs[role]):
+            dropped = len(pairs[role]) - len(rows)
+            frame.reporter.note(f"{dropped} of {len(pairs[role])} {role} pairs exceed max_length {args.max_length}")
+    if not fitting["train"]:
+        raise InputError(
+            f"{frame.recipe.source}: every training pair is longer than max_length {args.max_length}",
+            hint="raise trainer.max_length",
+        )
+    return RewardTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(fitting["train"]),
+        eval_dataset=Dataset.from_list(fitting["eval"]) if fitting.get("eval") else None,
+        processing_class=tokenizer,
+        callbacks=callbacks(frame),
+    )
+
+
+def within(rows: list[dict], limit: int | None) -> list[dict]:
+    """The pairs that TRL keeps; it drops longer ones without a count."""
+    return [r for r in rows if limit is None or max(len(r["chosen_ids"]), len(r["rejected_ids"])) <= limit]
+
+
+def encode_pairs(tokenizer: Any, rows: Rows) -> list[dict[str, Any]]:
+    """Comparisons as token ids, the margin kept where there is one."""
+    encoded = []
+    for row in rows.rows:
+        pair = {}
+        for side in ("chosen", "rejected"):
+            prompt, text = prompt_and_answer(row, side)
+            pair[f"{side}_ids"] = encode_answered(tokenizer, prompt, text)
+        if row.get("margin") is not None:
+            pair["margin"] = float(row["margin"])
+        encoded.append(pair)
+    return encoded
+
+
+def prompt_and_answer(row: dict[str, Any], side: str) -> tuple[Prompt, str]:
+    """One side of a comparison; an implicit prompt is the conversation before its last answer."""
+    told = row[side]
+    if "prompt" in row:
+        return row["prompt"], answer_text(told)
+    return ("", told) if isinstance(told, str) else (told[:-1], told[-1]["content"])
+
+
+def score_pairs(model: Any, tokenizer: Any, pairs: list[dict]) -> list[tuple[float, float]]:
+    """Raw scores of chosen and rejected answers."""
+    from instructkit.scoring import score_rows
+
+    rows = [pair[f"{side}_ids"] for side in ("chosen", "rejected") for pair in pairs]
+    scores = score_rows(model, rows, pad_id=tokenizer.pad_token_id) if rows else []
+    return list(zip(scores[: len(pairs)], scores[len(pairs) :], strict=True))
+
+
+def centre(model: Any, tokenizer: Any, pairs: list[dict]) -> dict[str, float]:
+    """The offset that gives the training set's chosen answers a mean score of 0; the scale is left alone."""
+    chosen = [first for first, _ in score_pairs(model, tokenizer, pairs)]
+    return {"mean": sum(chosen) / len(chosen), "std": 1.0}
+
+
+def compare(before: list, after: list, pairs: list[dict], minimum: float | None) -> tuple[list[dict], list[Any]]:
+    """Held-out accuracy, margin and length correlation, and the gate on accuracy."""
+    if not after:
+        return [], []
+    shares = {when: [first > second for first, second in scores] for when, scores in (("b", before), ("a", after))}
+    share, low, high = metrics.accuracy_interval(sum(shares["a"]), len(after))
+    lengths = [len(pair[f"{side}_ids"]) for side in ("chosen", "rejected") for pair in pairs]
+    scores = [s for s, _ in after] + [s for _, s in after]
+    lines = [
+        measurement(
+            "held-out comparisons ordered right",
+            unit="share",
+            n=len(after),
+            before=sum(shares["b"]) / len(before),
+            after=share,
+            better="higher",
+            note=f"95 % interval {low:.3f} to {high:.3f}",
+        ),
+        measurement(
+            "mean margin", unit="logit", n=len(after), before=_margin(before), after=_margin(after), better="higher"
+        ),
+        measurement("correlation of score with length", unit="r", n=len(scores), after=metrics.pearson(scores, lengths)),
+    ]
+    checks = [gates.at_least("held-out comparisons ordered right", share, minimum)] if minimum is not None else []
+    return lines, checks
+
+
+def _margin(scores: list[tuple[float, float]]) -> float:
+    return sum(first - second for first, second in scores) / len(scores)
+
+
+def save(
+    frame: Frame, model: Any, tokenizer: Any, folder: Path, source: Any, offset: dict[str, float], probe: list[dict]
+) -> None:
+    """
+    Write the model, load it again as PPO will, and compare scores.
+
+    Raises:
+        InstructKitError: when the reloaded model scores differently, as one whose head was not saved does.
+    """
+    expected = [s - offset["mean"] for pair in score_pairs(model, tokenizer, probe) for s in pair]
+    models.save_model(model, tokenizer, folder, source)
+    (folder / models.SCORE_FILE).write_text(json.dumps(offset), encoding="utf-8")
+    section = frame.recipe.model
+    saved = models.Source(str(folder), source.base, adapter=folder) if frame.recipe.lora else None
+    saved = saved or models.Source(str(folder), str(folder))
+    reloaded = models.load_for_use(saved, section, frame.machine, task="SEQ_CLS")
+    scores = score_pairs(reloaded, models.load_tokenizer(saved, section), probe)
+    found = [s - offset["mean"] for pair in scores for s in pair]
+    worst = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    tolerance = RELOAD_TOLERANCE if frame.machine.dtype == "float32" else 0.1
+    if worst > tolerance:
+        raise InstructKitError(
+            f"the reward model saved in {folder} scores differently after loading: {worst:.4g} on fixed pairs",
+            hint="its head was not saved, or the adapter does not stand on this base; nothing should build on this run",
+        )
+    frame.reporter.note(f"reloaded from disk: scores of {len(probe)} fixed pairs agree to {worst:.1g}")
+
+
+def samples(frame: Frame, scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    """A few held-out comparisons with their raw scores."""
+    rows = frame.inputs.data["eval"].rows if "eval" in frame.inputs.data else []
+    shown = list(zip(rows, scores, strict=False))[: frame.recipe.run.samples]
+    return [{**row, "score_chosen": first, "score_rejected": second} for row, (first, second) in shown]

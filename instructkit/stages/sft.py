@@ -1,0 +1,151 @@
+"""Supervised fine-tuning: `trl.SFTTrainer` on demonstrations, with held-out loss before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instructkit import models
+from instructkit.data.prepare import load_split
+from instructkit.errors import InputError
+from instructkit.evaluate import metrics
+from instructkit.feedback import gates
+from instructkit.stages.base import Frame, Inputs, Result, as_dataset, measurement, prompt_of
+
+
+def collect(recipe: Any) -> Inputs:
+    """Demonstrations to train on and to hold out, and the model to start from."""
+    train, held_out = load_split(recipe.data, kind="sft", seed=recipe.run.seed)
+    data = {"train": train} | ({"eval": held_out} if held_out else {})
+    return Inputs(data, {"model": models.locate(recipe.model.name)})
+
+
+def train(frame: Frame) -> Result:
+    """Train and measure; see the module."""
+    recipe, source = frame.recipe, frame.inputs.parents["model"]
+    tokenizer = models.load_tokenizer(source, recipe.model)
+    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
+    trainer = build_trainer(frame, model, tokenizer)
+    check_labels(trainer.train_dataset, recipe.source)
+    report_truncation(frame, trainer)
+
+    before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer))
+    figures = fit_trainer(trainer, frame)
+    after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer))
+
+    lines, checks = compare(before, after, recipe.gates.loss_ratio_max, frame.seed)
+    return Result(
+        save=lambda folder: models.save_model(trainer.model, tokenizer, folder, source),
+        measurements=lines,
+        gates=checks,
+        metrics=figures,
+        samples=samples(frame, trainer.model, tokenizer),
+    )
+
+
+def build_trainer(frame: Frame, model: Any, tokenizer: Any) -> Any:
+    """TRL's trainer with the loss on the assistant's words where the data are conversations."""
+    from trl import SFTConfig, SFTTrainer
+
+    from instructkit.stages.training import arguments, callbacks
+
+    rows = frame.inputs.data
+    conversational = "messages" in rows["train"].rows[0]
+    args = arguments(SFTConfig, frame, frame.recipe.trainer, assistant_only_loss=conversational)
+    try:
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=as_dataset(rows["train"]),
+            eval_dataset=as_dataset(rows["eval"]) if "eval" in rows else None,
+            processing_class=tokenizer,
+            callbacks=callbacks(frame),
+        )
+    except (ValueError, RuntimeError) as error:
+        if "template" not in str(error):
+            raise
+        raise InputError(
+            f"the chat template of {frame.recipe.model.name} does not say which words are the assistant's, and TRL "
+            "knows no training template for it",
+            hint="set trainer.assistant_only_loss: false to train on every word, give the data as prompt and "
+            "completion, or set trainer.chat_template_path to a template with {% generation %} marks",
+        ) from error
+    return trainer
+
+
+def fit_trainer(trainer: Any, frame: Frame) -> dict[str, float]:
+    """Train; imported late, so that a plan needs no torch."""
+    from instructkit.stages.training import fit
+
+    return fit(trainer, frame)
+
+
+def check_labels(dataset: Any, place: str) -> None:
+    """
+    Refuse data of which nothing would be learned.
+
+    Raises:
+        InputError: when every label is masked; the loss would be 0 and nothing would say so.
+    """
+    if not any(label != -100 for labels in dataset["labels"] for label in labels):
+        raise InputError(
+            f"{place}: every label of the training data is masked, so nothing would be trained",
+            hint="the answers are cut off by trainer.max_length, or the chat template marks no assistant words",
+        )
+
+
+def report_truncation(frame: Frame, trainer: Any) -> None:
+    """Say how many rows TRL cuts at `max_length`; it does so without a word."""
+    limit = trainer.args.max_length
+    if limit is None or trainer.args.packing:
+        return
+    cut = sum(len(ids) >= limit for ids in trainer.train_dataset["input_ids"])
+    if cut:
+        frame.reporter.note(f"{cut} of {len(trainer.train_dataset)} rows reach max_length {limit} and are cut there")
+
+
+def held_out_losses(trainer: Any, tokenizer: Any) -> list[Any]:
+    """Likelihood of each held-out row, as the trainer masks it; empty without an eval set."""
+    from instructkit.evaluate.generate import row_likelihoods
+
+    if trainer.eval_dataset is None:
+        return []
+    return row_likelihoods(trainer.model, list(trainer.eval_dataset), pad_id=tokenizer.pad_token_id)
+
+
+def compare(before: list[Any], after: list[Any], limit: float, seed: int) -> tuple[list[dict], list[Any]]:
+    """Held-out loss and token accuracy before and after, and the gate on their ratio."""
+    if not before:
+        return [], []
+    tokens = sum(row.tokens for row in after)
+    ratio = metrics.ratio_interval([r.nll for r in before], [r.nll for r in after], seed=seed)
+    loss = measurement(
+        "held-out loss",
+        unit="nats/token",
+        n=len(after),
+        before=sum(r.nll for r in before) / tokens,
+        after=sum(r.nll for r in after) / tokens,
+        change=list(ratio),
+        better="lower",
+        note="change is the ratio after/before",
+    )
+    accuracy = measurement(
+        "held-out token accuracy",
+        unit="share",
+        n=len(after),
+        before=sum(r.correct for r in before) / tokens,
+        after=sum(r.correct for r in after) / tokens,
+        better="higher",
+    )
+    return [loss, accuracy], [gates.not_worse("held-out loss", ratio, limit)]
+
+
+def samples(frame: Frame, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
+    """A few held-out prompts answered by the trained model."""
+    from instructkit.evaluate.generate import answer
+
+    rows = frame.inputs.data.get("eval", frame.inputs.data["train"]).rows[: frame.recipe.run.samples]
+    prompts = [prompt_of(row) for row in rows if "text" not in row]
+    if not prompts:
+        return []
+    answers = answer(model, tokenizer, prompts, max_new_tokens=64, seed=frame.seed, temperature=0)
+    return [{"prompt": prompt, "after": a.text} for prompt, a in zip(prompts, answers, strict=True)]

@@ -1,0 +1,118 @@
+"""What every stage hands to its TRL trainer: arguments, progress, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from instructkit.adapters import SettleOnTrainBegin
+from instructkit.errors import InputError
+from instructkit.stages.base import Frame, metrics_writer
+
+CHECKPOINTS = "checkpoints"
+_SHOWN = {
+    "loss": "loss",
+    "reward": "reward",
+    "objective/scores": "score",
+    "objective/kl": "kl",
+    "accuracy": "accuracy",
+    "rewards/accuracies": "accuracy",
+}
+
+
+def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any) -> Any:
+    """
+    Build a TRL config: TRL's own defaults, then ours for this machine, then whatever the recipe says.
+
+    Args:
+        config: the TRL config class of the stage.
+        given: the recipe's `trainer:` section.
+        defaults: what this stage prefers where the recipe is silent.
+
+    Raises:
+        InputError: when TRL refuses a combination of values.
+    """
+    machine = frame.machine
+    ours = {
+        "output_dir": str(frame.folder / CHECKPOINTS),
+        "seed": frame.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": machine.on_cpu,
+        "bf16": machine.dtype == "bfloat16",
+        "fp16": machine.dtype == "float16",
+        "gradient_checkpointing": not machine.on_cpu,
+        "dataloader_pin_memory": not machine.on_cpu,
+        "save_strategy": "no",
+        "save_total_limit": 1,
+        "save_only_model": False,
+    }
+    try:
+        return config(**{**ours, **defaults, **given})
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{frame.recipe.source}: TRL refuses the `trainer:` section: {error}",
+            hint="change the fields it names; `--plan` prints the resolved recipe",
+        ) from error
+
+
+def callbacks(frame: Frame) -> list[TrainerCallback]:
+    """Progress for the user, every logged step for `metrics.jsonl`, both adapters after a resume."""
+    return [SettleOnTrainBegin(), _Progress(frame)]
+
+
+def fit(trainer: Any, frame: Frame) -> dict[str, float]:
+    """
+    Train, from the last checkpoint when the run is resumed, and drop the checkpoints of a finished run.
+
+    Raises:
+        InputError: when there is nothing to resume from.
+    """
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = _last_checkpoint(frame) if frame.resume else None
+    frame.reporter.stage_started(frame.recipe.stage, None)
+    output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
+    return {name: value for name, value in output.metrics.items() if isinstance(value, int | float)}
+
+
+def _last_checkpoint(frame: Frame) -> str:
+    folder = frame.folder / CHECKPOINTS
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if found is None:
+        raise InputError(
+            f"{frame.folder} has no checkpoint to resume from",
+            hint="set trainer.save_strategy: steps and trainer.save_steps, or start again with --overwrite",
+        )
+    frame.reporter.note(f"resuming from {Path(found).name}")
+    return found
+
+
+class _Progress(TrainerCallback):
+    """Passes what the trainer logs to the reporter and to `metrics.jsonl`."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.reporter = frame.reporter
+        self.writer = metrics_writer(frame)
+        self.started = self.tokens = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):  # noqa: D102 - transformers' signature
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102 - transformers' signature
+        self.reporter.step(state.global_step, state.max_steps, {})
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: D102 - transformers' signature
+        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        self.writer.write({"step": state.global_step, **numbers})
+        shown = {label: numbers[name] for name, label in _SHOWN.items() if name in numbers}
+        seconds = time.perf_counter() - self.started
+        if "num_tokens" in numbers and seconds > 0:
+            shown["tokens/s"] = numbers["num_tokens"] / seconds
+        if shown:
+            self.reporter.step(state.global_step, state.max_steps, shown)

@@ -1,0 +1,96 @@
+"""TRL's SFT, DPO and KTO trainers as an update uses them: the parent is the reference, general rows are replayed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+
+from instructkit import adapters
+
+IGNORED = -100
+
+
+class Replay:
+    """
+    Adds replayed demonstrations to a trainer's loss, one micro-batch of them to each of its own.
+
+    `L = (1 - share) * L_feedback + share * NLL(replay)`: experience replay against forgetting (Scialom et al. 2022,
+    2205.12393, section 3). One mechanism serves the three trainers, whose rows differ.
+    """
+
+    _replayed: list[dict[str, list[int]]] = []
+    _share = 0.0
+
+    def replay(self, rows: list[dict[str, list[int]]], *, share: float) -> None:
+        """Replay these rows (`input_ids`, `labels`) with this weight, in an order drawn from the run's seed."""
+        self._replayed, self._share = rows, share
+        self._order = random.Random(self.args.seed)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+        """The trainer's own loss and, in training, the replayed one."""
+        own = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not (self._replayed and self.model.training):
+            return own
+        loss = own[0] if return_outputs else own
+        # Trainer divides the loss it gets here by the accumulation steps unless it was already counted over them.
+        scale = self.args.gradient_accumulation_steps if self._counts_whole_step(num_items_in_batch) else 1
+        mixed = (1 - self._share) * loss + self._share * self._replay_loss(model) / scale
+        return (mixed, own[1]) if return_outputs else mixed
+
+    def _counts_whole_step(self, num_items_in_batch: Any) -> bool:
+        scaled = self.loss_is_scaled_for_ga
+        return num_items_in_batch is not None if scaled is None else scaled
+
+    def _replay_loss(self, model: Any) -> torch.Tensor:
+        rows = self._order.choices(self._replayed, k=self.args.per_device_train_batch_size)
+        longest = max(len(row["input_ids"]) for row in rows)
+        pad_id = self.processing_class.pad_token_id
+        fill = [longest - len(row["input_ids"]) for row in rows]
+        ids = torch.tensor([row["input_ids"] + [pad_id] * n for row, n in zip(rows, fill, strict=True)])
+        labels = torch.tensor([row["labels"] + [IGNORED] * n for row, n in zip(rows, fill, strict=True)])
+        mask = torch.tensor([[1] * (longest - n) + [0] * n for n in fill])
+        ids, labels, mask = (tensor.to(self.accelerator.device) for tensor in (ids, labels, mask))
+        return model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).loss
+
+
+class ParentReference:
+    """The reference of DPO and KTO is the parent, whose log-probabilities are computed once, before training."""
+
+    def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+        """TRL's own computation, under the parent's adapters instead of the copy that TRL makes."""
+        with adapters.as_parent(self.accelerator.unwrap_model(self.model)):
+            self.ref_model = model  # tells TRL that the model it is given already is the reference
+            try:
+                return super().compute_ref_log_probs(model, inputs)
+            finally:
+                self.ref_model = None
+
+
+class SFTUpdater(Replay, SFTTrainer):
+    """Better answers and good ratings as demonstrations."""
+
+
+class DPOUpdater(Replay, ParentReference, DPOTrainer):
+    """Preferences and edits as pairs."""
+
+
+class KTOUpdater(Replay, ParentReference, KTOTrainer):
+    """Ratings of both signs."""
+
+
+def for_objective(objective: str) -> tuple[type, type, dict[str, Any]]:
+    """Config class, trainer class and defaults of an objective."""
+    return {
+        "sft": (SFTConfig, SFTUpdater, {}),
+        # The NLL term keeps the better answer likely in itself; DPO alone only widens the gap.
+        "dpo": (DPOConfig, DPOUpdater, {"precompute_ref_log_probs": True, "loss_type": ["sigmoid", "sft"]}),
+        "kto": (KTOConfig, KTOUpdater, {"precompute_ref_log_probs": True}),
+    }[objective]
+
+
+def settle(trainer: Any) -> None:
+    """Drop the reference adapter that TRL added and activate parent and new one."""
+    adapters.settle(trainer.model)

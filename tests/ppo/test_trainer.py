@@ -1,0 +1,233 @@
+"""The PPO trainer on a real tiny model: the seams it stands on, its batch arithmetic, what moves and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import RLOOTrainer
+
+from instructkit import adapters
+from instructkit.ppo import rollout
+from instructkit.ppo.config import PPOConfig
+from instructkit.ppo.critic import HeadCritic, SeparateCritic
+from instructkit.ppo.trainer import SEAMS, PPOTrainer
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("Hello", "What is this?", "Why", "Tell me more", "a", "b c", "d", "e f g")]
+
+
+def count_e(prompts, completions, **_):
+    """A reward that a random model can move: letters `e` in the answer."""
+    return [float(completion[0]["content"].count("e")) for completion in completions]
+
+
+def build(folder: Path, tmp_path: Path, *, lora: bool = False, critic: str = "head", callbacks=None, **settings) -> PPOTrainer:
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    if lora:
+        model = adapters.add_lora(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), None)
+    options = {
+        "output_dir": str(tmp_path / "out"),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 4,
+        "steps_per_generation": 2,
+        "num_iterations": 2,
+        "max_completion_length": 6,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "value_learning_rate": 1e-3,
+        "seed": 3,
+    }
+    if critic == "head":
+        value = HeadCritic(model.config.hidden_size)
+    else:
+        value = SeparateCritic(AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1), zero_head=True)
+    return PPOTrainer(
+        model=model,
+        reward_funcs=[count_e],
+        args=PPOConfig(**{**options, **settings}),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
+        processing_class=tokenizer,
+        critic=value,
+        callbacks=callbacks,
+        reference=adapters.as_parent if lora else None,
+        settle=adapters.settle if lora else None,
+    )
+
+
+def logged(trainer: PPOTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def test_the_seams_of_trl_are_there() -> None:
+    for name in SEAMS:
+        assert callable(getattr(RLOOTrainer, name, None)), f"RLOOTrainer has no {name} any more; PPOTrainer stands on it"
+
+
+def test_one_generation_is_allowed_and_other_faults_still_raise(tmp_path: Path) -> None:
+    config = PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, steps_per_generation=4)
+    assert (config.num_generations, config.mini_batches, config.adam_epsilon) == (1, 4, 1e-5)
+    with pytest.raises(ValueError, match="missing_eos_mode"):
+        PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, missing_eos_mode="no")
+    with pytest.raises(ValueError, match="no optimizer step mixes two rollouts|so that no optimizer step"):
+        PPOConfig(
+            output_dir=str(tmp_path), bf16=False, use_cpu=True, steps_per_generation=3, gradient_accumulation_steps=2
+        )
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("critic", ["head", "separate"])
+def test_policy_and_critic_move_and_the_reference_does_not(tiny_folder, tmp_path, lora, critic) -> None:
+    trainer = build(tiny_folder, tmp_path, lora=lora, critic=critic)
+    policy = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    value = {n: p.detach().clone() for n, p in trainer.critic.named_parameters()}
+    trainer.train()
+    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, policy[n])}
+    trainable = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert moved and moved <= trainable
+    assert any(not torch.equal(p, value[n]) for n, p in trainer.critic.named_parameters())
+    if lora:
+        assert all("lora_" in name for name in moved)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_before_the_first_update_kl_is_zero_and_ratios_are_one(tiny_folder, tmp_path, lora) -> None:
+    trainer = build(tiny_folder, tmp_path, lora=lora)
+    trainer.train()
+    assert abs(logged(trainer, "objective/kl")[0]) < 1e-5
+    assert logged(trainer, "policy/first_pass_ratio_error")[0] < 1e-5
+    assert logged(trainer, "policy/clipfrac_avg")[0] == 0.0
+    assert abs(logged(trainer, "val/ratio")[0] - 1) < 1e-5
+
+
+@pytest.mark.parametrize(("epochs", "pieces", "accumulation"), [(1, 2, 1), (2, 2, 1), (3, 4, 2), (2, 2, 2)])
+def test_optimizer_steps_and_visits_are_exact(tiny_folder, tmp_path, epochs, pieces, accumulation) -> None:
+    trainer = build(
+        tiny_folder,
+        tmp_path,
+        max_steps=-1,
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+        steps_per_generation=pieces,
+        num_iterations=epochs,
+        gradient_accumulation_steps=accumulation,
+    )
+    visits: list[tuple] = []
+    original = trainer._compute_loss
+
+    def spy(model, inputs):
+        visits.extend(tuple(row.tolist()) for row in inputs["old_logprobs"])
+        return original(model, inputs)
+
+    trainer._compute_loss = spy
+    trainer.train()
+    rollouts = 2 * len(PROMPTS) // (2 * pieces)
+    assert trainer.state.global_step == rollouts * epochs * pieces // accumulation
+    assert len(visits) == rollouts * epochs * pieces * 2
+    assert all(visits.count(row) % epochs == 0 for row in visits)
+
+
+def test_value_warmup_leaves_the_policy_bit_identical(tiny_folder, tmp_path) -> None:
+    trainer = build(tiny_folder, tmp_path, value_warmup_steps=1, weight_decay=0.1)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    value = {n: p.detach().clone() for n, p in trainer.critic.named_parameters()}
+    trainer.train()
+    assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+    assert any(not torch.equal(p, value[n]) for n, p in trainer.critic.named_parameters())
+
+
+def test_loss_does_not_depend_on_the_micro_batch_size(tiny_folder, tmp_path) -> None:
+    """O-11: eight sequences at once, or two by two over four accumulated micro-batches, give one gradient."""
+    gradients = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        trainer = build(
+            tiny_folder,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=accumulation,
+            num_iterations=1,
+        )
+        trainer.model.train()
+        batch = fixed_rollout(trainer)
+        pieces = [{n: t[i : i + size] for n, t in batch.items()} for i in range(0, 8, size)]
+        trainer.model.zero_grad()
+        for piece in trainer._with_token_counts(pieces):
+            trainer._compute_loss(trainer.model, piece).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def fixed_rollout(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    """Eight responses of uneven length with made-up advantages, read by the trainer's own policy."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = [[5, 6, 7][: 1 + i % 3] for i in range(8)]
+    responses = [torch.randint(10, 60, (1 + i % 5,), generator=generator).tolist() for i in range(8)]
+    batch = rollout.collate(prompts, responses, pad_id=trainer._tokenizer.pad_token_id)
+    with torch.no_grad():
+        logprobs = rollout.read(trainer.model, batch, temperature=1.0).logprobs
+    shape = logprobs.shape
+    return {
+        **batch,
+        "old_logprobs": logprobs + 0.1 * torch.randn(shape, generator=generator),
+        "old_values": torch.randn(shape, generator=generator),
+        "advantages": torch.randn(shape, generator=generator),
+        "returns": torch.randn(shape, generator=generator),
+    }
+
+
+def test_padding_position_and_token_change_nothing(tiny_folder) -> None:
+    """O-8: more left padding, another padding token, padding equal to the end token: the same log-probabilities."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    prompts, responses = [[5, 6, 7], [8, 9]], [[11, 12, 2], [13, 14]]
+    one = rollout.collate(prompts, responses, pad_id=0)
+    other = rollout.collate([*prompts, [4] * 9], [*responses, [3]], pad_id=2)
+    with torch.no_grad():
+        first = rollout.read(model, one, temperature=0.7)
+        second = rollout.read(model, other, temperature=0.7)
+    mask = one["response_mask"]
+    torch.testing.assert_close(first.logprobs[mask], second.logprobs[:2][mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(first.entropies[mask], second.entropies[:2][mask], atol=1e-5, rtol=0)
+
+
+def test_temperature_is_part_of_the_scored_law(tiny_folder) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    batch = rollout.collate([[5, 6]], [[11, 12]], pad_id=0)
+    with torch.no_grad():
+        found = rollout.read(model, batch, temperature=0.5).logprobs[0]
+        logits = model(torch.tensor([[5, 6, 11, 12]])).logits[0, 1:3] / 0.5
+    wanted = torch.log_softmax(logits, -1)[torch.arange(2), torch.tensor([11, 12])]
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_value_is_read_before_its_action(tiny_folder) -> None:
+    """V_t may depend on tokens before action t, never on the action itself or what follows."""
+    classifier = AutoModelForSequenceClassification.from_pretrained(tiny_folder, num_labels=1).eval()
+    critic = SeparateCritic(classifier)
+    values = []
+    for last in (11, 12):
+        batch = rollout.collate([[5, 6]], [[9, last]], pad_id=0)
+        with torch.no_grad():
+            values.append(critic(*rollout.joined(batch), 2))
+    torch.testing.assert_close(values[0], values[1], atol=0, rtol=0)
+
+
+def test_resume_continues_from_a_rollout_border(tiny_folder, tmp_path) -> None:
+    first = build(tiny_folder, tmp_path, max_steps=8, save_strategy="steps", save_steps=3)
+    first.train()
+    saved = sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*"))
+    assert saved and all(int(name.split("-")[1]) % 4 == 0 for name in saved)
+    second = build(tiny_folder, tmp_path, max_steps=12)
+    second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-8"))
+    assert second.state.global_step == 12
+    assert logged(second, "episode")[-1] == 3 * 8

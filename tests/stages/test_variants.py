@@ -1,0 +1,179 @@
+"""What the default line does not show: LoRA chains, a 4-bit base on the CPU, other row shapes, inputs at fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from instructkit.errors import InputError
+from instructkit.recipe.load import load_recipe
+from instructkit.runs.record import read_run
+from instructkit.stages import RunOptions, run_stage
+
+LORA = "lora: {r: 4, alpha: 8}\n"
+ONE_STEP = "trainer: {max_steps: 2, per_device_train_batch_size: 4}\n"
+CHAT = [
+    {"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w}!"}]}
+    for w in ("one", "two", "three", "four", "five", "six", "seven", "eight")
+]
+PAIRS = [
+    {
+        "prompt": row["messages"][:1],
+        "chosen": row["messages"][1:],
+        "rejected": [{"role": "assistant", "content": "No."}],
+        "margin": 0.5,
+    }
+    for row in CHAT
+]
+
+
+class Silent:
+    """A reporter that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stage_started(self, title, total_steps) -> None: ...
+    def step(self, step, total, figures) -> None: ...
+    def finished(self) -> None: ...
+    def table(self, run) -> None: ...
+
+
+def rows(name: str, content: list[dict]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    return name
+
+
+def run(stage: str, body: str, **options) -> tuple[dict, list[str]]:
+    Path(f"{stage}.yaml").write_text(f"stage: {stage}\n{body}", encoding="utf-8")
+    reporter = Silent()
+    record = run_stage(load_recipe(f"{stage}.yaml", stage), RunOptions(**options), reporter)
+    return record, reporter.notes
+
+
+def sft(output: str, *, model: str = "tiny", extra: str = "", data: str | None = None, trainer: str = ONE_STEP) -> dict:
+    data = data or rows("chat.jsonl", CHAT)
+    body = f"model: {{name: {model}}}\ndata: {{train: {data}, eval: 0.3}}\n{extra}{trainer}run: {{output: {output}}}\n"
+    return run("sft", body)[0]
+
+
+def test_a_chain_of_adapters_stands_on_one_base(workplace: Path) -> None:
+    sft("first", extra=LORA, trainer="trainer: {max_steps: 3, per_device_train_batch_size: 4, learning_rate: 0.01}\n")
+    sft("second", model="first", extra=LORA)
+    configs = [json.loads(Path(name, "adapter_config.json").read_text(encoding="utf-8")) for name in ("first", "second")]
+    assert configs[0]["base_model_name_or_path"] == configs[1]["base_model_name_or_path"]
+    assert (configs[0]["r"], configs[1]["r"]) == (4, 8)
+    base = AutoModelForCausalLM.from_pretrained(configs[0]["base_model_name_or_path"])
+    loaded = PeftModel.from_pretrained(base, "second")
+    assert any(bool(p.any()) for n, p in loaded.named_parameters() if "lora_B" in n)
+    assert read_run("second")["parents"]["model"]["path"] == "first"
+
+
+def test_the_whole_line_runs_on_adapters(workplace: Path) -> None:
+    sft("sft", extra=LORA)
+    pairs, prompts = rows("pairs.jsonl", PAIRS), rows("prompts.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT])
+    run("reward", f"model: {{name: sft}}\ndata: {{train: {pairs}, eval: 0.3}}\n{LORA}{ONE_STEP}run: {{output: reward}}\n")
+    run(
+        "ppo",
+        f"model: {{name: sft}}\nreward: [{{model: reward}}]\ndata: {{train: {prompts}, eval: 0.3}}\n{LORA}"
+        "trainer: {max_steps: 2, per_device_train_batch_size: 4, num_iterations: 1, max_completion_length: 5}\n"
+        "run: {output: ppo, compare: 2}\n",
+    )
+    events = rows(
+        "feedback.jsonl", [{"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]} for r in CHAT]
+    )
+    general = rows("general.jsonl", [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]}] * 2)
+    record, notes = run(
+        "lora-update",
+        f"model: {{name: ppo}}\nfeedback: {{events: {events}, replay: chat.jsonl, general: {general}, eval: 0.4}}\n{LORA}"
+        "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n" + ONE_STEP + "run: {output: update}\n",
+    )
+    assert record["verdict"] == "PROMOTED"
+    assert any("reloaded from disk" in note for note in run_notes("reward"))
+    assert json.loads(Path("update/adapter_config.json").read_text(encoding="utf-8"))["r"] == 12
+
+
+def run_notes(name: str) -> list[str]:
+    record = read_run(name)
+    return ["reloaded from disk"] if record["status"] == "done" and record["score_offset"] else []
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "sft"])
+def test_every_objective_trains_above_a_frozen_parent(workplace: Path, objective: str) -> None:
+    sft("parent", extra=LORA)
+    event = {
+        "dpo": lambda row, i: {"preferred": "response", "other": "No."},
+        "kto": lambda row, i: {"rating": 1 if i % 2 else -1},
+        "sft": lambda row, i: {"better": "Yes."},
+    }[objective]
+    events = [
+        {"prompt": row["messages"][:1], "response": row["messages"][1]["content"], **event(row, i)}
+        for i, row in enumerate(CHAT)
+    ]
+    record, _ = run(
+        "lora-update",
+        f"model: {{name: parent}}\nfeedback: {{events: {rows('f.jsonl', events)}, eval: 0.4, objective: {objective},"
+        f" replay: chat.jsonl, general: {rows('g.jsonl', [{'prompt': 'a', 'completion': 'b'}] * 3)}}}\n{LORA}"
+        "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n" + ONE_STEP + "run: {output: update}\n",
+    )
+    assert record["objective"][0] == objective
+    assert record["metrics"]["train_loss"] == pytest.approx(record["metrics"]["train_loss"])
+    assert Path("update/adapter_model.safetensors").exists()
+
+
+def test_qlora_runs_on_a_4bit_base_on_the_cpu(workplace: Path) -> None:
+    extra = LORA
+    body = (
+        f"model: {{name: tiny, quantization: 4bit}}\ndata: {{train: {rows('chat.jsonl', CHAT)}, eval: 0.3}}\n{extra}{ONE_STEP}"
+        "run: {output: q}\n"
+    )
+    record, notes = run("sft", body)
+    assert record["status"] == "done"
+    assert any("4bit" in note for note in notes)
+    assert Path("q/adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[{"text": f"A plain line, number {i}."} for i in range(8)], [{"prompt": f"{i} and", "completion": " one"} for i in range(8)]],
+)
+def test_text_and_prompt_completion_rows(workplace: Path, content: list[dict]) -> None:
+    record = sft("out", data=rows("rows.jsonl", content))
+    loss = next(line for line in record["measurements"] if line["name"] == "held-out loss")
+    assert loss["before"] > 0 and loss["after"] > 0
+
+
+def test_rows_of_which_nothing_would_be_learned_are_an_error(workplace: Path) -> None:
+    trainer = "trainer: {max_steps: 1, max_length: 3}\n"
+    with pytest.raises(InputError, match="every label of the training data is masked"):
+        sft("out", trainer=trainer)
+    assert read_run("out")["status"] == "failed"
+
+
+def test_full_fine_tuning_of_a_quantised_base_is_refused(workplace: Path) -> None:
+    with pytest.raises(InputError, match="quantised weights cannot be trained"):
+        body = f"model: {{name: tiny, quantization: 4bit}}\ndata: {{train: {rows('c.jsonl', CHAT)}}}\nrun: {{output: q}}\n"
+        run("sft", body)
+
+
+def test_a_missing_parent_is_named_before_anything_is_written(workplace: Path) -> None:
+    with pytest.raises(InputError, match="no model at runs/nowhere"):
+        sft("out", model="runs/nowhere")
+    assert not Path("out").exists()
+
+
+def test_half_precision_on_a_cpu_is_refused(workplace: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(InputError, match="no CUDA device"):
+        body = f"model: {{name: tiny, dtype: bfloat16}}\ndata: {{train: {rows('c.jsonl', CHAT)}}}\nrun: {{output: q}}\n"
+        run("sft", body)
+    assert not Path("q").exists()
