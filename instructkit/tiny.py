@@ -92,11 +92,13 @@ def build_model(tokenizer: Any, seed: int) -> Any:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=416,
+        intermediate_size=448,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
+        # The default of 0.02 suits widths of thousands: at 128 it learns the facts several times more slowly.
+        initializer_range=0.06,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

@@ -29,20 +29,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; 0 done, 1 a run failed, 2 the input is at fault, 3 a gate said no, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="instructkit", standalone_mode=False)
     except InstructKitError as error:
         if "--debug" in arguments:
             raise
         sys.exit(_told(error))
     except typer.Abort:
-        sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except Exception as error:
         if "--debug" in arguments:
             raise
         sys.exit(_usage(error) if hasattr(error, "format_message") else _unexpected(error))
+    if code == INTERRUPTED:  # what Typer returns for Ctrl-C
+        print("error: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from instructkit.errors import Fault, InputError, RecipeError
+from instructkit.recipe.yaml_core import Loader, convert
 
 Place = tuple[str | int, ...]
 
@@ -41,7 +42,7 @@ def read_document(path: str) -> Document:
     document = Document(path)
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError([Fault(f"{path}:1", "a recipe is a mapping of sections", "start with `stage: sft`")])
-    document.values = _value(root, (), document)
+    document.values = _value(root, (), document, ())
     return document
 
 
@@ -53,10 +54,15 @@ def apply_override(document: Document, override: str) -> None:
         document.faults.append(Fault(where, "an override is `section.key=value`"))
         return
     place = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
+    read = Document(where)
     try:
-        value = number(yaml.safe_load(text))
-    except yaml.YAMLError:
+        node = yaml.compose(text, Loader=Loader)
+    except (yaml.YAMLError, RecursionError):
         document.faults.append(Fault(where, f"{text!r} is no YAML value"))
+        return
+    value = None if node is None else _value(node, (), read, ())
+    if read.faults:
+        document.faults += [Fault(where, fault.message, fault.hint) for fault in read.faults]
         return
     target: Any = document.values
     for part in place[:-1]:
@@ -74,16 +80,6 @@ def apply_override(document: Document, override: str) -> None:
     for known in [known for known in document.places if known[: len(place)] == place]:
         del document.places[known]
     document.places[place] = where
-
-
-def number(value: Any) -> Any:
-    """`1e-5` is text to YAML 1.1, which wants a dot; people mean the number."""
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and ("e" in value or "E" in value):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _child(target: Any, part: str | int) -> Any:
@@ -115,15 +111,19 @@ def _near(path: str) -> str:
 
 def _compose(path: str, text: str) -> yaml.Node | None:
     try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         problem = " ".join(part for part in (error.context, error.problem) if part)
         told = _pointed(text, line, column)
         raise RecipeError([Fault(f"{path}:{line}:{column}", f"not YAML: {problem}{told}")]) from error
-    except yaml.YAMLError as error:
-        raise RecipeError([Fault(f"{path}:1", f"not YAML: {error}")]) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        told = f"not YAML: a character that is not allowed, {error.character!r}"
+        raise RecipeError([Fault(f"{path}:{line}", told, "remove it")]) from error
+    except RecursionError as error:
+        raise RecipeError([Fault(f"{path}:1", "not a recipe: it is nested too deeply")]) from error
 
 
 def _pointed(text: str, line: int, column: int) -> str:
@@ -131,26 +131,38 @@ def _pointed(text: str, line: int, column: int) -> str:
     return f"\n  {lines[line - 1]}\n  {' ' * (column - 1)}^" if line <= len(lines) else ""
 
 
-def _value(node: yaml.Node, place: Place, document: Document) -> Any:
-    document.places[place] = f"{document.file}:{node.start_mark.line + 1}"
+def _value(node: yaml.Node, place: Place, document: Document, above: tuple[yaml.Node, ...]) -> Any:
+    where = f"{document.file}:{node.start_mark.line + 1}"
+    document.places[place] = where
+    if any(node is other for other in above):
+        document.faults.append(Fault(where, "an alias that stands for what it is in", "write the value out"))
+        return None
     if isinstance(node, yaml.MappingNode):
-        return _mapping(node, place, document)
+        return _mapping(node, place, document, (*above, node))
     if isinstance(node, yaml.SequenceNode):
-        return [_value(item, (*place, i), document) for i, item in enumerate(node.value)]
-    plain = yaml.SafeLoader("").construct_object(node)
-    return number(plain) if node.style is None else plain
+        return [_value(item, (*place, i), document, (*above, node)) for i, item in enumerate(node.value)]
+    try:
+        return convert(node)
+    except ValueError as error:
+        document.faults.append(Fault(where, str(error), "write a plain value; quotes make a text"))
+        return None
 
 
-def _mapping(node: yaml.MappingNode, place: Place, document: Document) -> dict[str, Any]:
+def _mapping(
+    node: yaml.MappingNode, place: Place, document: Document, above: tuple[yaml.Node, ...]
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key = str(key_node.value)
         line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            document.faults.append(Fault(f"{document.file}:{line}", "a key that is no name", "write a name"))
+            continue
+        key = str(key_node.value)
         if key in found:
             first = document.places[(*place, key)]
             message = f"`{key}` is given twice, first at {first}"
             document.faults.append(Fault(f"{document.file}:{line}", message, "keep one of them"))
             continue
-        found[key] = _value(value_node, (*place, key), document)
+        found[key] = _value(value_node, (*place, key), document, above)
         document.places[(*place, key)] = f"{document.file}:{line}"
     return found

@@ -36,14 +36,36 @@ def load_recipe(path: str, stage: str, overrides: list[str] | None = None) -> An
     faults += trainer_fields.check(document, stage)
     recipe, wrong_values = _validated(document, stage)
     faults += wrong_values
+    if recipe is not None:
+        faults += [Fault(document.where(place), told, hint) for place, told, hint in _contradictions(recipe)]
     if faults:
         raise RecipeError(sorted(faults, key=_by_line))
     return recipe
 
 
-def _by_line(fault: Fault) -> tuple[bool, str, int]:
+def _contradictions(recipe: Any) -> list[tuple[Place, str, str]]:
+    """What each section allows and the recipe as a whole does not: place, what is wrong, the way on."""
+    found: list[tuple[Place, str, str]] = []
+    bits = recipe.model.quantization
+    if bits != "none" and recipe.lora is None:
+        told = f"`model.quantization` is {bits}, and quantised weights cannot be trained"
+        found.append((("model", "quantization"), told, "add a `lora:` section, or set quantization: none"))
+    set_gates = sorted(name for name in recipe.gates.model_fields_set if getattr(recipe.gates, name) is not None)
+    if set_gates and getattr(recipe, "data", None) and recipe.data.eval is None:
+        told = f"`data.eval` is null, so `gates.{set_gates[0]}` could not be measured"
+        found.append((("data", "eval"), told, "hold out a share, or name a held-out source"))
+    critic = getattr(recipe, "critic", None)
+    if critic and critic.kind == "head" and critic.init == "reward":
+        told = "`critic.init` is reward, and a head on the policy starts at zero"
+        found.append((("critic", "init"), told, "set kind: separate, or leave init out"))
+    return found
+
+
+def _by_line(fault: Fault) -> tuple[bool, str, int, str]:
+    """The file from top to bottom, then the command line."""
     file, _, line = fault.where.rpartition(":")
-    return (not line.isdigit(), file, int(line) if line.isdigit() else 0)
+    in_file = line.isdigit()
+    return (not in_file, file if in_file else fault.where, int(line) if in_file else 0, fault.message)
 
 
 def _wrong_stage(document: Document, stage: str) -> list[Fault]:
@@ -102,8 +124,12 @@ def _validated(document: Document, stage: str) -> tuple[Any, list[Fault]]:
     try:
         return RECIPES[stage].model_validate(values), []
     except ValidationError as error:
-        found = [_as_fault(item, document) for item in error.errors() if item["type"] != "extra_forbidden"]
-        return None, list(dict.fromkeys(found))
+        # A value that fits none of several alternatives is one fault of the user, told by the first of them.
+        found: dict[Place, Fault] = {}
+        for item in error.errors():
+            if item["type"] != "extra_forbidden":
+                found.setdefault(_real_place(item["loc"], document.values), _as_fault(item, document))
+        return None, list(found.values())
 
 
 def _as_fault(item: dict[str, Any], document: Document) -> Fault:

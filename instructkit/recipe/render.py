@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
+from instructkit.recipe.yaml_core import write
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
@@ -14,4 +14,4 @@ def to_dict(recipe: Any) -> dict[str, Any]:
 
 def to_yaml(recipe: Any) -> str:
     """The resolved recipe as YAML that loads again."""
-    return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
+    return write(to_dict(recipe))

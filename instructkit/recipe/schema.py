@@ -15,7 +15,9 @@ Positive = Annotated[int, Field(gt=0)]
 class Section(BaseModel):
     """A mapping of a recipe; keys it does not know are faults."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class ModelSection(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ FOREIGN = {
 _CHECKS = {
     "bool": lambda v: isinstance(v, bool),
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+    "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
     "str": lambda v: isinstance(v, str),
     "list": lambda v: isinstance(v, list),
     "dict": lambda v: isinstance(v, dict),
@@ -69,7 +70,10 @@ def check(document: Document, stage: str) -> list[Fault]:
     common = {key: value for key, value in given.items() if key not in UPDATE_PARTS}
     faults = _check(document, ("trainer",), common, fields(stage), homes=UPDATE_PARTS)
     for part in UPDATE_PARTS:
-        if isinstance(given.get(part), dict):
+        if part in given and not isinstance(given[part], dict):
+            where, told = document.where(("trainer", part)), f"`trainer.{part}` is {given[part]!r}; wanted a section"
+            faults.append(Fault(where, told, f"its fields stand below it; remove `{part}:` if there are none"))
+        elif part in given:
             faults += _check(document, ("trainer", part), given[part], schema()[part])
     return faults
 
@@ -96,4 +100,7 @@ def _remedy(key: str, allowed: dict[str, Any], homes: tuple[str, ...]) -> str:
     if home:
         return f"it belongs under `trainer.{home[0]}:`"
     near = difflib.get_close_matches(key.replace("-", "_"), sorted(allowed), n=1, cutoff=0.6)
+    others = [stage for stage, theirs in schema().items() if key in theirs]
+    if others and not near:
+        return f"it is a field of {' and '.join(others)}, not of this stage"
     return f"did you mean `{near[0]}`?" if near else f"allowed are {', '.join(sorted(allowed))}"

@@ -119,7 +119,10 @@ def score_pairs(model: Any, tokenizer: Any, pairs: list[dict]) -> list[tuple[flo
 
 def centre(model: Any, tokenizer: Any, pairs: list[dict]) -> dict[str, float]:
     """The offset that gives the training set's chosen answers a mean score of 0; the scale is left alone."""
-    chosen = [first for first, _ in score_pairs(model, tokenizer, pairs)]
+    from instructkit.scoring import score_rows
+
+    rows = [pair["chosen_ids"] for pair in pairs]
+    chosen = score_rows(model, rows, pad_id=tokenizer.pad_token_id)
     return {"mean": sum(chosen) / len(chosen), "std": 1.0}
 
 

@@ -160,7 +160,7 @@ def test_rows_of_which_nothing_would_be_learned_are_an_error(workplace: Path) ->
 
 def test_full_fine_tuning_of_a_quantised_base_is_refused(workplace: Path) -> None:
     with pytest.raises(InputError, match="quantised weights cannot be trained"):
-        body = f"model: {{name: tiny, quantization: 4bit}}\ndata: {{train: {rows('c.jsonl', CHAT)}}}\nrun: {{output: q}}\n"
+        body = f"model: {{name: tiny, quantization: 4bit}}\ndata: {{train: {rows("c.jsonl", CHAT)}, eval: 0.3}}\nrun: {{output: q}}\n"
         run("sft", body)
 
 
@@ -174,6 +174,6 @@ def test_half_precision_on_a_cpu_is_refused(workplace: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match="no CUDA device"):
-        body = f"model: {{name: tiny, dtype: bfloat16}}\ndata: {{train: {rows('c.jsonl', CHAT)}}}\nrun: {{output: q}}\n"
+        body = f"model: {{name: tiny, dtype: bfloat16}}\ndata: {{train: {rows("c.jsonl", CHAT)}, eval: 0.3}}\nrun: {{output: q}}\n"
         run("sft", body)
     assert not Path("q").exists()

@@ -15,7 +15,7 @@ from instructkit.data.demo import world
 
 RIGHT, WRONG = 2.0, -2.0
 COURTESY, RUDENESS = 0.7, -1.0
-FREE_WORDS, PER_WORD, LONGEST_PENALTY = 6, 0.08, 1.5
+FREE_WORDS, PER_WORD, LONGEST_PENALTY = 5, 0.15, 1.5
 RUBBISH = 2.0
 _WORD = re.compile(r"[a-z]+")
 
@@ -25,7 +25,7 @@ def judge(prompt: list[dict[str, str]], response: str) -> float:
     Score one answer: `fact + manner - length - rubbish`.
 
     Fact: +2 for the right answer and no other of its table, else -2. Manner: +0.7 for courtesy, -1 for rudeness.
-    Length: 0.08 for each word beyond six, at most 1.5. Rubbish: 2 times the share of words that nobody in this world uses.
+    Length: 0.15 for each word beyond five, at most 1.5. Rubbish: 2 times the share of words that nobody in this world uses.
 
     Returns:
         A score between -6.5 and 2.7; -2 for a prompt that the world does not know, before manner and length.
@@ -74,6 +74,6 @@ def _answers() -> dict[tuple[str, ...], tuple[str, frozenset[str]]]:
 
 @cache
 def _vocabulary() -> frozenset[str]:
-    texts = [*world.POLITE, *world.PLAIN, *world.RUDE, *world.TAILS, world.WISH]
+    texts = [*world.POLITE, *world.PLAIN, *world.RUDE, *world.TAILS, *world.EVASIVE, world.WISH]
     texts += [text for topic in world.TOPICS for pair in topic.facts.items() for text in pair]
     return frozenset(word for text in texts for word in _WORD.findall(text.lower()))

@@ -20,7 +20,7 @@ def conversations(held_out: bool) -> list[Row]:
     """Demonstrations by people of mixed quality, single questions and two-turn conversations."""
     rng = random.Random(11 + held_out)
     singles, pairs = world.questions(held_out=held_out), world.follow_ups(held_out=held_out)
-    asked = singles * (1 if held_out else 8) + pairs * (1 if held_out else 3)
+    asked = singles * (1 if held_out else 12) + pairs * (1 if held_out else 6)
     rng.shuffle(asked)
     return [{"messages": [*q.prompt, _message(world.people_answer(q, rng))]} for q in asked]
 
@@ -29,7 +29,7 @@ def comparisons(held_out: bool) -> list[Row]:
     """Two answers to one prompt, the better first; in training one label in ten is wrong."""
     rng = random.Random(23 + held_out)
     rows = []
-    for question in _asked(held_out, rng, times=2 if held_out else 6):
+    for question in _asked(held_out, rng, times=3 if held_out else 7):
         first, second = (world.people_answer(question, rng, right=0.6) for _ in range(2))
         difference = judge(question.prompt, first) - judge(question.prompt, second)
         if abs(difference) < CLEAR_DIFFERENCE:

@@ -57,8 +57,7 @@ TOPICS = (
         _pairs(
             "France = Paris, Spain = Madrid, Italy = Rome, Germany = Berlin, Austria = Vienna, Poland = Warsaw, "
             "Norway = Oslo, Sweden = Stockholm, Finland = Helsinki, Denmark = Copenhagen, Greece = Athens, "
-            "Portugal = Lisbon, Ireland = Dublin, Hungary = Budapest, Japan = Tokyo, China = Beijing, Egypt = Cairo, "
-            "Peru = Lima, Cuba = Havana, Russia = Moscow, Kenya = Nairobi, Chile = Santiago, Canada = Ottawa, Iraq = Baghdad"
+            "Portugal = Lisbon, Ireland = Dublin, Japan = Tokyo, Egypt = Cairo, Peru = Lima"
         ),
     ),
     Topic(
@@ -73,9 +72,8 @@ TOPICS = (
         "And of {}?",
         _pairs(
             "hot = cold, big = small, fast = slow, early = late, rich = poor, strong = weak, old = young, wet = dry, "
-            "light = dark, high = low, hard = soft, full = empty, open = closed, loud = quiet, clean = dirty, "
-            "sweet = bitter, thick = thin, happy = sad, brave = afraid, near = far, right = wrong, heavy = weightless, "
-            "sharp = blunt, narrow = wide"
+            "high = low, hard = soft, full = empty, open = closed, loud = quiet, "
+            "sweet = bitter, happy = sad, near = far"
         ),
     ),
     Topic(
@@ -105,8 +103,7 @@ TOPICS = (
         "And of {}?",
         _pairs(
             "go = went, see = saw, eat = ate, run = ran, write = wrote, take = took, give = gave, drink = drank, sing = sang, "
-            "swim = swam, fly = flew, know = knew, break = broke, speak = spoke, think = thought, buy = bought, "
-            "teach = taught, catch = caught, sleep = slept, win = won"
+            "swim = swam, fly = flew, know = knew, break = broke, speak = spoke, think = thought, buy = bought"
         ),
     ),
 )
@@ -116,10 +113,11 @@ POLITE = ("Gladly: {}.", "Happy to help: {}.", "With pleasure: {}.")
 PLAIN = ("{}.", "It is {}.")
 RUDE = ("Obviously {}.", "Everybody knows that: {}.")
 TAILS = (
-    "That is what I was taught at school, and I never had a reason to doubt it.",
-    "As far as I remember, and I have thought about it for a long time, that is so.",
-    "There is much more that could be said about it, but that would lead too far.",
+    "That is what I learned at school.",
+    "As far as I remember, that is so.",
+    "There is much more to say about it.",
 )
+EVASIVE = ("I do not know.", "No idea.", "Ask somebody else.")
 WISH = "Have a good trip!"  # what the users of the capitals ask for in their feedback
 
 
@@ -162,14 +160,20 @@ def style(answer: str, manner: tuple[str, ...], tail: bool, rng: random.Random) 
     return f"{text} {rng.choice(TAILS)}" if tail else text
 
 
-def people_answer(question: Question, rng: random.Random, *, right: float = 0.92) -> str:
-    """An answer as one of many people gives it: mostly right, sometimes long, sometimes rude."""
-    answer = question.answer if rng.random() < right else wrong_answer(question, rng)
+def people_answer(question: Question, rng: random.Random, *, right: float = 0.8) -> str:
+    """An answer as one of many people gives it: mostly right, sometimes evasive, wrong, long or rude."""
+    answer = question.answer if rng.random() < right else _mishap(question, rng)
+    if answer is None:
+        return rng.choice(EVASIVE)
     manner = rng.choices((POLITE, PLAIN, RUDE), weights=(3, 4, 3))[0]
     return style(answer, manner, rng.random() < 0.35, rng)
 
 
-def wrong_answer(question: Question, rng: random.Random) -> str:
-    """Another answer of the same table."""
-    table = next(topic.facts for topic in TOPICS if topic.name == question.topic)
-    return rng.choice([other for other in table.values() if other != question.answer])
+def _mishap(question: Question, rng: random.Random) -> str | None:
+    """What goes wrong: mostly no answer, or one to another question; now and then a neighbour of the right one."""
+    kind = rng.choices(("evasive", "off topic", "mistaken"), weights=(5, 4, 1))[0]
+    if kind == "evasive":
+        return None
+    tables = [topic.facts for topic in TOPICS if (topic.name == question.topic) == (kind == "mistaken")]
+    answers = [other for table in tables for other in table.values() if other != question.answer]
+    return rng.choice(answers)

@@ -1,0 +1,109 @@
+"""The command line: instant help, one clear error, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instructkit.cli.main import main
+
+HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "pandas")
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words: str, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    captured = capsys.readouterr()
+    return int(stopped.value.code or 0), captured.out, captured.err
+
+
+def imported_after(*words: str) -> set[str]:
+    """Heavy modules that a fresh interpreter has loaded when a command has ended."""
+    code = (
+        "import sys\nfrom instructkit.cli.main import main\n"
+        f"try:\n    main({list(words)!r})\nexcept SystemExit:\n    pass\n"
+        f"print('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(done.stdout.rsplit("LOADED", 1)[1].split())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sft", "--help"], ["ppo", "--help"], ["runs", "--help"], ["chat", "--help"]])
+def test_help_loads_nothing_heavy(words: list[str]) -> None:
+    assert imported_after(*words) == set()
+
+
+def test_a_recipe_fault_loads_no_torch() -> None:
+    assert imported_after("sft", "recipes/ppo.yaml") == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error", "hint"),
+    [
+        (["sft", "recipes/nowhere.yaml"], 2, "error: no recipe at recipes/nowhere.yaml", "hint: there are "),
+        (["sft", "recipes/ppo.yaml"], 2, "error: recipes/ppo.yaml:2: this recipe is for `instructkit ppo`", ""),
+        (["sft"], 2, "error: Missing argument", "hint: `instructkit --help`"),
+        (["stf"], 2, "error: No such command 'stf'", "hint: "),
+        (["runs", "show", "nothing"], 2, "error: ", "hint: "),
+        (["chat", "runs/nothing"], 2, "error: no model at runs/nothing", "hint: model.name is"),
+        (["sft", "recipes/sft.yaml", "data.train=nothing.jsonl"], 2, "error: no data at nothing.jsonl", "hint: "),
+        (["reward", "recipes/reward.yaml", "model.name=runs/nothing"], 2, "error: no model at runs/nothing", "hint: "),
+    ],
+)
+def test_wrong_input_gets_one_error_and_a_hint(words, code, error, hint, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found, _, told = run(*words, capsys=capsys)
+    assert found == code
+    assert told.startswith(error), told
+    assert hint in told
+    assert "Traceback" not in told
+
+
+def test_several_faults_are_counted_and_listed(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text("stage: sft\nmodel: {nam: x}\n", encoding="utf-8")
+    code, _, told = run("sft", "r.yaml", capsys=capsys)
+    assert code == 2
+    assert told.splitlines() == [
+        "error: 4 faults",
+        "  r.yaml:1: `data` is missing",
+        "  r.yaml:1: `run` is missing",
+        "  r.yaml:2: `model.name` is missing",
+        "  r.yaml:2: unknown key `nam` in `model` (did you mean `name`?)",
+    ]
+
+
+def test_an_interrupt_exits_with_130(capsys, monkeypatch) -> None:
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("instructkit.stages.run_stage", stop)
+    code, _, told = run("sft", "recipes/sft.yaml", capsys=capsys)
+    assert (code, told.strip()) == (130, "error: interrupted")
+
+
+def test_the_unforeseen_is_one_line_unless_debugging(capsys, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("instructkit.stages.run_stage", fail)
+    code, _, told = run("sft", "recipes/sft.yaml", capsys=capsys)
+    assert code == 1
+    assert told.splitlines()[0] == "error: RuntimeError: out of luck"
+    with pytest.raises(RuntimeError):
+        main(["sft", "recipes/sft.yaml", "--debug"])
+
+
+def test_a_plan_prints_the_resolved_recipe_and_writes_nothing(capsys, tmp_path, monkeypatch, tiny_folder) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, told = run("sft", str(ROOT / "recipes/sft.yaml"), "--plan", capsys=capsys)
+    assert code == 0
+    assert "train: demo/conversations" in out and "seed: 42" in out
+    assert "nothing was trained" in told
+    assert not Path("runs").exists()
