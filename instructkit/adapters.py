@@ -45,7 +45,9 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, parent: Path | None) ->
         parent_config.inference_mode = True
         wrapped.peft_config[PARENT] = parent_config
         wrapped.base_model.inject_adapter(wrapped.base_model.model, PARENT)
-        weights = {name: w for name, w in load_peft_weights(str(parent), device="cpu").items() if "lora_" in name}
+        weights = {
+            name: w for name, w in load_peft_weights(str(parent), device="cpu").items() if "lora_" in name
+        }
         set_peft_model_state_dict(wrapped, weights, adapter_name=PARENT)
     settle(wrapped)
     return wrapped
@@ -116,12 +118,21 @@ def joined_state(model: PeftModel) -> tuple[dict[str, torch.Tensor], LoraConfig]
     joined = {key: tensor for key, tensor in new.items() if "lora_" not in key}
     for key in sorted({key for state, _, _ in parts for key in state if "lora_" in key}):
         down = "lora_A" in key
-        blocks = [_block(state.get(key), parts, key, rank, 1.0 if down else scale) for state, rank, scale in parts]
+        blocks = [
+            _block(state.get(key), parts, key, rank, 1.0 if down else scale) for state, rank, scale in parts
+        ]
         joined[key] = torch.cat(blocks, dim=0 if down else 1)
     config.r = config.lora_alpha = config.r + parent_config.r
     config.use_rslora = False
-    config.target_modules = set(config.target_modules) | set(parent_config.target_modules)
+    config.target_modules = _targets(joined, config, parent_config)
     return joined, config
+
+
+def _targets(joined: dict[str, torch.Tensor], *configs: LoraConfig) -> set[str]:
+    """The layers of both adapters: their names, or whole paths where a recipe chose layers by a pattern."""
+    if any(isinstance(config.target_modules, str) for config in configs):
+        return {key.removeprefix("base_model.model.").split(".lora_")[0] for key in joined if ".lora_" in key}
+    return set().union(*(config.target_modules for config in configs))
 
 
 def _block(tensor: torch.Tensor | None, parts: list, key: str, rank: int, scale: float) -> torch.Tensor:

@@ -20,7 +20,9 @@ def is_chat(prompt: Prompt) -> bool:
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a prompt, ending where the answer begins."""
     if is_chat(prompt):
-        encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+        encoded = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
         return list(encoded["input_ids"])
     return list(tokenizer(prompt)["input_ids"])
 
@@ -36,7 +38,9 @@ def encode_answered(tokenizer: Any, prompt: Prompt, answer: str) -> list[int]:
         messages = [*prompt, {"role": "assistant", "content": answer}]
         return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
     text = prompt + answer
-    return list(tokenizer(text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"])
+    return list(
+        tokenizer(text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"]
+    )
 
 
 def encode_with_labels(tokenizer: Any, prompt: Prompt, answer: str) -> dict[str, list[int]]:

@@ -38,7 +38,11 @@ class Source:
     @property
     def tokenizer_path(self) -> str:
         """Where the tokenizer lies: beside the adapter when there is one, else with the base."""
-        return str(self.adapter) if self.adapter and (self.adapter / "tokenizer_config.json").exists() else self.base
+        return (
+            str(self.adapter)
+            if self.adapter and (self.adapter / "tokenizer_config.json").exists()
+            else self.base
+        )
 
 
 def cache_folder() -> Path:
@@ -89,7 +93,9 @@ def _locate_folder(name: str, path: Path) -> Source:
         return Source(name, base, adapter=path, run=run)
     if (path / "config.json").exists():
         return Source(name, str(path.resolve()), run=run)
-    raise InputError(f"{name} holds no model", hint="a model folder has config.json or adapter_config.json in it")
+    raise InputError(
+        f"{name} holds no model", hint="a model folder has config.json or adapter_config.json in it"
+    )
 
 
 def _finished_run(path: Path) -> Path | None:
@@ -114,7 +120,12 @@ def load_tokenizer(source: Source, section: ModelSection) -> Any:
 
 
 def load_for_training(
-    source: Source, section: ModelSection, machine: Machine, lora: LoraSection | None, *, task: str = "CAUSAL_LM"
+    source: Source,
+    section: ModelSection,
+    machine: Machine,
+    lora: LoraSection | None,
+    *,
+    task: str = "CAUSAL_LM",
 ) -> Any:
     """
     A model ready for one of TRL's trainers.
@@ -220,7 +231,9 @@ def _merged(model: Any, source: Source) -> Any:
     return PeftModel.from_pretrained(model, str(source.adapter)).merge_and_unload()
 
 
-def _from_pretrained(loader: Any, source: Source, section: ModelSection, *, path: str | None = None, **options: Any):
+def _from_pretrained(
+    loader: Any, source: Source, section: ModelSection, *, path: str | None = None, **options: Any
+):
     """`from_pretrained` with the recipe's revision and trust, its failures turned into one clear sentence."""
     try:
         return loader.from_pretrained(

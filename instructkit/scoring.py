@@ -41,12 +41,16 @@ class RewardScorer:
         offset: centring of its scores.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, offset: Offset, *, name: str = "reward", batch_size: int = 32):
+    def __init__(
+        self, model: Any, tokenizer: Any, offset: Offset, *, name: str = "reward", batch_size: int = 32
+    ):
         self.model, self.tokenizer, self.offset, self.batch_size = model, tokenizer, offset, batch_size
         self.__name__ = name
 
     @classmethod
-    def load(cls, source: models.Source, section: Any, machine: Machine, *, batch_size: int = 32) -> RewardScorer:
+    def load(
+        cls, source: models.Source, section: Any, machine: Machine, *, batch_size: int = 32
+    ) -> RewardScorer:
         """A reward model by run folder, folder or hub id, ready to score."""
         model = models.load_for_use(source, section, machine, task="SEQ_CLS")
         tokenizer = models.load_tokenizer(source, section)

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from instructkit import adapters
 
@@ -31,7 +36,15 @@ def base(tmp_path: Path) -> Path:
 
 
 def lora(rank: int, **more) -> LoraConfig:
-    return LoraConfig(**{"r": rank, "lora_alpha": 3 * rank, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **more})
+    return LoraConfig(
+        **{
+            "r": rank,
+            "lora_alpha": 3 * rank,
+            "target_modules": "all-linear",
+            "task_type": "CAUSAL_LM",
+            **more,
+        }
+    )
 
 
 def shaken(model: PeftModel) -> PeftModel:
@@ -73,9 +86,17 @@ def test_joining_agrees_with_peft_where_peft_can_join(base: Path) -> None:
 
 def test_parent_and_child_may_stand_on_different_layers(base: Path) -> None:
     first = base.parent / "narrow"
-    narrow = shaken(adapters.add_lora(AutoModelForCausalLM.from_pretrained(base), lora(2, target_modules=["q_proj"]), None))
+    narrow = shaken(
+        adapters.add_lora(
+            AutoModelForCausalLM.from_pretrained(base), lora(2, target_modules=["q_proj"]), None
+        )
+    )
     adapters.save_adapter(narrow, first, base=str(base))
-    model = shaken(adapters.add_lora(AutoModelForCausalLM.from_pretrained(base), lora(3, target_modules=["v_proj"]), first))
+    model = shaken(
+        adapters.add_lora(
+            AutoModelForCausalLM.from_pretrained(base), lora(3, target_modules=["v_proj"]), first
+        )
+    )
     expected = model(IDS).logits.detach()
     adapters.save_adapter(model, base.parent / "child", base=str(base))
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), base.parent / "child")

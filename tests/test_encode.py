@@ -15,7 +15,9 @@ CHAT = [{"role": "user", "content": "What is the opposite of hot?"}]
 
 
 @pytest.mark.parametrize("prompt", [CHAT, "Once upon "])
-def test_answers_are_encoded_as_the_reward_trainer_encodes_them(tiny_folder: Path, tmp_path: Path, prompt) -> None:
+def test_answers_are_encoded_as_the_reward_trainer_encodes_them(
+    tiny_folder: Path, tmp_path: Path, prompt
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     chat = isinstance(prompt, list)
     side = [{"role": "assistant", "content": "Cold."}] if chat else "a time"

@@ -14,7 +14,10 @@ from instructkit.tiny import build_tiny, tiny_key
 
 
 def test_size_and_tokens(tiny_folder: Path) -> None:
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_folder), AutoTokenizer.from_pretrained(tiny_folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tiny_folder),
+        AutoTokenizer.from_pretrained(tiny_folder),
+    )
     assert 1e6 <= sum(p.numel() for p in model.parameters()) <= 2e6
     assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}) == 3
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
@@ -26,7 +29,9 @@ def test_the_same_seed_gives_the_same_model(tiny_folder: Path, tmp_path: Path) -
     other = load_file(build_tiny(tmp_path / "other", seed=1) / "model.safetensors")
     assert all((first[name] == second[name]).all() for name in first)
     assert any((first[name] != other[name]).any() for name in first)
-    assert (tiny_folder / "tokenizer.json").read_bytes() == (tmp_path / "again" / "tokenizer.json").read_bytes()
+    assert (tiny_folder / "tokenizer.json").read_bytes() == (
+        tmp_path / "again" / "tokenizer.json"
+    ).read_bytes()
     assert tiny_key() == tiny_key()
 
 
@@ -40,7 +45,10 @@ def test_a_prompt_is_a_prefix_of_its_answered_form(tiny_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     for row in load("demo/conversations-held-out"):
         *prompt, answer = row["messages"]
-        before, whole = encode_prompt(tokenizer, prompt), encode_answered(tokenizer, prompt, answer["content"])
+        before, whole = (
+            encode_prompt(tokenizer, prompt),
+            encode_answered(tokenizer, prompt, answer["content"]),
+        )
         assert whole[: len(before)] == before
         assert tokenizer.decode(whole[len(before) : -1]) == answer["content"]
 

@@ -19,7 +19,9 @@ class Session:
         temperature: 0 answers greedily.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_new_tokens: int = 256, temperature: float = 0.0) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, max_new_tokens: int = 256, temperature: float = 0.0
+    ) -> None:
         from transformers import DynamicCache
 
         from instructkit.evaluate.generate import end_ids
@@ -56,7 +58,11 @@ class Session:
         for _ in range(self.max_new_tokens):
             with torch.no_grad():
                 ids = torch.tensor([new], device=self.model.device)
-                logits = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True).logits[0, -1].float()
+                logits = (
+                    self.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+                    .logits[0, -1]
+                    .float()
+                )
             self.cached += new
             self.encoded_tokens += len(new)
             token = self._pick(logits)

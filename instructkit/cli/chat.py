@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a model folder, a hub id, or `tiny`.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, a model folder, a hub id, or `tiny`.")
+    ],
     temperature: Annotated[float, typer.Option(min=0, help="0 answers greedily.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

@@ -59,7 +59,10 @@ def _told(error: InstructKitError) -> int:
 def _usage(error: Exception) -> int:
     """A command line that Typer cannot read."""
     print(f"error: {error.format_message()}", file=sys.stderr)
-    print("hint: `instructkit --help` lists the commands, `instructkit COMMAND --help` their options", file=sys.stderr)
+    print(
+        "hint: `instructkit --help` lists the commands, `instructkit COMMAND --help` their options",
+        file=sys.stderr,
+    )
     return 2
 
 
@@ -67,5 +70,8 @@ def _unexpected(error: Exception) -> int:
     """What nobody foresaw: the run failed, its record says so, and `--debug` shows where."""
     first = (str(error).strip().splitlines() or [""])[0]
     print(f"error: {type(error).__name__}: {first}", file=sys.stderr)
-    print("hint: run again with --debug to see where; if the input looks right, please report it", file=sys.stderr)
+    print(
+        "hint: run again with --debug to see where; if the input looks right, please report it",
+        file=sys.stderr,
+    )
     return 1

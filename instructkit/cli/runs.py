@@ -14,7 +14,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A run folder, or its 
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="List runs with their chain, show one, or sum up a whole chain.\n\nExample: instructkit runs summary runs/lora-update",
+        help="List runs with their chain, show one, or sum up a whole chain."
+        "\n\nExample: instructkit runs summary runs/lora-update",
         invoke_without_command=True,
     )
     group.callback()(list_all)
@@ -43,7 +44,9 @@ def list_all(
     _print(runs_table(found))
 
 
-def show(name: Name, json: Annotated[bool, typer.Option("--json", help="The record as JSON.")] = False) -> None:
+def show(
+    name: Name, json: Annotated[bool, typer.Option("--json", help="The record as JSON.")] = False
+) -> None:
     """Print one run."""
     from instructkit.report.tables import run_table
     from instructkit.runs.record import read_run

@@ -16,7 +16,9 @@ ABOUT = {
 EXAMPLE = "Example: instructkit {stage} recipes/{stage}.yaml trainer.learning_rate=1e-4 run.seed=7"
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Stronger than the file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Stronger than the file.")
+]
 Plan = Annotated[bool, typer.Option("--plan", help="Resolve, check and print; do not train.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run at run.output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run at run.output.")]

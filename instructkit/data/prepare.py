@@ -59,7 +59,9 @@ def check_leak(train: Rows, held_out: Rows) -> None:
         InputError: naming the first of them and how many there are.
     """
     seen = {_key(row): place for row, place in zip(train.rows, train.places, strict=True)}
-    found = [(seen[_key(r)], p) for r, p in zip(held_out.rows, held_out.places, strict=True) if _key(r) in seen]
+    found = [
+        (seen[_key(r)], p) for r, p in zip(held_out.rows, held_out.places, strict=True) if _key(r) in seen
+    ]
     if found:
         raise InputError(
             f"{len(found)} held-out rows are also trained on, the first {found[0][1]} and {found[0][0]}",

@@ -45,11 +45,15 @@ def check_rows(rows: Sequence[Row], kind: str, places: Sequence[str]) -> list[Fa
         shape = detect_shape(row, kind)
         if shape is None:
             found = ", ".join(f"`{key}`" for key in row) or "nothing"
-            faults.append(Fault(place, f"found {found}; wanted {WANTED[kind]}", "map other names with `data.columns`"))
+            faults.append(
+                Fault(place, f"found {found}; wanted {WANTED[kind]}", "map other names with `data.columns`")
+            )
             continue
         first = first or _form(row, shape)
         if _form(row, shape) != first:
-            told = f"a row of another shape than the first: {_told(_form(row, shape))} instead of {_told(first)}"
+            told = (
+                f"a row of another shape than the first: {_told(_form(row, shape))} instead of {_told(first)}"
+            )
             faults.append(Fault(place, told, "keep one shape in a file"))
             continue
         faults.extend(Fault(place, message) for message in _CHECKS[kind](row, shape))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import glob
 import gzip
 import hashlib
 import json
@@ -40,11 +39,18 @@ class Rows:
     def pick(self, indices: list[int]) -> Rows:
         """Some of the rows, in the order given."""
         rows = [self.rows[i] for i in indices]
-        return replace(self, rows=rows, places=[self.places[i] for i in indices], fingerprint=fingerprint(rows))
+        return replace(
+            self, rows=rows, places=[self.places[i] for i in indices], fingerprint=fingerprint(rows)
+        )
 
 
 def load_rows(
-    source: str | list[Any], *, kind: str, columns: dict[str, str] | None = None, limit: int | None = None, seed: int = 0
+    source: str | list[Any],
+    *,
+    kind: str,
+    columns: dict[str, str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Rows:
     """
     Read and check rows.
@@ -78,7 +84,9 @@ def fingerprint(rows: list[Row]) -> str:
     """SHA-256 of the rows in canonical JSON, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8") + b"\n")
+        digest.update(
+            json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8") + b"\n"
+        )
     return digest.hexdigest()
 
 
@@ -113,7 +121,9 @@ def _read(source: str) -> Iterator[tuple[Row, str]]:
 
 
 def _meant_as_file(source: str) -> bool:
-    return Path(source.removesuffix(".gz")).suffix in SUFFIXES or Path(source).parent.is_dir() and "/" in source
+    return (
+        Path(source.removesuffix(".gz")).suffix in SUFFIXES or Path(source).parent.is_dir() and "/" in source
+    )
 
 
 def _paths(source: str) -> list[Path]:
@@ -121,8 +131,13 @@ def _paths(source: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        return sorted(item for item in path.iterdir() if Path(item.name.removesuffix(".gz")).suffix in SUFFIXES)
-    return sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
+        return sorted(
+            item for item in path.iterdir() if Path(item.name.removesuffix(".gz")).suffix in SUFFIXES
+        )
+    folder, pattern = (
+        (Path(path.anchor), str(path.relative_to(path.anchor))) if path.is_absolute() else (Path(), source)
+    )
+    return sorted(item for item in folder.glob(pattern) if item.is_file()) if source.strip("./") else []
 
 
 def _near(source: str) -> str:
@@ -161,7 +176,9 @@ def _text_of(path: Path) -> str:
         line = content[: error.start].count(b"\n") + 1
         raise DataError([Fault(f"{path}:{line}", "not UTF-8", "save the file as UTF-8")], 1) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="check the file and its permissions") from error
+        raise InputError(
+            f"{path} cannot be read: {error}", hint="check the file and its permissions"
+        ) from error
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[Row, str]]:

@@ -66,8 +66,14 @@ def answer(
         max_new_tokens: longest answer, in tokens.
     """
     stops = end_ids(model, tokenizer)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    options = {"max_new_tokens": max_new_tokens, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    )
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": stops,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     answers: list[Answer] = []
     config = GenerationConfig(**{"do_sample": False, **options, **sampling})

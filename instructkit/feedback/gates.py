@@ -57,7 +57,9 @@ def _known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _by_bound(name: str, figure: Interval | None, limit: float, *, bound: int, above: bool, words: str) -> Gate:
+def _by_bound(
+    name: str, figure: Interval | None, limit: float, *, bound: int, above: bool, words: str
+) -> Gate:
     if figure is None or not all(_known(part) for part in figure):
         return Gate(name, None, limit, None, None, f"{name} was not measured, so nothing is known of it")
     decisive = figure[bound]

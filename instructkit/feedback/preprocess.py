@@ -125,7 +125,9 @@ def _kto(row: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for event in judged([row]):
         good = event.unwanted is not None or event.weight > 0
-        rows.append({"prompt": event.prompt, "completion": _answer(event.prompt, event.wanted), "label": good})
+        rows.append(
+            {"prompt": event.prompt, "completion": _answer(event.prompt, event.wanted), "label": good}
+        )
         if event.unwanted is not None:
             answer = _answer(event.prompt, event.unwanted)
             rows.append({"prompt": event.prompt, "completion": answer, "label": False})

@@ -43,7 +43,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
 @torch.no_grad()
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """`1 - Var(R - V) / Var(R)` over True positions: 1 is a perfect critic, below 0 worse than a constant; NaN for constant returns."""
+    """`1 - Var(R - V) / Var(R)` over True positions: 1 is perfect, below 0 worse than a constant; NaN for constant R."""
     return 1 - _variance(returns - values, mask) / _variance(returns, mask)
 
 

@@ -14,10 +14,10 @@ class PPOConfig(RLOOConfig):
     """
     Settings of [`PPOTrainer`]: those of `trl.RLOOConfig`, with PPO's defaults, plus the fields below.
 
-    Names inherited from TRL carry PPO's meaning: `beta` is the KL coefficient (of the k1 penalty in each token's reward, nats^-1),
-    `epsilon`/`epsilon_high` the clip range of the policy ratio, `num_iterations` the epochs over one rollout,
-    `steps_per_generation` over `gradient_accumulation_steps` the mini-batches of one epoch, `max_completion_length`
-    the longest response in tokens.
+    Names inherited from TRL carry PPO's meaning: `beta` is the KL coefficient (of the k1 penalty in each token's
+    reward, score units per nat), `epsilon`/`epsilon_high` the clip range of the policy ratio, `num_iterations` the
+    epochs over one rollout, `steps_per_generation` over `gradient_accumulation_steps` the mini-batches of one epoch,
+    `max_completion_length` the longest response in tokens.
 
     Defaults follow Huang et al. 2024 (2403.17031), "The N+ Implementation Details of RLHF with PPO", section 3;
     Adam's epsilon of 1e-5 follows "The N Implementation Details of RLHF with PPO" (2023).
@@ -26,16 +26,25 @@ class PPOConfig(RLOOConfig):
     learning_rate: float = field(default=3e-6, metadata={"help": "Learning rate of the policy."})
     value_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the critic."})
     adam_epsilon: float = field(default=1e-5, metadata={"help": "Epsilon of Adam, both parameter groups."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Largest gradient norm; policy and critic each."})
-    beta: float = field(default=0.05, metadata={"help": "KL coefficient of the k1 penalty in each token's reward."})
-    num_iterations: int = field(default=4, metadata={"help": "Epochs over each rollout, freshly shuffled each."})
-    num_generations: int | None = field(default=1, metadata={"help": "Responses per prompt; PPO needs only one."})
+    max_grad_norm: float = field(
+        default=1.0, metadata={"help": "Largest gradient norm; policy and critic each."}
+    )
+    beta: float = field(
+        default=0.05, metadata={"help": "KL coefficient of the k1 penalty in each token's reward."}
+    )
+    num_iterations: int = field(
+        default=4, metadata={"help": "Epochs over each rollout, freshly shuffled each."}
+    )
+    num_generations: int | None = field(
+        default=1, metadata={"help": "Responses per prompt; PPO needs only one."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Dropout off in rollout and update (R-6)."})
     gamma: float = field(default=1.0, metadata={"help": "Discount per token; other than 1 rewards brevity."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     cliprange_value: float | None = field(
-        default=0.2, metadata={"help": "Clip range of the value, in units of the score; null switches it off."}
+        default=0.2,
+        metadata={"help": "Clip range of the value, in units of the score; null switches it off."},
     )
     normalize_advantages: bool = field(
         default=True, metadata={"help": "Whiten advantages over all response tokens of the rollout."}
@@ -43,12 +52,15 @@ class PPOConfig(RLOOConfig):
     missing_eos_penalty: float = field(
         default=1.0, metadata={"help": "Penalty for a response that did not end, in units of the used score."}
     )
-    missing_eos_mode: str = field(default="subtract", metadata={"help": f"One of {', '.join(MISSING_EOS_MODES)}."})
+    missing_eos_mode: str = field(
+        default="subtract", metadata={"help": f"One of {', '.join(MISSING_EOS_MODES)}."}
+    )
     score_clip: float | None = field(
         default=None, metadata={"help": "Scores are clamped to plus or minus this; null switches it off."}
     )
     value_warmup_steps: int = field(
-        default=0, metadata={"help": "First rollouts in which only the critic learns; the policy stays untouched."}
+        default=0,
+        metadata={"help": "First rollouts in which only the critic learns; the policy stays untouched."},
     )
 
     def __post_init__(self) -> None:
@@ -66,7 +78,9 @@ class PPOConfig(RLOOConfig):
             if self.num_generations != 1 or "at least 2 generations" not in str(error):
                 raise
         if self.missing_eos_mode not in MISSING_EOS_MODES:
-            raise ValueError(f"missing_eos_mode is {self.missing_eos_mode!r}; one of {', '.join(MISSING_EOS_MODES)}")
+            raise ValueError(
+                f"missing_eos_mode is {self.missing_eos_mode!r}; one of {', '.join(MISSING_EOS_MODES)}"
+            )
         if self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "

@@ -42,7 +42,9 @@ class SeparateCritic(nn.Module):
 
     reads_policy_hidden = False
 
-    def __init__(self, classifier: Any, *, mean: float = 0.0, std: float = 1.0, zero_head: bool = False) -> None:
+    def __init__(
+        self, classifier: Any, *, mean: float = 0.0, std: float = 1.0, zero_head: bool = False
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.mean, self.std = mean, std
@@ -69,7 +71,9 @@ class SeparateCritic(nn.Module):
         """
         inner = self._inner()
         body = getattr(inner, inner.base_model_prefix)
-        out = body(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        out = body(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
+        )
         raw = inner.score(out.last_hidden_state[:, -length - 1 : -1]).squeeze(-1)
         return (raw.float() - self.mean) / self.std
 
@@ -77,7 +81,9 @@ class SeparateCritic(nn.Module):
 def copy_state(critic: nn.Module) -> dict[str, Tensor]:
     """The trained tensors of a critic, for its file in the run folder or a checkpoint."""
     trained = {name for name, parameter in critic.named_parameters() if parameter.requires_grad}
-    return {name: copy.deepcopy(t.detach().cpu()) for name, t in critic.state_dict().items() if name in trained}
+    return {
+        name: copy.deepcopy(t.detach().cpu()) for name, t in critic.state_dict().items() if name in trained
+    }
 
 
 def load_state(critic: nn.Module, state: dict[str, Tensor]) -> None:

@@ -27,7 +27,9 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return torch.expm1(-d) + d
 
 
-def token_rewards(scores: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, beta: float) -> Tensor:
+def token_rewards(
+    scores: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, beta: float
+) -> Tensor:
     """
     `r_t = -beta (log pi_old - log ref) + [t is the last action] score`.
 
@@ -78,7 +80,9 @@ def penalise_missing_eos(scores: Tensor, finished: Tensor, *, penalty: float, mo
     return torch.where(finished, scores, changed[mode])
 
 
-def next_beta(beta: float, observed_kl: float, *, target_kl_per_sequence: float, episodes: int, horizon: int = 10_000) -> float:
+def next_beta(
+    beta: float, observed_kl: float, *, target_kl_per_sequence: float, episodes: int, horizon: int = 10_000
+) -> float:
     """
     Adaptive coefficient: `beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)`.
 

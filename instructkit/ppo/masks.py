@@ -43,7 +43,11 @@ def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor | float | None
 
 
 def whiten(
-    values: Tensor, mask: Tensor, *, reduce: Callable[[Tensor], Tensor] = lambda statistics: statistics, epsilon: float = 1e-8
+    values: Tensor,
+    mask: Tensor,
+    *,
+    reduce: Callable[[Tensor], Tensor] = lambda statistics: statistics,
+    epsilon: float = 1e-8,
 ) -> Tensor:
     """
     `(x - mean) / (std + epsilon)` over True positions of all processes; zero elsewhere (A-3).

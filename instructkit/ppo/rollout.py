@@ -1,4 +1,4 @@
-"""One rollout as tensors: prompts padded on the left, responses on the right, masks from lengths, and what a model says of them."""
+"""One rollout as tensors: prompts padded left, responses right, masks from lengths, and what a model says of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class Reading(NamedTuple):
     hidden: Tensor | None
 
 
-def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_id: int) -> dict[str, Tensor]:
+def collate(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_id: int
+) -> dict[str, Tensor]:
     """
     Pad token lists into the tensors of a rollout.
 
@@ -38,7 +40,9 @@ def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     completion_ids = pad([torch.tensor(ids) for ids in responses], padding_value=pad_id, padding_side="right")
     return {
         "prompt_ids": pad([torch.tensor(ids) for ids in prompts], padding_value=pad_id, padding_side="left"),
-        "prompt_mask": pad([torch.ones(len(ids)).long() for ids in prompts], padding_value=0, padding_side="left"),
+        "prompt_mask": pad(
+            [torch.ones(len(ids)).long() for ids in prompts], padding_value=0, padding_side="left"
+        ),
         "completion_ids": completion_ids,
         "response_mask": response_mask_from_lengths(lengths, completion_ids.size(1)),
     }

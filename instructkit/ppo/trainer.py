@@ -1,11 +1,12 @@
 """
 Proximal policy optimisation for language models, on TRL's online-trainer core.
 
-Prompts, reward functions, generation, PEFT, data order, checkpoints and logging are `trl.RLOOTrainer`'s. What PPO adds stands here: the
-critic, the KL penalty per token, generalised advantage estimation and the two clipped losses, each from the pure
+Prompts, reward functions, generation, PEFT, data order, checkpoints and logging are `trl.RLOOTrainer`'s. What PPO adds
+stands here: the critic, the KL penalty per token, generalised advantage estimation and the two clipped losses, each from the pure
 functions beside this file. The trainer knows neither recipes nor run folders.
 
-Sources: Schulman et al. 2017 (1707.06347); Stiennon et al. 2020 (2009.01325); Ouyang et al. 2022 (2203.02155); Huang et al. 2024 (2403.17031).
+Sources: Schulman et al. 2017 (1707.06347); Stiennon et al. 2020 (2009.01325); Ouyang et al. 2022 (2203.02155);
+Huang et al. 2024 (2403.17031).
 """
 
 from __future__ import annotations
@@ -152,7 +153,9 @@ class PPOTrainer(RLOOTrainer):
         pieces = rollout.in_micro_batches(batch, self.args.per_device_train_batch_size)
         with self.accelerator.autocast():
             read = [self._read(self.model, piece) for piece in pieces]
-            values = torch.cat([self._values(piece, reading) for piece, reading in zip(pieces, read, strict=True)])
+            values = torch.cat(
+                [self._values(piece, reading) for piece, reading in zip(pieces, read, strict=True)]
+            )
             reference = self._penalised_against(pieces, read)
         logprobs = torch.cat([reading.logprobs for reading in read])
         entropies = torch.cat([reading.entropies for reading in read])
@@ -219,7 +222,9 @@ class PPOTrainer(RLOOTrainer):
         )
         self._record_update(policy, value, reading, inputs)
         loss = self.args.vf_coef * value.loss + (0.0 if warming_up else policy.loss)
-        return loss * self.accelerator.num_processes  # DDP averages gradients; the denominator is already global
+        return (
+            loss * self.accelerator.num_processes
+        )  # DDP averages gradients; the denominator is already global
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """One optimizer, two learning rates: the policy's groups as Trainer makes them, then the critic's."""
@@ -284,7 +289,9 @@ class PPOTrainer(RLOOTrainer):
         self._note("policy/entropy_avg", masked_mean(old.entropies, mask))
         self._note("episode", self._episodes)
 
-    def _record_update(self, policy: Any, value: Any, reading: rollout.Reading, inputs: dict[str, Tensor]) -> None:
+    def _record_update(
+        self, policy: Any, value: Any, reading: rollout.Reading, inputs: dict[str, Tensor]
+    ) -> None:
         """The figures of one micro-batch of the update."""
         share = float(inputs["tokens_in_step"] / inputs["response_mask"].sum().clamp(min=1))
         self._note("loss/policy_avg", policy.loss.detach() * share)
@@ -305,7 +312,7 @@ class _SaveOnRolloutBorders(TrainerCallback):
         self.steps_per_rollout = steps_per_rollout
         self.waiting = False
 
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102 - transformers' signature
+    def on_step_end(self, args, state, control, **kwargs):
         self.waiting = self.waiting or control.should_save
         control.should_save = self.waiting and state.global_step % self.steps_per_rollout == 0
         self.waiting = self.waiting and not control.should_save

@@ -41,7 +41,9 @@ def read_document(path: str) -> Document:
     root = _compose(path, _text(path))
     document = Document(path)
     if not isinstance(root, yaml.MappingNode):
-        raise RecipeError([Fault(f"{path}:1", "a recipe is a mapping of sections", "start with `stage: sft`")])
+        raise RecipeError(
+            [Fault(f"{path}:1", "a recipe is a mapping of sections", "start with `stage: sft`")]
+        )
     document.values = _value(root, (), document, ())
     return document
 
@@ -97,7 +99,9 @@ def _text(path: str) -> str:
     except FileNotFoundError as error:
         raise InputError(f"no recipe at {path}", hint=_near(path)) from error
     except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="a recipe is a YAML file in UTF-8") from error
+        raise InputError(
+            f"{path} cannot be read: {error}", hint="a recipe is a YAML file in UTF-8"
+        ) from error
 
 
 def _near(path: str) -> str:
@@ -106,7 +110,9 @@ def _near(path: str) -> str:
     folder = Path(path).parent
     names = [str(item) for item in sorted(folder.glob("*.y*ml"))] if folder.is_dir() else []
     near = difflib.get_close_matches(path, names, n=3, cutoff=0.4) or names[:6]
-    return f"there are {', '.join(near)}" if near else "give the path of a YAML file, such as recipes/sft.yaml"
+    return (
+        f"there are {', '.join(near)}" if near else "give the path of a YAML file, such as recipes/sft.yaml"
+    )
 
 
 def _compose(path: str, text: str) -> yaml.Node | None:

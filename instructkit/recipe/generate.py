@@ -15,7 +15,15 @@ from typing import Any
 
 from instructkit.recipe.trainer_fields import FILE
 
-_NAMES = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", type(None): "null"}
+_NAMES = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    list: "list",
+    dict: "dict",
+    type(None): "null",
+}
 
 
 def generate() -> dict[str, Any]:
@@ -35,7 +43,9 @@ def generate() -> dict[str, Any]:
         }.items()
     }
     parts = [made[name] for name in ("sft", "dpo", "kto")]
-    made["lora-update"] = {key: value for key, value in parts[0].items() if all(key in part for part in parts)}
+    made["lora-update"] = {
+        key: value for key, value in parts[0].items() if all(key in part for part in parts)
+    }
     return made
 
 
@@ -54,7 +64,9 @@ def _types(annotation: Any) -> list[str]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return sorted({name for part in typing.get_args(annotation) for name in _types(part)})
     origin = typing.get_origin(annotation) or annotation
-    if typing.get_origin(annotation) is typing.Literal or (isinstance(origin, type) and issubclass(origin, enum.Enum)):
+    if typing.get_origin(annotation) is typing.Literal or (
+        isinstance(origin, type) and issubclass(origin, enum.Enum)
+    ):
         return ["str"]
     return [_NAMES.get(origin, "any")]
 

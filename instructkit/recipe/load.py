@@ -50,7 +50,9 @@ def _contradictions(recipe: Any) -> list[tuple[Place, str, str]]:
     if bits != "none" and recipe.lora is None:
         told = f"`model.quantization` is {bits}, and quantised weights cannot be trained"
         found.append((("model", "quantization"), told, "add a `lora:` section, or set quantization: none"))
-    set_gates = sorted(name for name in recipe.gates.model_fields_set if getattr(recipe.gates, name) is not None)
+    set_gates = sorted(
+        name for name in recipe.gates.model_fields_set if getattr(recipe.gates, name) is not None
+    )
     if set_gates and getattr(recipe, "data", None) and recipe.data.eval is None:
         told = f"`data.eval` is null, so `gates.{set_gates[0]}` could not be measured"
         found.append((("data", "eval"), told, "hold out a share, or name a held-out source"))
@@ -153,6 +155,11 @@ def _real_place(location: tuple[str | int, ...], values: Any) -> Place:
         if inside:
             here = here[part]
             place.append(part)
-        elif i == len(location) - 1 and isinstance(here, dict) and isinstance(part, str) and part.isidentifier():
+        elif (
+            i == len(location) - 1
+            and isinstance(here, dict)
+            and isinstance(part, str)
+            and part.isidentifier()
+        ):
             place.append(part)
     return tuple(place)

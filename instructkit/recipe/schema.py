@@ -25,7 +25,9 @@ class ModelSection(Section):
 
     name: str = Field(description="hub id, folder, run folder, .gguf file, or `tiny`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format")
-    quantization: Literal["none", "8bit", "4bit"] = Field("none", description="of the frozen base (bitsandbytes)")
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="of the frozen base (bitsandbytes)"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     attn_implementation: str | None = Field(None, description="attention kernel, as transformers names it")
@@ -41,8 +43,12 @@ class Weighted(Section):
 class DataSection(Section):
     """What is trained on, and what is held out."""
 
-    train: str | list[str | Weighted] = Field(description="demo/NAME, file, glob, hub id, or a list with weights")
-    eval: Share | str | None = Field(0.05, description="a share of train, a source of its own, or null for none")
+    train: str | list[str | Weighted] = Field(
+        description="demo/NAME, file, glob, hub id, or a list with weights"
+    )
+    eval: Share | str | None = Field(
+        0.05, description="a share of train, a source of its own, or null for none"
+    )
     columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
     limit: Positive | None = Field(None, description="use only the first so many training rows")
     eval_limit: Positive | None = Field(None, description="use only the first so many held-out rows")
@@ -76,7 +82,9 @@ class RewardItem(Section):
 class CriticSection(Section):
     """PPO's critic."""
 
-    kind: Literal["auto", "separate", "head"] = Field("auto", description="auto: head under LoRA, else separate")
+    kind: Literal["auto", "separate", "head"] = Field(
+        "auto", description="auto: head under LoRA, else separate"
+    )
     init: Literal["auto", "reward", "zero"] = Field("auto", description="where a separate critic starts")
     detach: bool = Field(False, description="keep the value loss of a head away from the policy")
 
@@ -87,8 +95,12 @@ class FeedbackSection(Section):
     events: str = Field(description="feedback rows")
     eval: Share | str = Field(0.3, description="a share of events by prompt, or a source of its own")
     objective: Literal["auto", "sft", "dpo", "kto"] = Field("auto", description="auto: by what the rows hold")
-    replay: str | None = Field(None, description="demonstrations to replay; default: those of the parent's SFT run")
-    replay_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="weight of replay in the loss")
+    replay: str | None = Field(
+        None, description="demonstrations to replay; default: those of the parent's SFT run"
+    )
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.25, description="weight of replay in the loss"
+    )
     general: str | None = Field(None, description="held-out rows of everything else; default: the SFT run's")
     columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
     limit: Positive | None = Field(None, description="use only the first so many events")
@@ -103,21 +115,29 @@ class SftGates(Section):
 class RewardGates(Section):
     """What a reward model must satisfy."""
 
-    accuracy_min: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="held-out pairs ordered right")
+    accuracy_min: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="held-out pairs ordered right"
+    )
 
 
 class PpoGates(Section):
     """What a policy must satisfy."""
 
-    judge: str | None = Field(None, description="demo/judge, module:function or file.py:function; measures only")
+    judge: str | None = Field(
+        None, description="demo/judge, module:function or file.py:function; measures only"
+    )
     judge_gain_min: float = Field(0.0, description="the gain's lower bound must lie above")
-    kl_max_nats: float | None = Field(None, description="KL to the reference, nats per answer, must lie below")
+    kl_max_nats: float | None = Field(
+        None, description="KL to the reference, nats per answer, must lie below"
+    )
 
 
 class UpdateGates(Section):
     """What an adapter must satisfy to be promoted."""
 
-    feedback_gain_min: float = Field(0.0, description="lower bound of the gain on held-out feedback, nats per token")
+    feedback_gain_min: float = Field(
+        0.0, description="lower bound of the gain on held-out feedback, nats per token"
+    )
     general_loss_ratio_max: float = Field(1.01, description="upper bound of general loss after / before")
 
 

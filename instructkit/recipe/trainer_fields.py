@@ -71,15 +71,24 @@ def check(document: Document, stage: str) -> list[Fault]:
     faults = _check(document, ("trainer",), common, fields(stage), homes=UPDATE_PARTS)
     for part in UPDATE_PARTS:
         if part in given and not isinstance(given[part], dict):
-            where, told = document.where(("trainer", part)), f"`trainer.{part}` is {given[part]!r}; wanted a section"
-            faults.append(Fault(where, told, f"its fields stand below it; remove `{part}:` if there are none"))
+            where, told = (
+                document.where(("trainer", part)),
+                f"`trainer.{part}` is {given[part]!r}; wanted a section",
+            )
+            faults.append(
+                Fault(where, told, f"its fields stand below it; remove `{part}:` if there are none")
+            )
         elif part in given:
             faults += _check(document, ("trainer", part), given[part], schema()[part])
     return faults
 
 
 def _check(
-    document: Document, place: Place, given: dict[str, Any], allowed: dict[str, Any], homes: tuple[str, ...] = ()
+    document: Document,
+    place: Place,
+    given: dict[str, Any],
+    allowed: dict[str, Any],
+    homes: tuple[str, ...] = (),
 ) -> list[Fault]:
     faults = []
     section = ".".join(str(part) for part in place)

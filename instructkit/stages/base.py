@@ -125,7 +125,9 @@ def run(
         reporter.note(reason)
     folder = RunFolder(output)
     overwrite = options.overwrite or (options.if_changed and not options.resume)
-    folder.start(resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume)
+    folder.start(
+        resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume
+    )
     with folder:
         folder.update(
             hardware=machines.hardware(),
@@ -190,7 +192,9 @@ def show_plan(recipe: Any, inputs: Inputs, reporter: Reporter) -> None:
     print(to_yaml(recipe), end="")
     for role, rows in inputs.data.items():
         label = " (synthetic)" if rows.synthetic else ""
-        reporter.note(f"data {role}: {rows.source}, {len(rows.rows)} rows{label}, sha256 {rows.fingerprint[:12]}")
+        reporter.note(
+            f"data {role}: {rows.source}, {len(rows.rows)} rows{label}, sha256 {rows.fingerprint[:12]}"
+        )
     for role, source in inputs.parents.items():
         adapter = f" with the adapter {source.adapter}" if source.adapter else ""
         reporter.note(f"{role}: {source.name} = {source.base}{adapter}")
@@ -214,7 +218,15 @@ def peak_memory() -> int:
 
 def measurement(name: str, **figures: Any) -> dict[str, Any]:
     """One line of the closing table: `unit, n, before, after, change (mean, low, high), better, note`."""
-    blank = {"unit": "", "n": None, "before": None, "after": None, "change": None, "better": None, "note": None}
+    blank = {
+        "unit": "",
+        "n": None,
+        "before": None,
+        "after": None,
+        "change": None,
+        "better": None,
+        "note": None,
+    }
     unknown = set(figures) - set(blank)
     if unknown:
         raise ValueError(f"a measurement has no {sorted(unknown)}")

@@ -97,7 +97,9 @@ def build_trainer(frame: Frame, objective: str, rows: list[dict], model: Any, to
     updaters.settle(trainer)
     replay = frame.inputs.data.get("replay")
     if replay is not None and frame.recipe.feedback.replay_share > 0:
-        trainer.replay(encoded_demonstrations(tokenizer, replay.rows), share=frame.recipe.feedback.replay_share)
+        trainer.replay(
+            encoded_demonstrations(tokenizer, replay.rows), share=frame.recipe.feedback.replay_share
+        )
     else:
         frame.reporter.note("no replay: nothing but the gates guards what the parent knows")
     return trainer
@@ -107,7 +109,9 @@ def encoded_demonstrations(tokenizer: Any, rows: list[dict]) -> list[dict[str, l
     """Demonstrations as token ids with labels on the last answer."""
     from instructkit.encode import encode_with_labels
 
-    return [encode_with_labels(tokenizer, prompt_of(row), last_answer(row)) for row in rows if "text" not in row]
+    return [
+        encode_with_labels(tokenizer, prompt_of(row), last_answer(row)) for row in rows if "text" not in row
+    ]
 
 
 def last_answer(row: dict[str, Any]) -> str:
@@ -186,7 +190,9 @@ def satisfaction(measured: dict[str, Any]) -> list[float]:
     """
     unwanted = iter(measured["unwanted"])
     return [
-        wanted.per_token - next(unwanted).per_token if event.unwanted is not None else event.weight * wanted.per_token
+        wanted.per_token - next(unwanted).per_token
+        if event.unwanted is not None
+        else event.weight * wanted.per_token
         for event, wanted in zip(measured["judged"], measured["wanted"], strict=True)
     ]
 
@@ -202,7 +208,13 @@ def pair_accuracy(before: dict[str, Any], after: dict[str, Any]) -> dict[str, An
     _, low, high = metrics.accuracy_interval(round(shares[1] * n), n)
     note = f"95 % interval {low:.3f} to {high:.3f}"
     return measurement(
-        "wanted answer likelier", unit="share", n=n, before=shares[0], after=shares[1], better="higher", note=note
+        "wanted answer likelier",
+        unit="share",
+        n=n,
+        before=shares[0],
+        after=shares[1],
+        better="higher",
+        note=note,
     )
 
 

@@ -116,7 +116,9 @@ def critic_source(frame: Frame, tokenizer: Any) -> tuple[models.Source, Any]:
     recipe, parents = frame.recipe, frame.inputs.parents
     wanted = recipe.critic.init
     learned = [parents[f"reward[{i}]"] for i, item in enumerate(recipe.reward) if item.model]
-    possible = len(recipe.reward) == 1 and len(learned) == 1 and recipe.lora is None and learned[0].adapter is None
+    possible = (
+        len(recipe.reward) == 1 and len(learned) == 1 and recipe.lora is None and learned[0].adapter is None
+    )
     if possible:
         theirs = models.load_tokenizer(learned[0], recipe.model)
         possible = theirs.get_vocab() == tokenizer.get_vocab()
@@ -211,7 +213,9 @@ def kl_to_reference(trainer: Any, answered: list[Any]) -> list[float]:
     return sums
 
 
-def compare(frame: Frame, scorers: list[Any], before: list, after: list, kl: list[float]) -> tuple[list, list]:
+def compare(
+    frame: Frame, scorers: list[Any], before: list, after: list, kl: list[float]
+) -> tuple[list, list]:
     """Judge, reward, KL and length on held-out prompts before and after, with the gates that the recipe asks for."""
     if not after:
         return [], []
@@ -229,7 +233,11 @@ def compare(frame: Frame, scorers: list[Any], before: list, after: list, kl: lis
         change = metrics.paired_difference(first, second, seed=frame.seed)
         lines.append(_line(f"reward {score.__name__}", first, second, change, "higher", None))
     mean, low, high = metrics.bootstrap_mean(kl, seed=frame.seed) if kl else (None, None, None)
-    note = f"95 % interval {low:.2f} to {high:.2f}" if kl else "not measured: beta is 0, so no reference was loaded"
+    note = (
+        f"95 % interval {low:.2f} to {high:.2f}"
+        if kl
+        else "not measured: beta is 0, so no reference was loaded"
+    )
     lines.append(measurement("KL to the reference", unit="nats/answer", n=len(kl), after=mean, note=note))
     if wanted.kl_max_nats is not None:
         checks.append(gates.below("KL to the reference", mean, wanted.kl_max_nats))
@@ -244,7 +252,14 @@ def _line(name, before, after, change, better, note, *, unit: str = "score") -> 
     means = sum(before) / len(before), sum(after) / len(after)
     change = list(change) if change else None
     return measurement(
-        name, unit=unit, n=len(after), before=means[0], after=means[1], change=change, better=better, note=note
+        name,
+        unit=unit,
+        n=len(after),
+        before=means[0],
+        after=means[1],
+        change=change,
+        better=better,
+        note=note,
     )
 
 
@@ -257,7 +272,9 @@ def save(trainer: Any, tokenizer: Any, folder: Path, source: Any) -> None:
     tokenizer.padding_side = "right"
     models.save_model(trainer.model, tokenizer, folder, source)
     (folder / CRITIC_FOLDER).mkdir(exist_ok=True)
-    torch.save(copy_state(trainer.accelerator.unwrap_model(trainer.critic)), folder / CRITIC_FOLDER / "critic.pt")
+    torch.save(
+        copy_state(trainer.accelerator.unwrap_model(trainer.critic)), folder / CRITIC_FOLDER / "critic.pt"
+    )
 
 
 def samples(frame: Frame, before: list, after: list) -> list[dict[str, Any]]:

@@ -44,7 +44,9 @@ def train(frame: Frame) -> Result:
 
     lines, checks = compare(before, after, held_out, recipe.gates.accuracy_min)
     return Result(
-        save=lambda folder: save(frame, trainer.model, tokenizer, folder, source, offset, pairs["train"][:16]),
+        save=lambda folder: save(
+            frame, trainer.model, tokenizer, folder, source, offset, pairs["train"][:16]
+        ),
         measurements=lines,
         gates=checks,
         metrics=figures,
@@ -65,7 +67,9 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, lis
     for role, rows in fitting.items():
         if len(rows) < len(pairs[role]):
             dropped = len(pairs[role]) - len(rows)
-            frame.reporter.note(f"{dropped} of {len(pairs[role])} {role} pairs exceed max_length {args.max_length}")
+            frame.reporter.note(
+                f"{dropped} of {len(pairs[role])} {role} pairs exceed max_length {args.max_length}"
+            )
     if not fitting["train"]:
         raise InputError(
             f"{frame.recipe.source}: every training pair is longer than max_length {args.max_length}",
@@ -126,11 +130,15 @@ def centre(model: Any, tokenizer: Any, pairs: list[dict]) -> dict[str, float]:
     return {"mean": sum(chosen) / len(chosen), "std": 1.0}
 
 
-def compare(before: list, after: list, pairs: list[dict], minimum: float | None) -> tuple[list[dict], list[Any]]:
+def compare(
+    before: list, after: list, pairs: list[dict], minimum: float | None
+) -> tuple[list[dict], list[Any]]:
     """Held-out accuracy, margin and length correlation, and the gate on accuracy."""
     if not after:
         return [], []
-    shares = {when: [first > second for first, second in scores] for when, scores in (("b", before), ("a", after))}
+    shares = {
+        when: [first > second for first, second in scores] for when, scores in (("b", before), ("a", after))
+    }
     share, low, high = metrics.accuracy_interval(sum(shares["a"]), len(after))
     lengths = [len(pair[f"{side}_ids"]) for side in ("chosen", "rejected") for pair in pairs]
     scores = [s for s, _ in after] + [s for _, s in after]
@@ -145,11 +153,23 @@ def compare(before: list, after: list, pairs: list[dict], minimum: float | None)
             note=f"95 % interval {low:.3f} to {high:.3f}",
         ),
         measurement(
-            "mean margin", unit="logit", n=len(after), before=_margin(before), after=_margin(after), better="higher"
+            "mean margin",
+            unit="logit",
+            n=len(after),
+            before=_margin(before),
+            after=_margin(after),
+            better="higher",
         ),
-        measurement("correlation of score with length", unit="r", n=len(scores), after=metrics.pearson(scores, lengths)),
+        measurement(
+            "correlation of score with length",
+            unit="r",
+            n=len(scores),
+            after=metrics.pearson(scores, lengths),
+        ),
     ]
-    checks = [gates.at_least("held-out comparisons ordered right", share, minimum)] if minimum is not None else []
+    checks = (
+        [gates.at_least("held-out comparisons ordered right", share, minimum)] if minimum is not None else []
+    )
     return lines, checks
 
 
@@ -158,7 +178,13 @@ def _margin(scores: list[tuple[float, float]]) -> float:
 
 
 def save(
-    frame: Frame, model: Any, tokenizer: Any, folder: Path, source: Any, offset: dict[str, float], probe: list[dict]
+    frame: Frame,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    source: Any,
+    offset: dict[str, float],
+    probe: list[dict],
 ) -> None:
     """
     Write the model, load it again as PPO will, and compare scores.

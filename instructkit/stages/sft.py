@@ -100,7 +100,9 @@ def report_truncation(frame: Frame, trainer: Any) -> None:
         return
     cut = sum(len(ids) >= limit for ids in trainer.train_dataset["input_ids"])
     if cut:
-        frame.reporter.note(f"{cut} of {len(trainer.train_dataset)} rows reach max_length {limit} and are cut there")
+        frame.reporter.note(
+            f"{cut} of {len(trainer.train_dataset)} rows reach max_length {limit} and are cut there"
+        )
 
 
 def held_out_losses(trainer: Any, tokenizer: Any) -> list[Any]:

@@ -101,13 +101,13 @@ class _Progress(TrainerCallback):
         self.writer = metrics_writer(frame)
         self.started = self.tokens = 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs):  # noqa: D102 - transformers' signature
+    def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
 
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102 - transformers' signature
+    def on_step_end(self, args, state, control, **kwargs):
         self.reporter.step(state.global_step, state.max_steps, {})
 
-    def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: D102 - transformers' signature
+    def on_log(self, args, state, control, logs=None, **kwargs):
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         self.writer.write({"step": state.global_step, **numbers})
         shown = {label: numbers[name] for name, label in _SHOWN.items() if name in numbers}

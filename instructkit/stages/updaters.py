@@ -29,7 +29,9 @@ class Replay:
         self._replayed, self._share = rows, share
         self._order = random.Random(self.args.seed)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ):
         """The trainer's own loss and, in training, the replayed one."""
         own = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not (self._replayed and self.model.training):

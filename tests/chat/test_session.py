@@ -22,7 +22,9 @@ def anew(chat: Session) -> list[int]:
     """The last answer's tokens, greedily, from a full encoding of what was said before it."""
     said = encode_prompt(chat.tokenizer, chat.messages[:-1])
     with torch.no_grad():
-        out = chat.model.generate(torch.tensor([said]), max_new_tokens=8, do_sample=False, eos_token_id=sorted(chat.stops))
+        out = chat.model.generate(
+            torch.tensor([said]), max_new_tokens=8, do_sample=False, eos_token_id=sorted(chat.stops)
+        )
     return out[0, len(said) :].tolist()
 
 

@@ -32,7 +32,9 @@ def imported_after(*words: str) -> set[str]:
     return set(done.stdout.rsplit("LOADED", 1)[1].split())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["sft", "--help"], ["ppo", "--help"], ["runs", "--help"], ["chat", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["sft", "--help"], ["ppo", "--help"], ["runs", "--help"], ["chat", "--help"]]
+)
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     assert imported_after(*words) == set()
 
@@ -45,13 +47,28 @@ def test_a_recipe_fault_loads_no_torch() -> None:
     ("words", "code", "error", "hint"),
     [
         (["sft", "recipes/nowhere.yaml"], 2, "error: no recipe at recipes/nowhere.yaml", "hint: there are "),
-        (["sft", "recipes/ppo.yaml"], 2, "error: recipes/ppo.yaml:2: this recipe is for `instructkit ppo`", ""),
+        (
+            ["sft", "recipes/ppo.yaml"],
+            2,
+            "error: recipes/ppo.yaml:2: this recipe is for `instructkit ppo`",
+            "",
+        ),
         (["sft"], 2, "error: Missing argument", "hint: `instructkit --help`"),
         (["stf"], 2, "error: No such command 'stf'", "hint: "),
         (["runs", "show", "nothing"], 2, "error: ", "hint: "),
         (["chat", "runs/nothing"], 2, "error: no model at runs/nothing", "hint: model.name is"),
-        (["sft", "recipes/sft.yaml", "data.train=nothing.jsonl"], 2, "error: no data at nothing.jsonl", "hint: "),
-        (["reward", "recipes/reward.yaml", "model.name=runs/nothing"], 2, "error: no model at runs/nothing", "hint: "),
+        (
+            ["sft", "recipes/sft.yaml", "data.train=nothing.jsonl"],
+            2,
+            "error: no data at nothing.jsonl",
+            "hint: ",
+        ),
+        (
+            ["reward", "recipes/reward.yaml", "model.name=runs/nothing"],
+            2,
+            "error: no model at runs/nothing",
+            "hint: ",
+        ),
     ],
 )
 def test_wrong_input_gets_one_error_and_a_hint(words, code, error, hint, capsys, monkeypatch) -> None:
@@ -100,7 +117,9 @@ def test_the_unforeseen_is_one_line_unless_debugging(capsys, monkeypatch) -> Non
         main(["sft", "recipes/sft.yaml", "--debug"])
 
 
-def test_a_plan_prints_the_resolved_recipe_and_writes_nothing(capsys, tmp_path, monkeypatch, tiny_folder) -> None:
+def test_a_plan_prints_the_resolved_recipe_and_writes_nothing(
+    capsys, tmp_path, monkeypatch, tiny_folder
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, told = run("sft", str(ROOT / "recipes/sft.yaml"), "--plan", capsys=capsys)
     assert code == 0

@@ -12,7 +12,13 @@ from instructkit.data.demo import sets, world
 from instructkit.data.demo.judge import judge
 from instructkit.data.sources import load_rows
 
-KINDS = {"conversations": "sft", "comparisons": "preference", "prompts": "prompt", "feedback": "feedback", "general": "sft"}
+KINDS = {
+    "conversations": "sft",
+    "comparisons": "preference",
+    "prompts": "prompt",
+    "feedback": "feedback",
+    "general": "sft",
+}
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -66,7 +72,8 @@ def test_labels_are_noisy_in_training_and_not_when_held_out() -> None:
     def right(name: str) -> float:
         rows = sets.load(name)
         better = [
-            judge(r["prompt"], r["chosen"][0]["content"]) > judge(r["prompt"], r["rejected"][0]["content"]) for r in rows
+            judge(r["prompt"], r["chosen"][0]["content"]) > judge(r["prompt"], r["rejected"][0]["content"])
+            for r in rows
         ]
         return sum(better) / len(better)
 

@@ -38,7 +38,10 @@ def test_every_kind_of_file_gives_the_same_rows() -> None:
     Path("c.csv").write_text("\n".join(lines), encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), "d.parquet")
     Path("e.jsonl.gz").write_bytes(gzip.compress(Path("a.jsonl").read_bytes()))
-    found = {load_rows(name, kind="sft").fingerprint for name in ("a.jsonl", "b.json", "c.csv", "d.parquet", "e.jsonl.gz")}
+    found = {
+        load_rows(name, kind="sft").fingerprint
+        for name in ("a.jsonl", "b.json", "c.csv", "d.parquet", "e.jsonl.gz")
+    }
     assert len(found) == 1
 
 
@@ -52,9 +55,13 @@ def test_globs_folders_and_mixtures() -> None:
     jsonl("d/a.jsonl", ROWS[:10])
     jsonl("d/b.jsonl", ROWS[10:30])
     assert len(load_rows("d/*.jsonl", kind="sft").rows) == len(load_rows("d", kind="sft").rows) == 30
-    mixed = load_rows([{"source": "d/a.jsonl", "weight": 1}, {"source": "d/b.jsonl", "weight": 1}], kind="sft", seed=1)
+    mixed = load_rows(
+        [{"source": "d/a.jsonl", "weight": 1}, {"source": "d/b.jsonl", "weight": 1}], kind="sft", seed=1
+    )
     assert len(mixed.rows) == 20
-    again = load_rows([{"source": "d/a.jsonl", "weight": 1}, {"source": "d/b.jsonl", "weight": 1}], kind="sft", seed=1)
+    again = load_rows(
+        [{"source": "d/a.jsonl", "weight": 1}, {"source": "d/b.jsonl", "weight": 1}], kind="sft", seed=1
+    )
     assert mixed.fingerprint == again.fingerprint
 
 
@@ -74,14 +81,26 @@ def test_columns_are_renamed() -> None:
         ("sft", {"messages": [{"role": "user", "content": "a"}]}, "`messages` has no assistant turn"),
         ("sft", {"messages": [{"role": "bot", "content": "a"}]}, "`messages[0].role` is 'bot'"),
         ("sft", {"messages": [{"role": "user"}]}, "wanted `role` and `content`"),
-        ("sft", {"messages": [{"role": r, "content": "a"} for r in ("user", "user", "assistant")]}, "a second user message"),
+        (
+            "sft",
+            {"messages": [{"role": r, "content": "a"} for r in ("user", "user", "assistant")]},
+            "a second user message",
+        ),
         ("sft", {"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}, "must both be text"),
         ("preference", {"chosen": "a", "rejected": "a"}, "are the same"),
         ("preference", {"chosen": "a", "rejected": "b", "margin": "big"}, "`margin` is 'big'"),
-        ("prompt", {"prompt": [{"role": "assistant", "content": "a"}]}, "ends with assistant; wanted user last"),
+        (
+            "prompt",
+            {"prompt": [{"role": "assistant", "content": "a"}]},
+            "ends with assistant; wanted user last",
+        ),
         ("feedback", {"prompt": "a", "response": "b"}, "found none of them"),
         ("feedback", {"prompt": "a", "response": "b", "rating": 2}, "wanted a number from -1 to 1"),
-        ("feedback", {"prompt": "a", "response": "b", "rating": float("nan")}, "wanted a number from -1 to 1"),
+        (
+            "feedback",
+            {"prompt": "a", "response": "b", "rating": float("nan")},
+            "wanted a number from -1 to 1",
+        ),
         ("feedback", {"prompt": "a", "response": "b", "better": "b"}, "the same as `response`"),
         ("feedback", {"prompt": "a", "response": "b", "preferred": "x"}, "wanted `response` or `other`"),
         ("feedback", {"response": "b", "rating": 1}, "wanted `prompt` or `messages`"),
@@ -148,12 +167,17 @@ def test_a_split_keeps_a_prompt_on_one_side_and_moves_no_old_row() -> None:
 
 def test_what_is_trained_on_may_not_be_held_out() -> None:
     train = load_rows(jsonl("a.jsonl", ROWS), kind="sft")
-    with pytest.raises(InputError, match=r"2 held-out rows are also trained on, the first b\.jsonl:1 and a\.jsonl:1"):
+    with pytest.raises(
+        InputError, match=r"2 held-out rows are also trained on, the first b\.jsonl:1 and a\.jsonl:1"
+    ):
         check_leak(train, load_rows(jsonl("b.jsonl", ROWS[:2]), kind="sft"))
 
 
 def test_a_section_with_a_share_with_a_file_and_with_neither() -> None:
     jsonl("a.jsonl", ROWS)
     jsonl("b.jsonl", [{"prompt": "New?", "completion": "Yes."}])
-    held = [load_split(DataSection(train="a.jsonl", eval=e), kind="sft", seed=0)[1] for e in (0.2, "b.jsonl", None)]
+    held = [
+        load_split(DataSection(train="a.jsonl", eval=e), kind="sft", seed=0)[1]
+        for e in (0.2, "b.jsonl", None)
+    ]
     assert 1 <= len(held[0].rows) < 40 and len(held[1].rows) == 1 and held[2] is None

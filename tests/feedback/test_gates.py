@@ -13,7 +13,13 @@ NAN = math.nan
 
 @pytest.mark.parametrize(
     ("change", "passed"),
-    [((0.5, 0.1, 0.9), True), ((0.5, 0.0, 0.9), False), ((0.5, -0.1, 1.0), False), ((NAN, NAN, NAN), None), (None, None)],
+    [
+        ((0.5, 0.1, 0.9), True),
+        ((0.5, 0.0, 0.9), False),
+        ((0.5, -0.1, 1.0), False),
+        ((NAN, NAN, NAN), None),
+        (None, None),
+    ],
 )
 def test_a_gain_needs_its_lower_bound_above_the_minimum(change, passed) -> None:
     assert gates.improved("gain", change, 0.0).passed is passed
@@ -21,13 +27,21 @@ def test_a_gain_needs_its_lower_bound_above_the_minimum(change, passed) -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "passed"),
-    [((1.0, 0.99, 1.01), True), ((1.0, 0.99, 1.0101), False), ((0.9, 0.8, 0.95), True), ((1.0, 0.9, NAN), None), (None, None)],
+    [
+        ((1.0, 0.99, 1.01), True),
+        ((1.0, 0.99, 1.0101), False),
+        ((0.9, 0.8, 0.95), True),
+        ((1.0, 0.9, NAN), None),
+        (None, None),
+    ],
 )
 def test_not_worse_compares_the_upper_bound(ratio, passed) -> None:
     assert gates.not_worse("loss", ratio, 1.01).passed is passed
 
 
-@pytest.mark.parametrize(("value", "passed"), [(11.9, True), (12.0, False), (NAN, None), (None, None), (math.inf, None)])
+@pytest.mark.parametrize(
+    ("value", "passed"), [(11.9, True), (12.0, False), (NAN, None), (None, None), (math.inf, None)]
+)
 def test_below(value, passed) -> None:
     assert gates.below("kl", value, 12).passed in (passed, False if passed is None else passed)
     assert (gates.below("kl", value, 12).passed is True) == (passed is True)

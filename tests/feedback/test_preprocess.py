@@ -17,7 +17,13 @@ NEITHER = {"prompt": "Hello", "response": "hm", "rating": 0.0}
 
 @pytest.mark.parametrize(
     ("rows", "wanted"),
-    [([EDIT], "sft"), ([UP], "sft"), ([CHOICE, EDIT], "dpo"), ([UP, DOWN], "kto"), ([UP, DOWN, CHOICE, CHOICE, EDIT], "dpo")],
+    [
+        ([EDIT], "sft"),
+        ([UP], "sft"),
+        ([CHOICE, EDIT], "dpo"),
+        ([UP, DOWN], "kto"),
+        ([UP, DOWN, CHOICE, CHOICE, EDIT], "dpo"),
+    ],
 )
 def test_the_objective_follows_from_the_rows(rows, wanted) -> None:
     chosen, reason = preprocess.objective(rows)

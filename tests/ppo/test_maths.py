@@ -46,7 +46,9 @@ def test_gae_equals_the_sum_over_later_actions(seed: int, gamma: float, lam: flo
 
 def test_gae_by_hand() -> None:
     """Three actions, lambda 0.95, V = 0, score 1 at the end: 0.95^2 = 0.9025, 0.95, 1 (specification S-8)."""
-    advantages, _ = gae(T([[0.0, 0, 1, 0]]), torch.zeros(1, 4), T([[True, True, True, False]]), gamma=1, lam=0.95)
+    advantages, _ = gae(
+        T([[0.0, 0, 1, 0]]), torch.zeros(1, 4), T([[True, True, True, False]]), gamma=1, lam=0.95
+    )
     torch.testing.assert_close(advantages, T([[0.9025, 0.95, 1.0, 0.0]]))
 
 
@@ -105,7 +107,9 @@ def test_the_score_lands_on_the_last_action_and_kl_on_all() -> None:
     )
     torch.testing.assert_close(rewards, T([[-0.5, 4.0, 0.0]]))
     with pytest.raises(ValueError, match="without any action"):
-        kl.token_rewards(T([1.0]), torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool), beta=1)
+        kl.token_rewards(
+            T([1.0]), torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool), beta=1
+        )
 
 
 def test_kl_estimators_average_to_the_enumerated_kl() -> None:
@@ -114,13 +118,20 @@ def test_kl_estimators_average_to_the_enumerated_kl() -> None:
     torch.testing.assert_close((p * kl.k1(p.log(), q.log())).sum(), exact)
     torch.testing.assert_close((p * kl.k3(p.log(), q.log())).sum(), exact)
     assert (kl.k3(p.log(), q.log()) >= 0).all()
-    torch.testing.assert_close(kl.k2(p.log(), q.log())[0], math.log(2.5) ** 2 / 2 * torch.ones((), dtype=torch.float64))
+    torch.testing.assert_close(
+        kl.k2(p.log(), q.log())[0], math.log(2.5) ** 2 / 2 * torch.ones((), dtype=torch.float64)
+    )
     assert torch.isfinite(kl.k3(T([-1000.0]), T([0.0]))).all()
 
 
 @pytest.mark.parametrize(
     ("mode", "wanted"),
-    [("subtract", [2.0, 1.5, -1.5]), ("replace", [2.0, -0.5, -0.5]), ("scale", [2.0, 1.0, -1.0]), ("none", [2.0, 2.0, -1.0])],
+    [
+        ("subtract", [2.0, 1.5, -1.5]),
+        ("replace", [2.0, -0.5, -0.5]),
+        ("scale", [2.0, 1.0, -1.0]),
+        ("none", [2.0, 2.0, -1.0]),
+    ],
 )
 def test_missing_ends_by_hand(mode: str, wanted: list[float]) -> None:
     found = kl.penalise_missing_eos(T([2.0, 2.0, -1.0]), T([True, False, False]), penalty=0.5, mode=mode)
@@ -163,7 +174,13 @@ def test_policy_loss_in_every_quadrant(advantage: float, ratio: float, wanted: f
 
 def test_dual_clip_bounds_the_loss_of_bad_actions() -> None:
     found = losses.policy_loss(
-        T([[math.log(10.0)]]), T([[0.0]]), T([[-1.0]]), T([[True]]), epsilon_low=0.2, epsilon_high=0.2, dual_clip=3.0
+        T([[math.log(10.0)]]),
+        T([[0.0]]),
+        T([[-1.0]]),
+        T([[True]]),
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        dual_clip=3.0,
     )
     assert found.loss.item() == pytest.approx(3.0, abs=1e-6)
 
@@ -172,9 +189,14 @@ def test_the_first_policy_gradient_is_reinforce() -> None:
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 5, generator=g, dtype=torch.float64, requires_grad=True)
     actions = torch.randint(5, (2, 3), generator=g)
-    advantages, mask = torch.randn(2, 3, generator=g, dtype=torch.float64), T([[True] * 3, [True, False, False]])
+    advantages, mask = (
+        torch.randn(2, 3, generator=g, dtype=torch.float64),
+        T([[True] * 3, [True, False, False]]),
+    )
     logprobs = torch.log_softmax(logits, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    found = losses.policy_loss(logprobs, logprobs.detach(), advantages, mask, epsilon_low=0.2, epsilon_high=0.2)
+    found = losses.policy_loss(
+        logprobs, logprobs.detach(), advantages, mask, epsilon_low=0.2, epsilon_high=0.2
+    )
     first = torch.autograd.grad(found.loss, logits, retain_graph=True)[0]
     second = torch.autograd.grad(-(advantages * logprobs * mask).sum() / 4, logits)[0]
     torch.testing.assert_close(first, second, atol=1e-12, rtol=0)
@@ -210,7 +232,9 @@ def test_losses_of_micro_batches_add_up_to_the_loss_of_the_step() -> None:
     options = {"epsilon_low": 0.2, "epsilon_high": 0.2}
     whole = losses.policy_loss(new, old, adv, mask, **options).loss
     parts = [
-        losses.policy_loss(new[i : i + 2], old[i : i + 2], adv[i : i + 2], mask[i : i + 2], **options, denominator=11).loss
+        losses.policy_loss(
+            new[i : i + 2], old[i : i + 2], adv[i : i + 2], mask[i : i + 2], **options, denominator=11
+        ).loss
         for i in (0, 2)
     ]
     torch.testing.assert_close(sum(parts), whole, atol=1e-6, rtol=0)

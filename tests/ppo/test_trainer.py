@@ -17,7 +17,10 @@ from instructkit.ppo.config import PPOConfig
 from instructkit.ppo.critic import HeadCritic, SeparateCritic
 from instructkit.ppo.trainer import SEAMS, PPOTrainer
 
-PROMPTS = [[{"role": "user", "content": text}] for text in ("Hello", "What is this?", "Why", "Tell me more", "a", "b c", "d", "e f g")]
+PROMPTS = [
+    [{"role": "user", "content": text}]
+    for text in ("Hello", "What is this?", "Why", "Tell me more", "a", "b c", "d", "e f g")
+]
 
 
 def count_e(prompts, completions, **_):
@@ -25,11 +28,15 @@ def count_e(prompts, completions, **_):
     return [float(completion[0]["content"].count("e")) for completion in completions]
 
 
-def build(folder: Path, tmp_path: Path, *, lora: bool = False, critic: str = "head", callbacks=None, **settings) -> PPOTrainer:
+def build(
+    folder: Path, tmp_path: Path, *, lora: bool = False, critic: str = "head", callbacks=None, **settings
+) -> PPOTrainer:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder)
     if lora:
-        model = adapters.add_lora(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), None)
+        model = adapters.add_lora(
+            model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), None
+        )
     options = {
         "output_dir": str(tmp_path / "out"),
         "use_cpu": True,
@@ -51,7 +58,9 @@ def build(folder: Path, tmp_path: Path, *, lora: bool = False, critic: str = "he
     if critic == "head":
         value = HeadCritic(model.config.hidden_size)
     else:
-        value = SeparateCritic(AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1), zero_head=True)
+        value = SeparateCritic(
+            AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1), zero_head=True
+        )
     return PPOTrainer(
         model=model,
         reward_funcs=[count_e],
@@ -71,7 +80,9 @@ def logged(trainer: PPOTrainer, name: str) -> list[float]:
 
 def test_the_seams_of_trl_are_there() -> None:
     for name in SEAMS:
-        assert callable(getattr(RLOOTrainer, name, None)), f"RLOOTrainer has no {name} any more; PPOTrainer stands on it"
+        assert callable(getattr(RLOOTrainer, name, None)), (
+            f"RLOOTrainer has no {name} any more; PPOTrainer stands on it"
+        )
 
 
 def test_one_generation_is_allowed_and_other_faults_still_raise(tmp_path: Path) -> None:
@@ -81,7 +92,11 @@ def test_one_generation_is_allowed_and_other_faults_still_raise(tmp_path: Path) 
         PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, missing_eos_mode="no")
     with pytest.raises(ValueError, match="no optimizer step mixes two rollouts|so that no optimizer step"):
         PPOConfig(
-            output_dir=str(tmp_path), bf16=False, use_cpu=True, steps_per_generation=3, gradient_accumulation_steps=2
+            output_dir=str(tmp_path),
+            bf16=False,
+            use_cpu=True,
+            steps_per_generation=3,
+            gradient_accumulation_steps=2,
         )
 
 
@@ -164,7 +179,9 @@ def test_loss_does_not_depend_on_the_micro_batch_size(tiny_folder, tmp_path) -> 
         trainer.model.zero_grad()
         for piece in trainer._with_token_counts(pieces):
             trainer._compute_loss(trainer.model, piece).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+        )
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
 
 

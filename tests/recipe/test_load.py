@@ -88,7 +88,9 @@ run:
 def test_a_recipe_for_another_command_names_it(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     assert faults(path, "ppo") == [
-        "r.yaml:1: this recipe is for `instructkit sft`, not for `instructkit ppo` (run `instructkit sft " + path + "`)"
+        "r.yaml:1: this recipe is for `instructkit sft`, not for `instructkit ppo` (run `instructkit sft "
+        + path
+        + "`)"
     ] or faults(path, "ppo")[0].startswith("r.yaml:1: this recipe is for `instructkit sft`")
 
 
@@ -106,7 +108,9 @@ def test_yaml_faults_have_line_column_and_a_caret(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words\n"])
 def test_what_is_no_mapping_is_no_recipe(tmp_path: Path, text: str) -> None:
-    assert faults(write(tmp_path, text)) == ["r.yaml:1: a recipe is a mapping of sections (start with `stage: sft`)"]
+    assert faults(write(tmp_path, text)) == [
+        "r.yaml:1: a recipe is a mapping of sections (start with `stage: sft`)"
+    ]
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
@@ -118,7 +122,9 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
 
 def test_overrides_are_stronger_than_the_file_and_the_file_than_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    recipe = load_recipe(path, "sft", ["trainer.learning_rate=5e-5", "lora.r=4", "run.seed=7", "data.eval=null"])
+    recipe = load_recipe(
+        path, "sft", ["trainer.learning_rate=5e-5", "lora.r=4", "run.seed=7", "data.eval=null"]
+    )
     assert recipe.trainer["learning_rate"] == 5e-5
     assert (recipe.lora.r, recipe.lora.alpha, recipe.run.seed, recipe.data.eval) == (4, 32, 7, None)
     assert load_recipe(path, "sft").trainer["learning_rate"] == 1e-4
@@ -164,8 +170,10 @@ def test_lora_update_takes_the_common_fields_and_the_rest_below_its_trainer(tmp_
     from trl import DPOConfig, KTOConfig, SFTConfig
 
     values = yaml.safe_load((RECIPE_FOLDER / "lora-update.yaml").read_text(encoding="utf-8"))
-    names = {part: {f.name for f in dataclasses.fields(c) if f.init} for part, c in
-             (("sft", SFTConfig), ("dpo", DPOConfig), ("kto", KTOConfig))}
+    names = {
+        part: {f.name for f in dataclasses.fields(c) if f.init}
+        for part, c in (("sft", SFTConfig), ("dpo", DPOConfig), ("kto", KTOConfig))
+    }
     common = set.intersection(*names.values())
     schema = trainer_fields.schema()
     values["trainer"] = {name: schema["lora-update"][name]["default"] for name in common}
@@ -180,16 +188,24 @@ def test_lora_update_takes_the_common_fields_and_the_rest_below_its_trainer(tmp_
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_misspelt_field_is_refused_with_line_and_nearest_name(stage: str, tmp_path: Path) -> None:
-    text = (RECIPE_FOLDER / f"{stage}.yaml").read_text(encoding="utf-8").replace("learning_rate:", "learning_rte:", 1)
+    text = (
+        (RECIPE_FOLDER / f"{stage}.yaml")
+        .read_text(encoding="utf-8")
+        .replace("learning_rate:", "learning_rte:", 1)
+    )
     line = next(i for i, row in enumerate(text.splitlines(), 1) if "learning_rte" in row)
     told = faults(write(tmp_path, text), stage)
     assert told == [f"r.yaml:{line}: unknown key `learning_rte` in `trainer` (did you mean `learning_rate`?)"]
 
 
-@pytest.mark.parametrize(("foreign", "ours"), [("kl_coef", "beta"), ("cliprange", "epsilon"), ("num_ppo_epochs", "num_iterations")])
+@pytest.mark.parametrize(
+    ("foreign", "ours"), [("kl_coef", "beta"), ("cliprange", "epsilon"), ("num_ppo_epochs", "num_iterations")]
+)
 def test_names_of_other_ppo_codes_are_refused_with_trls_name(foreign: str, ours: str) -> None:
     told = faults(str(RECIPE_FOLDER / "ppo.yaml"), "ppo", [f"trainer.{foreign}=1"])
-    assert told == [f"command line: trainer.{foreign}=1: unknown key `{foreign}` in `trainer` (TRL's name for it is `{ours}`)"]
+    assert told == [
+        f"command line: trainer.{foreign}=1: unknown key `{foreign}` in `trainer` (TRL's name for it is `{ours}`)"
+    ]
 
 
 def test_every_stage_has_a_recipe_class() -> None:

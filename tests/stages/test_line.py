@@ -14,9 +14,19 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FEW = {
-    "sft": ["trainer.max_steps=3", "data.limit=120", "data.eval_limit=40", "trainer.per_device_train_batch_size=8"],
+    "sft": [
+        "trainer.max_steps=3",
+        "data.limit=120",
+        "data.eval_limit=40",
+        "trainer.per_device_train_batch_size=8",
+    ],
     "reward": ["trainer.max_steps=3", "data.limit=60", "data.eval_limit=40", "gates.accuracy_min=0"],
-    "ppo": ["trainer.max_steps=4", "trainer.per_device_train_batch_size=4", "run.compare=8", "gates.judge_gain_min=-99"],
+    "ppo": [
+        "trainer.max_steps=4",
+        "trainer.per_device_train_batch_size=4",
+        "run.compare=8",
+        "gates.judge_gain_min=-99",
+    ],
     "lora-update": [
         "trainer.max_steps=2",
         "trainer.per_device_train_batch_size=4",
@@ -29,7 +39,9 @@ FEW = {
 def instructkit(*words: str, folder: Path) -> subprocess.CompletedProcess:
     """The command as a user types it, in a fresh process."""
     command = [sys.executable, "-m", "instructkit", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=dict(os.environ), check=False)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=dict(os.environ), check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +138,13 @@ def test_a_refusal_exits_with_3_and_keeps_the_adapter(line: Path) -> None:
 def test_chat_answers(line: Path) -> None:
     command = [sys.executable, "-m", "instructkit", "chat", "runs/ppo"]
     done = subprocess.run(
-        command, cwd=line, capture_output=True, text=True, input="Hello\nAnd you?\n", env=dict(os.environ), check=False
+        command,
+        cwd=line,
+        capture_output=True,
+        text=True,
+        input="Hello\nAnd you?\n",
+        env=dict(os.environ),
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") >= 2

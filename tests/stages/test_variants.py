@@ -59,16 +59,25 @@ def run(stage: str, body: str, **options) -> tuple[dict, list[str]]:
     return record, reporter.notes
 
 
-def sft(output: str, *, model: str = "tiny", extra: str = "", data: str | None = None, trainer: str = ONE_STEP) -> dict:
+def sft(
+    output: str, *, model: str = "tiny", extra: str = "", data: str | None = None, trainer: str = ONE_STEP
+) -> dict:
     data = data or rows("chat.jsonl", CHAT)
     body = f"model: {{name: {model}}}\ndata: {{train: {data}, eval: 0.3}}\n{extra}{trainer}run: {{output: {output}}}\n"
     return run("sft", body)[0]
 
 
 def test_a_chain_of_adapters_stands_on_one_base(workplace: Path) -> None:
-    sft("first", extra=LORA, trainer="trainer: {max_steps: 3, per_device_train_batch_size: 4, learning_rate: 0.01}\n")
+    sft(
+        "first",
+        extra=LORA,
+        trainer="trainer: {max_steps: 3, per_device_train_batch_size: 4, learning_rate: 0.01}\n",
+    )
     sft("second", model="first", extra=LORA)
-    configs = [json.loads(Path(name, "adapter_config.json").read_text(encoding="utf-8")) for name in ("first", "second")]
+    configs = [
+        json.loads(Path(name, "adapter_config.json").read_text(encoding="utf-8"))
+        for name in ("first", "second")
+    ]
     assert configs[0]["base_model_name_or_path"] == configs[1]["base_model_name_or_path"]
     assert (configs[0]["r"], configs[1]["r"]) == (4, 8)
     base = AutoModelForCausalLM.from_pretrained(configs[0]["base_model_name_or_path"])
@@ -79,8 +88,14 @@ def test_a_chain_of_adapters_stands_on_one_base(workplace: Path) -> None:
 
 def test_the_whole_line_runs_on_adapters(workplace: Path) -> None:
     sft("sft", extra=LORA)
-    pairs, prompts = rows("pairs.jsonl", PAIRS), rows("prompts.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT])
-    run("reward", f"model: {{name: sft}}\ndata: {{train: {pairs}, eval: 0.3}}\n{LORA}{ONE_STEP}run: {{output: reward}}\n")
+    pairs, prompts = (
+        rows("pairs.jsonl", PAIRS),
+        rows("prompts.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT]),
+    )
+    run(
+        "reward",
+        f"model: {{name: sft}}\ndata: {{train: {pairs}, eval: 0.3}}\n{LORA}{ONE_STEP}run: {{output: reward}}\n",
+    )
     run(
         "ppo",
         f"model: {{name: sft}}\nreward: [{{model: reward}}]\ndata: {{train: {prompts}, eval: 0.3}}\n{LORA}"
@@ -88,13 +103,22 @@ def test_the_whole_line_runs_on_adapters(workplace: Path) -> None:
         "run: {output: ppo, compare: 2}\n",
     )
     events = rows(
-        "feedback.jsonl", [{"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]} for r in CHAT]
+        "feedback.jsonl",
+        [
+            {"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]}
+            for r in CHAT
+        ],
     )
-    general = rows("general.jsonl", [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]}] * 2)
+    general = rows(
+        "general.jsonl",
+        [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]}] * 2,
+    )
     record, notes = run(
         "lora-update",
         f"model: {{name: ppo}}\nfeedback: {{events: {events}, replay: chat.jsonl, general: {general}, eval: 0.4}}\n{LORA}"
-        "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n" + ONE_STEP + "run: {output: update}\n",
+        "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n"
+        + ONE_STEP
+        + "run: {output: update}\n",
     )
     assert record["verdict"] == "PROMOTED"
     assert any("reloaded from disk" in note for note in run_notes("reward"))
@@ -122,7 +146,9 @@ def test_every_objective_trains_above_a_frozen_parent(workplace: Path, objective
         "lora-update",
         f"model: {{name: parent}}\nfeedback: {{events: {rows('f.jsonl', events)}, eval: 0.4, objective: {objective},"
         f" replay: chat.jsonl, general: {rows('g.jsonl', [{'prompt': 'a', 'completion': 'b'}] * 3)}}}\n{LORA}"
-        "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n" + ONE_STEP + "run: {output: update}\n",
+        "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n"
+        + ONE_STEP
+        + "run: {output: update}\n",
     )
     assert record["objective"][0] == objective
     assert record["metrics"]["train_loss"] == pytest.approx(record["metrics"]["train_loss"])
@@ -143,7 +169,10 @@ def test_qlora_runs_on_a_4bit_base_on_the_cpu(workplace: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [[{"text": f"A plain line, number {i}."} for i in range(8)], [{"prompt": f"{i} and", "completion": " one"} for i in range(8)]],
+    [
+        [{"text": f"A plain line, number {i}."} for i in range(8)],
+        [{"prompt": f"{i} and", "completion": " one"} for i in range(8)],
+    ],
 )
 def test_text_and_prompt_completion_rows(workplace: Path, content: list[dict]) -> None:
     record = sft("out", data=rows("rows.jsonl", content))
@@ -160,7 +189,8 @@ def test_rows_of_which_nothing_would_be_learned_are_an_error(workplace: Path) ->
 
 def test_full_fine_tuning_of_a_quantised_base_is_refused(workplace: Path) -> None:
     with pytest.raises(InputError, match="quantised weights cannot be trained"):
-        body = f"model: {{name: tiny, quantization: 4bit}}\ndata: {{train: {rows("c.jsonl", CHAT)}, eval: 0.3}}\nrun: {{output: q}}\n"
+        data = rows("c.jsonl", CHAT)
+        body = f"model: {{name: tiny, quantization: 4bit}}\ndata: {{train: {data}, eval: 0.3}}\nrun: {{output: q}}\n"
         run("sft", body)
 
 
@@ -174,6 +204,7 @@ def test_half_precision_on_a_cpu_is_refused(workplace: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match="no CUDA device"):
-        body = f"model: {{name: tiny, dtype: bfloat16}}\ndata: {{train: {rows("c.jsonl", CHAT)}, eval: 0.3}}\nrun: {{output: q}}\n"
+        data = rows("c.jsonl", CHAT)
+        body = f"model: {{name: tiny, dtype: bfloat16}}\ndata: {{train: {data}, eval: 0.3}}\nrun: {{output: q}}\n"
         run("sft", body)
     assert not Path("q").exists()

@@ -33,7 +33,9 @@ def judge(prompt: list[dict[str, str]], response: str) -> float:
     words = _WORD.findall(response.lower())
     extra = max(0, len(words) - FREE_WORDS)
     strange = sum(word not in _vocabulary() for word in words) / len(words) if words else 1.0
-    return _fact(prompt, words) + _manner(response) - min(PER_WORD * extra, LONGEST_PENALTY) - RUBBISH * strange
+    return (
+        _fact(prompt, words) + _manner(response) - min(PER_WORD * extra, LONGEST_PENALTY) - RUBBISH * strange
+    )
 
 
 def judge_batch(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:

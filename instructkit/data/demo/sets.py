@@ -12,7 +12,7 @@ from instructkit.data.demo.judge import judge
 Row = dict[str, Any]
 FEEDBACK_TOPIC = "capitals"
 LABEL_NOISE = 0.1
-CLEAR_DIFFERENCE = 0.6
+CLEAR_DIFFERENCE = 1.2
 RATERS = tuple(f"rater-{i:02d}" for i in range(1, 9))
 
 
@@ -29,7 +29,7 @@ def comparisons(held_out: bool) -> list[Row]:
     """Two answers to one prompt, the better first; in training one label in ten is wrong."""
     rng = random.Random(23 + held_out)
     rows = []
-    for question in _asked(held_out, rng, times=3 if held_out else 7):
+    for question in _asked(held_out, rng, times=4 if held_out else 12):
         first, second = (world.people_answer(question, rng, right=0.6) for _ in range(2))
         difference = judge(question.prompt, first) - judge(question.prompt, second)
         if abs(difference) < CLEAR_DIFFERENCE:
@@ -55,7 +55,13 @@ def feedback(held_out: bool) -> list[Row]:
         better = f"{response} {world.WISH}"
         rater = rng.choice(RATERS)
         rows.append(
-            {"prompt": question.prompt, "response": response, "better": better, "rater": rater, "tags": [question.topic]}
+            {
+                "prompt": question.prompt,
+                "response": response,
+                "better": better,
+                "rater": rater,
+                "tags": [question.topic],
+            }
         )
     return rows
 
@@ -65,7 +71,9 @@ def general_held_out() -> list[Row]:
     rng = random.Random(53)
     topics = [topic.name for topic in world.TOPICS if topic.name != FEEDBACK_TOPIC]
     asked = _asked(True, rng, times=2, topics=topics)
-    return [{"messages": [*question.prompt, _message(world.people_answer(question, rng))]} for question in asked]
+    return [
+        {"messages": [*question.prompt, _message(world.people_answer(question, rng))]} for question in asked
+    ]
 
 
 DEMO_SETS: dict[str, Callable[[], list[Row]]] = {
@@ -100,7 +108,9 @@ def corpus() -> Iterator[str]:
             yield row["better"]
 
 
-def _asked(held_out: bool, rng: random.Random, *, times: int, topics: list[str] | None = None) -> list[world.Question]:
+def _asked(
+    held_out: bool, rng: random.Random, *, times: int, topics: list[str] | None = None
+) -> list[world.Question]:
     found = [*world.questions(held_out=held_out), *world.follow_ups(held_out=held_out)] * times
     found = [question for question in found if topics is None or question.topic in topics]
     rng.shuffle(found)

@@ -88,7 +88,8 @@ TOPICS = (
         "And a young {}?",
         _pairs(
             "dog = puppy, cat = kitten, cow = calf, horse = foal, sheep = lamb, goat = kid, pig = piglet, bear = cub, "
-            "deer = fawn, duck = duckling, goose = gosling, hen = chick, swan = cygnet, frog = tadpole, kangaroo = joey, owl = owlet"
+            "deer = fawn, duck = duckling, goose = gosling, hen = chick, swan = cygnet, frog = tadpole, "
+            "kangaroo = joey, owl = owlet"
         ),
     ),
     Topic(
@@ -148,7 +149,11 @@ def follow_ups(*, held_out: bool) -> list[Question]:
                 second, wanted = facts[(i + step) % len(facts)]
                 if (chosen_by(f"{first} {second}", 5) == 0) == held_out:
                     asked = topic.wordings[chosen_by(second + first, len(topic.wordings))].format(first)
-                    turns = (("user", asked), ("assistant", f"{answer[0].upper()}{answer[1:]}."), ("user", topic.follow_up.format(second)))
+                    turns = (
+                        ("user", asked),
+                        ("assistant", f"{answer[0].upper()}{answer[1:]}."),
+                        ("user", topic.follow_up.format(second)),
+                    )
                     found.append(Question(topic.name, second, wanted, turns))
     return found
 
