@@ -169,9 +169,9 @@ def compare(frame: Frame, before: dict[str, Any], after: dict[str, Any]) -> tupl
                 n=len(nll[1]),
                 before=sum(nll[0]) / tokens,
                 after=sum(nll[1]) / tokens,
-                change=list(ratio),
+                change=[bound - 1 for bound in ratio],
                 better="lower",
-                note="change is the ratio after/before",
+                note="change is relative: after / before - 1",
             )
         )
     checks = [

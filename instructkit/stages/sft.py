@@ -126,9 +126,9 @@ def compare(before: list[Any], after: list[Any], limit: float, seed: int) -> tup
         n=len(after),
         before=sum(r.nll for r in before) / tokens,
         after=sum(r.nll for r in after) / tokens,
-        change=list(ratio),
+        change=[bound - 1 for bound in ratio],
         better="lower",
-        note="change is the ratio after/before",
+        note="change is relative: after / before - 1",
     )
     accuracy = measurement(
         "held-out token accuracy",

@@ -176,7 +176,7 @@ def people_answer(question: Question, rng: random.Random, *, right: float = 0.8)
 
 def _mishap(question: Question, rng: random.Random) -> str | None:
     """What goes wrong: mostly no answer, or one to another question; now and then a neighbour of the right one."""
-    kind = rng.choices(("evasive", "off topic", "mistaken"), weights=(5, 4, 1))[0]
+    kind = rng.choices(("evasive", "off topic", "mistaken"), weights=(16, 3, 1))[0]
     if kind == "evasive":
         return None
     tables = [topic.facts for topic in TOPICS if (topic.name == question.topic) == (kind == "mistaken")]
