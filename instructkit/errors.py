@@ -42,7 +42,7 @@ class RecipeError(InputError):
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = faults
-        super().__init__("\n".join(str(fault) for fault in faults))
+        super().__init__("\n".join(str(fault) for fault in faults), hint="mend these; nothing was started")
 
 
 class DataError(InputError):

@@ -91,9 +91,9 @@ def _in_words(run: dict[str, Any], gate: dict[str, Any]) -> str:
     if gate.get("interval"):
         low, high = gate["interval"]
         measured += f" (95 % interval {_number(low)} to {_number(high)})"
-    said = gate.get("text") or f"{measured}, limit {_number(gate.get('limit'))}"
+    said = gate.get("text") or f"{gate['name']}: {measured}, limit {_number(gate.get('limit'))}"
     what = "gate not reached" if gate.get("passed") is False else "gate could not be decided"
-    return f"{run['name']}: {what}: {gate['name']}: {said}"
+    return f"{run['name']}: {what}: {said}"
 
 
 def _figures(runs: list[dict[str, Any]], *, headings: bool) -> list[RenderableType]:
@@ -194,7 +194,9 @@ def _duration(run: dict[str, Any]) -> str:
 
 def _all_reached(runs: list[dict[str, Any]]) -> str:
     gates = sum(len(run.get("gates", [])) for run in runs)
-    return f"all {gates} gates reached" if gates else "no gates were set"
+    said = f"all {gates} gates reached" if gates else "no gates were set"
+    decided = [f"{run['name']} is {run['verdict']}" for run in runs if run.get("verdict") not in (None, "done")]
+    return "; ".join([said, *decided])
 
 
 def _table(*columns: str, numbers: tuple[int, ...] = ()) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -173,6 +174,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The fused 4-bit CPU kernels would be fetched from a hub; bitsandbytes' own are used instead.
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports those kernels as missing
 
 
 def choose_machine(recipe: Any) -> Machine:

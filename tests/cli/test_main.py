@@ -91,6 +91,7 @@ def test_several_faults_are_counted_and_listed(capsys, tmp_path, monkeypatch) ->
         "  r.yaml:1: `run` is missing",
         "  r.yaml:2: `model.name` is missing",
         "  r.yaml:2: unknown key `nam` in `model` (did you mean `name`?)",
+        "hint: mend these; nothing was started",
     ]
 
 

@@ -111,7 +111,7 @@ def test_gates_not_reached_are_said_in_words() -> None:
 def test_the_gate_may_bring_its_own_words() -> None:
     gate = {**FAILED, "text": "the judge's score did not rise clearly"}
     assert chain_failed([record("ppo", gates=[gate])]) == [
-        "ppo: gate not reached: judge gain: the judge's score did not rise clearly"
+        "ppo: gate not reached: the judge's score did not rise clearly"
     ]
 
 
