@@ -195,7 +195,9 @@ def _duration(run: dict[str, Any]) -> str:
 def _all_reached(runs: list[dict[str, Any]]) -> str:
     gates = sum(len(run.get("gates", [])) for run in runs)
     said = f"all {gates} gates reached" if gates else "no gates were set"
-    decided = [f"{run['name']} is {run['verdict']}" for run in runs if run.get("verdict") not in (None, "done")]
+    decided = [
+        f"{run['name']} is {run['verdict']}" for run in runs if run.get("verdict") not in (None, "done")
+    ]
     return "; ".join([said, *decided])
 
 

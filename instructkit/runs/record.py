@@ -208,7 +208,13 @@ class RunFolder:
         status = read_run(self.path)["status"]
         if not overwrite:
             raise InputError(f"{self.path} already holds a run ({_in_words(status)})", hint=_ways_on(status))
-        finished = status == "done"
+        return False
+
+    def _move_aside(self, overwrite: bool) -> Path | None:
+        """Rename what lies in the folder, if it may go; an unfinished run is deleted once the new one has begun."""
+        if self.check_free(overwrite=overwrite):
+            return None
+        finished = read_run(self.path)["status"] == "done"
         aside = self._previous if finished else self.path.parent / f".{self.path.name}.discarded"
         shutil.rmtree(aside, ignore_errors=True)
         self.path.rename(aside)

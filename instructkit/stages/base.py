@@ -121,11 +121,13 @@ def run(
             reporter.note(f"{output}: recipe, data and parents are unchanged; nothing to do")
             return _refuse_again(read_run(output))
         reporter.note(f"{output}: {reason}")
+    folder = RunFolder(output)
+    overwrite = options.overwrite or (options.if_changed and not options.resume)
+    if not options.resume:
+        folder.check_free(overwrite=overwrite)
     machine = choose_machine(recipe)
     for reason in machine.reasons:
         reporter.note(reason)
-    folder = RunFolder(output)
-    overwrite = options.overwrite or (options.if_changed and not options.resume)
     folder.start(
         resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume
     )
