@@ -194,12 +194,17 @@ class RunFolder:
         if aside is not None and aside != self._previous:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _move_aside(self, overwrite: bool) -> Path | None:
-        """Rename what lies in the folder, if it may go; unfinished runs are deleted when the new began."""
+    def check_free(self, *, overwrite: bool) -> bool:
+        """
+        Say whether the folder is empty; changes nothing, so that a refusal costs the user no time.
+
+        Raises:
+            InputError: when it is not, and may not be replaced.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file, not a folder", hint="choose another run.output=FOLDER")
         if not self.path.is_dir() or not any(self.path.iterdir()):
-            return None
+            return True
         if not is_run(self.path):
             raise InputError(
                 f"{self.path} is not empty and holds no run (no {RECORD}); it is left alone",
