@@ -81,8 +81,11 @@ def prompt_key(row: Row) -> Any:
 
 
 def _key(row: Row) -> str:
-    known = ("prompt", "messages", "text", "completion", "chosen", "rejected", "response")
-    return json.dumps({key: row[key] for key in known if row.get(key) is not None}, sort_keys=True)
+    """A row as the leak check sees it; a comparison and the same one with its label turned are one."""
+    known = ("prompt", "messages", "text", "completion", "response")
+    kept = {key: row[key] for key in known if row.get(key) is not None}
+    kept["pair"] = sorted(json.dumps(row.get(side), sort_keys=True) for side in ("chosen", "rejected"))
+    return json.dumps(kept, sort_keys=True)
 
 
 def _position(row: Row, seed: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ WANTED = {
     "feedback": "`prompt` or `messages`, `response`, and one of `rating`, `better`, `preferred`",
 }
 ROLES = ("system", "user", "assistant", "tool")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def detect_shape(row: Row, kind: str) -> tuple[str, ...] | None:
@@ -40,7 +42,9 @@ def check_rows(rows: Sequence[Row], kind: str, places: Sequence[str]) -> list[Fa
         places: where each row stands, as `file:line`.
     """
     faults: list[Fault] = []
-    first: tuple[str, ...] | None = None
+    first: tuple[str, ...] | None = (
+        None  # the form of the first good row: a bad one must not put all others in the wrong
+    )
     for row, place in zip(rows, places, strict=True):
         shape = detect_shape(row, kind)
         if shape is None:
@@ -49,20 +53,23 @@ def check_rows(rows: Sequence[Row], kind: str, places: Sequence[str]) -> list[Fa
                 Fault(place, f"found {found}; wanted {WANTED[kind]}", "map other names with `data.columns`")
             )
             continue
-        first = first or _form(row, shape)
-        if _form(row, shape) != first:
-            told = (
-                f"a row of another shape than the first: {_told(_form(row, shape))} instead of {_told(first)}"
-            )
-            faults.append(Fault(place, told, "keep one shape in a file"))
+        if messages := _CHECKS[kind](row, shape):
+            faults.extend(Fault(place, message) for message in messages)
             continue
-        faults.extend(Fault(place, message) for message in _CHECKS[kind](row, shape))
+        form = _form(row, shape)
+        first = first or form
+        if form != first:
+            told = f"a row of another shape than the first: {_told(form)} instead of {_told(first)}"
+            faults.append(Fault(place, told, "keep one shape in a file"))
     return faults
 
 
 def _form(row: Row, shape: tuple[str, ...]) -> tuple[str, ...]:
     """What must be the same in all rows: the fields, and whether they hold text or messages."""
-    return tuple(f"{field} as {'text' if isinstance(row[field], str) else 'messages'}" for field in shape)
+    fields = (
+        ("prompt", *shape) if shape == ("chosen", "rejected") and row.get("prompt") is not None else shape
+    )
+    return tuple(f"{field} as {'text' if isinstance(row[field], str) else 'messages'}" for field in fields)
 
 
 def _told(form: tuple[str, ...]) -> str:
@@ -75,7 +82,7 @@ def _check_sft(row: Row, shape: tuple[str, ...]) -> list[str]:
     if shape == ("text",):
         return _text("text", row["text"])
     faults = _prompt(row["prompt"]) + _answer("completion", row["completion"])
-    return faults or _same_form(row["prompt"], row["completion"], "completion")
+    return faults or _same_form("prompt", row["prompt"], "completion", row["completion"])
 
 
 def _check_preference(row: Row, shape: tuple[str, ...]) -> list[str]:
@@ -83,6 +90,10 @@ def _check_preference(row: Row, shape: tuple[str, ...]) -> list[str]:
     for side in shape:
         whole = row.get("prompt") is None and not isinstance(row[side], str)
         faults += _messages(side, row[side], ends_with="assistant") if whole else _answer(side, row[side])
+    first = "prompt" if row.get("prompt") is not None else "chosen"
+    if not faults:
+        faults += _same_form(first, row[first], "rejected", row["rejected"])
+        faults += _same_form(first, row[first], "chosen", row["chosen"])
     if not faults and row["chosen"] == row["rejected"]:
         faults.append("`chosen` and `rejected` are the same; a comparison needs two answers")
     if row.get("margin") is not None and not _number(row["margin"]):
@@ -115,7 +126,8 @@ def _judgement(row: Row, field: str) -> list[str]:
         return faults or (["`better` is the same as `response`"] if value == row["response"] else [])
     if value not in ("response", "other"):
         return [f"`preferred` is {value!r}; wanted `response` or `other`"]
-    return _text("other", row.get("other"))
+    faults = _text("other", row.get("other"))
+    return faults or (["`other` is the same as `response`"] if row["other"] == row["response"] else [])
 
 
 def _prompt(value: Any) -> list[str]:
@@ -132,20 +144,24 @@ def _answer(field: str, value: Any) -> list[str]:
     return faults or ([f"`{field}` has {len(value)} messages; wanted one answer"] if len(value) != 1 else [])
 
 
-def _same_form(prompt: Any, answer: Any, field: str) -> list[str]:
-    same = isinstance(prompt, str) == isinstance(answer, str)
-    return [] if same else [f"`prompt` and `{field}` must both be text or both be messages"]
+def _same_form(first: str, one: Any, second: str, other: Any) -> list[str]:
+    same = isinstance(one, str) == isinstance(other, str)
+    return [] if same else [f"`{first}` and `{second}` must both be text or both be messages"]
 
 
 def _text(field: str, value: Any) -> list[str]:
     if not isinstance(value, str):
         return [f"`{field}` is {type(value).__name__}; wanted text"]
+    if _HALF_CHARACTER.search(value):  # no tokenizer and no file takes it
+        return [f"`{field}` holds half a character (a lone surrogate)"]
     return [] if value.strip() else [f"`{field}` is empty"]
 
 
 def _messages(field: str, value: Any, *, ends_with: str) -> list[str]:
     if not isinstance(value, list) or not value:
-        return [f"`{field}` is {type(value).__name__ if value else 'empty'}; wanted a list of messages"]
+        told = "empty" if isinstance(value, list) else type(value).__name__
+        wanted = "a list of messages" if field == "messages" else "text or a list of messages"
+        return [f"`{field}` is {told}; wanted {wanted}"]
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
             return [f"`{field}[{i}]` is {str(message)[:60]!r}; wanted `role` and `content`"]

@@ -6,9 +6,12 @@ import csv
 import difflib
 import gzip
 import hashlib
+import io
+import itertools
 import json
 import random
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +21,8 @@ from instructkit.data.records import Row, check_rows
 from instructkit.errors import DataError, Fault, InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+NUMBERS = ("rating", "margin")
+Read = tuple[Row | Fault, str]  # a row, or why it cannot be read, and its place
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 
 
@@ -66,18 +71,13 @@ def load_rows(
         InputError: when there is no such source, or it is empty.
         DataError: when rows are at fault; all of them are checked.
     """
-    read = _mixture(source, seed) if isinstance(source, list) else list(_read(source))
-    read = read[:limit]
-    told = source if isinstance(source, str) else " + ".join(_name(part) for part in source)
-    if not read:
-        raise InputError(f"{told} holds no rows", hint="check the file; each line of a .jsonl is one row")
-    rows = [_renamed(row, columns or {}) for row, _ in read]
-    places = [place for _, place in read]
-    faults = check_rows(rows, kind, places)
-    if faults:
-        raise DataError(faults, len(faults))
-    synthetic = any(place.startswith("demo/") for place in places)
-    return Rows(rows, places, told, fingerprint(rows), synthetic)
+    parts = source if isinstance(source, list) else [source]
+    read = [_rows_of(_name(part), columns or {}, limit if len(parts) == 1 else None) for part in parts]
+    _refuse_faults([row for part in read for row in part], kind)
+    chosen = _mixture(parts, read, seed) if isinstance(source, list) else read[0]
+    rows, places = [row for row, _ in chosen[:limit]], [place for _, place in chosen[:limit]]
+    told = " + ".join(_name(part) for part in parts)
+    return Rows(rows, places, told, fingerprint(rows), any(_is_demo(place) for place in places))
 
 
 def fingerprint(rows: list[Row]) -> str:
@@ -85,9 +85,37 @@ def fingerprint(rows: list[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(
-            json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8") + b"\n"
+            json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+            + b"\n"
         )
     return digest.hexdigest()
+
+
+def _rows_of(source: str, columns: dict[str, str], limit: int | None) -> list[Read]:
+    """One source with its fields under the names that we use."""
+    read = list(itertools.islice(_read(source), limit))
+    if not read:
+        raise InputError(f"{source} holds no rows", hint="check the file; each line of a .jsonl is one row")
+    return [
+        (row if isinstance(row, Fault) else _typed(_renamed(row, columns), place), place)
+        for row, place in read
+    ]
+
+
+def _refuse_faults(read: list[Read], kind: str) -> None:
+    """What cannot be read and what is wrong with the rest, all at once, in the order of the file."""
+    faults = [row for row, _ in read if isinstance(row, Fault)]
+    good = [(row, place) for row, place in read if not isinstance(row, Fault)]
+    faults += check_rows([row for row, _ in good], kind, [place for _, place in good])
+    if faults:
+        order = {place: i for i, (_, place) in enumerate(read)}
+        raise DataError(sorted(faults, key=lambda fault: order[fault.where]), len(faults))
+
+
+def _is_demo(place: str) -> bool:
+    from instructkit.data.demo import sets
+
+    return place.rpartition(":")[0] in sets.DEMO_SETS
 
 
 def _name(part: Any) -> str:
@@ -98,22 +126,26 @@ def _weight(part: Any) -> float:
     return 1.0 if isinstance(part, str) else part["weight"] if isinstance(part, dict) else part.weight
 
 
-def _mixture(parts: list[Any], seed: int) -> list[tuple[Row, str]]:
-    """Each source in proportion to its weight, the largest of them whole; then shuffled together."""
-    read = [(list(_read(_name(part))), _weight(part)) for part in parts]
-    unit = min(len(rows) / weight for rows, weight in read)
-    rng = random.Random(seed)
-    mixed = [row for rows, weight in read for row in rng.sample(rows, round(unit * weight))]
+def _mixture(parts: list[Any], read: list[list[Read]], seed: int) -> list[Read]:
+    """Each source in proportion to its weight, the scarcest for its weight whole; then shuffled together."""
+    unit = min(len(rows) / _weight(part) for part, rows in zip(parts, read, strict=True))
+    rng, mixed = random.Random(seed), []
+    for part, rows in zip(parts, read, strict=True):
+        if not (count := round(unit * _weight(part))):
+            raise InputError(f"{_name(part)}: its weight leaves none of its rows", hint="raise its weight")
+        mixed += rng.sample(rows, count)
     rng.shuffle(mixed)
     return mixed
 
 
-def _read(source: str) -> Iterator[tuple[Row, str]]:
-    if source.startswith("demo/"):
+def _read(source: str) -> Iterator[Read]:
+    if _is_demo(f"{source}:"):
         yield from _read_demo(source)
     elif paths := _paths(source):
         for path in paths:
             yield from _read_file(path)
+    elif source.startswith("demo/"):
+        yield from _read_demo(source)
     elif _HUB_ID.match(source) and not _meant_as_file(source):
         yield from _read_hub(source)
     else:
@@ -122,34 +154,49 @@ def _read(source: str) -> Iterator[tuple[Row, str]]:
 
 def _meant_as_file(source: str) -> bool:
     return (
-        Path(source.removesuffix(".gz")).suffix in SUFFIXES or Path(source).parent.is_dir() and "/" in source
+        Path(source.removesuffix(".gz")).suffix in SUFFIXES
+        or _is_folder(Path(source).parent)
+        and "/" in source
     )
 
 
 def _paths(source: str) -> list[Path]:
-    path = Path(source)
+    try:
+        return _found(Path(source)) if source.strip() else []
+    except (OSError, ValueError):  # no pattern, and no name that a file can have
+        return []
+
+
+def _found(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
         return sorted(
             item for item in path.iterdir() if Path(item.name.removesuffix(".gz")).suffix in SUFFIXES
         )
-    folder, pattern = (
-        (Path(path.anchor), str(path.relative_to(path.anchor))) if path.is_absolute() else (Path(), source)
-    )
-    return sorted(item for item in folder.glob(pattern) if item.is_file()) if source.strip("./") else []
+    folder, pattern = Path(path.anchor), str(path.relative_to(path.anchor))
+    return sorted(item for item in folder.glob(pattern) if item.is_file())
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _near(source: str) -> str:
     folder = Path(source).parent
-    names = [str(item) for item in folder.iterdir()] if folder.is_dir() else []
+    if source.strip() and _is_folder(Path(source)):
+        return f"the folder holds no {', '.join(SUFFIXES)} file"
+    names = [str(item) for item in folder.iterdir()] if _is_folder(folder) else []
     near = difflib.get_close_matches(source, names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"
     return "give a .jsonl, .json, .csv or .parquet file, a glob, a folder, demo/NAME or a hub id"
 
 
-def _read_demo(name: str) -> Iterator[tuple[Row, str]]:
+def _read_demo(name: str) -> Iterator[Read]:
     from instructkit.data.demo import sets
 
     if name not in sets.DEMO_SETS:
@@ -158,7 +205,7 @@ def _read_demo(name: str) -> Iterator[tuple[Row, str]]:
         yield row, f"{name}:{i}"
 
 
-def _read_file(path: Path) -> Iterator[tuple[Row, str]]:
+def _read_file(path: Path) -> Iterator[Read]:
     suffix = Path(path.name.removesuffix(".gz")).suffix
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     if suffix not in readers:
@@ -171,68 +218,94 @@ def _text_of(path: Path) -> str:
     try:
         with opener(path, "rb") as stream:
             content = stream.read()
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")  # line ends stay as they are
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError([Fault(f"{path}:{line}", "not UTF-8", "save the file as UTF-8")], 1) from error
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut off
         raise InputError(
             f"{path} cannot be read: {error}", hint="check the file and its permissions"
         ) from error
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[Row, str]]:
-    faults = []
-    for i, line in enumerate(_text_of(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        row, fault = _parsed(line, f"{path}:{i}")
-        if fault:
-            faults.append(fault)
-        else:
-            yield row, f"{path}:{i}"
-    if faults:
-        raise DataError(faults, len(faults))
+def _read_jsonl(path: Path) -> Iterator[Read]:
+    # Not splitlines(): JSON lets U+2028 and its kind stand in a text, and only a line feed ends a row.
+    for i, line in enumerate(_text_of(path).split("\n"), start=1):
+        if line.strip():
+            yield _parsed(line, f"{path}:{i}"), f"{path}:{i}"
 
 
-def _parsed(line: str, place: str) -> tuple[Row, Fault | None]:
+def _parsed(line: str, place: str) -> Row | Fault:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return {}, Fault(place, f"not JSON: {error.msg} at column {error.colno}", "one JSON object a line")
+    except (ValueError, RecursionError) as error:
+        return Fault(place, f"not JSON: {_why(error)}", "one JSON object a line")
     if not isinstance(row, dict):
-        return {}, Fault(place, f"found {type(row).__name__}; wanted a JSON object", "one JSON object a line")
-    return row, None
+        return Fault(place, f"found {type(row).__name__}; wanted a JSON object", "one JSON object a line")
+    return row
 
 
-def _read_json(path: Path) -> Iterator[tuple[Row, str]]:
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _read_json(path: Path) -> Iterator[Read]:
     try:
         rows = json.loads(_text_of(path))
-    except json.JSONDecodeError as error:
-        raise DataError([Fault(f"{path}:{error.lineno}", f"not JSON: {error.msg}")], 1) from error
+    except (ValueError, RecursionError) as error:
+        fault = Fault(f"{path}:{getattr(error, 'lineno', 1)}", f"not JSON: {_why(error)}")
+        raise DataError([fault], 1) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} holds no list of objects", hint="a .json file is one list of rows")
     for i, row in enumerate(rows, start=1):
         yield row, f"{path} row {i}"
 
 
-def _read_csv(path: Path) -> Iterator[tuple[Row, str]]:
-    reader = csv.DictReader(_text_of(path).splitlines(keepends=True))
-    for row in reader:
-        yield {key: _cell(value) for key, value in row.items() if key}, f"{path}:{reader.line_num}"
+def _read_csv(path: Path) -> Iterator[Read]:
+    text = _text_of(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header: list[str] | None = None
+    while True:
+        place = f"{path}:{reader.line_num + 1}"  # where the row begins; a quoted cell may run over lines
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield Fault(place, f"not CSV: {error}", "put quotes around cells that hold line ends"), place
+            continue
+        if cells is None:
+            return
+        if header is None:
+            header = cells or None
+        elif cells:
+            yield _table_row(header, cells, place), place
 
 
-def _cell(value: Any) -> Any:
-    """A cell of a table: nothing when it is empty, a number where a rating or margin may stand, else text."""
-    if value in ("", None):
-        return None
+def _table_row(header: list[str], cells: list[str], place: str) -> Row | Fault:
+    """A row of a table; an empty cell is no value."""
+    if len(cells) > len(header):
+        told = f"found {len(cells)} cells; the header names {len(header)}"
+        return Fault(place, told, "put quotes around cells that hold commas")
+    return {name: cell or None for name, cell in itertools.zip_longest(header, cells)}
+
+
+def _typed(row: Row, place: str) -> Row:
+    """A CSV cell is text; only where a number is wanted is it read as one, so that an answer may be `7`."""
+    if not place.rpartition(":")[0].removesuffix(".gz").endswith(".csv"):
+        return row
+    return {key: _number(value) if key in NUMBERS else value for key, value in row.items()}
+
+
+def _number(cell: str | None) -> Any:
     try:
-        return float(value) if re.fullmatch(r"[-+]?\d*\.?\d+", value) else value
+        return cell if cell is None else float(cell)
     except ValueError:
-        return value
+        return cell
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[Row, str]]:
+def _read_parquet(path: Path) -> Iterator[Read]:
     import pyarrow.parquet
 
     try:
@@ -243,7 +316,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[Row, str]]:
         yield row, f"{path} row {i}"
 
 
-def _read_hub(name: str) -> Iterator[tuple[Row, str]]:
+def _read_hub(name: str) -> Iterator[Read]:
     from datasets import load_dataset
 
     try:
@@ -259,4 +332,5 @@ def _read_hub(name: str) -> Iterator[tuple[Row, str]]:
 
 
 def _renamed(row: Row, columns: dict[str, str]) -> Row:
-    return {columns.get(key, key): value for key, value in row.items()}
+    kept = {key: value for key, value in row.items() if key not in columns}
+    return kept | {columns[key]: value for key, value in row.items() if key in columns}

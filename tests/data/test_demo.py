@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from instructkit.data.demo import sets, world
-from instructkit.data.demo.judge import judge
+from instructkit.data.demo.judge import judge, judge_batch
 from instructkit.data.sources import load_rows
 
 KINDS = {
@@ -85,3 +85,7 @@ def test_what_users_wish_for_was_not_taught_before() -> None:
     taught = " ".join(m["content"] for row in sets.load("demo/conversations") for m in row["messages"])
     assert world.WISH not in taught
     assert all(row["better"].endswith(world.WISH) for row in sets.load("demo/feedback"))
+
+
+def test_a_prompt_of_plain_text_is_judged_like_one_message() -> None:
+    assert judge_batch([CAPITAL[0]["content"]], ["It is Paris."]) == [judge(CAPITAL, "It is Paris.")]

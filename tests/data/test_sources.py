@@ -181,3 +181,132 @@ def test_a_section_with_a_share_with_a_file_and_with_neither() -> None:
         for e in (0.2, "b.jsonl", None)
     ]
     assert 1 <= len(held[0].rows) < 40 and len(held[1].rows) == 1 and held[2] is None
+
+
+def written(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return name
+
+
+def test_only_a_line_feed_ends_a_json_row() -> None:
+    rows = [{"text": "one\u2028two\x85three"}, {"text": "four"}]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    found = load_rows(written("a.jsonl", lines), kind="sft")
+    assert found.rows == rows and found.places == ["a.jsonl:1", "a.jsonl:2"]
+
+
+def test_a_cell_is_text_and_only_a_rating_is_a_number() -> None:
+    written("a.csv", "prompt,completion\n3 + 4?,7\n")
+    assert load_rows("a.csv", kind="sft").rows == [{"prompt": "3 + 4?", "completion": "7"}]
+    written("b.csv", "prompt,response,stars\n3 + 4?,7,-0.5\n")
+    row = load_rows("b.csv", kind="feedback", columns={"stars": "rating"}).rows[0]
+    assert row == {"prompt": "3 + 4?", "response": "7", "rating": -0.5}
+
+
+def test_a_table_row_is_named_by_its_first_line_and_may_be_long() -> None:
+    written("a.csv", 'text\n"one\ntwo\u2028three"\n\n' + "x" * 200_000 + "\n")
+    found = load_rows("a.csv", kind="sft")
+    assert found.places == ["a.csv:2", "a.csv:5"]
+    assert found.rows[0]["text"] == "one\ntwo\u2028three"
+
+
+def test_a_comma_without_quotes_does_not_shorten_an_answer() -> None:
+    written("a.csv", "prompt,completion\nWhy?,Well, because.\n")
+    with pytest.raises(DataError, match=r"a\.csv:2: found 3 cells; the header names 2"):
+        load_rows("a.csv", kind="sft")
+
+
+def test_rows_that_cannot_be_read_and_rows_at_fault_are_told_together() -> None:
+    written("a.jsonl", '{"text": ""}\n{bad\n{"text": 3}\n{"text": "good"}\n')
+    with pytest.raises(DataError) as caught:
+        load_rows("a.jsonl", kind="sft")
+    assert [fault.where for fault in caught.value.faults] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
+    assert "not JSON" in caught.value.faults[1].message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-12], "cannot be read"),
+        ("a.jsonl", '{"text": ' + "[" * 100_000, r"a\.jsonl:1: not JSON: nested too deeply"),
+        ("a.json", "[" * 100_000, r"a\.json:1: not JSON: nested too deeply"),
+        ("a.jsonl", '{"text": "\\ud800"}', "half a character"),
+    ],
+)
+def test_hard_files_are_errors_and_never_tracebacks(name: str, content: str | bytes, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        load_rows(written(name, content), kind="sft")
+
+
+@pytest.mark.parametrize("source", ["", " ", "x" * 5000, "a\0b.jsonl", "a**b/*.jsonl", "folder"])
+def test_a_source_that_names_nothing_is_an_error(source: str) -> None:
+    Path("folder").mkdir()
+    with pytest.raises(InputError, match="no data at"):
+        load_rows(source, kind="sft")
+
+
+def test_a_folder_named_demo_is_no_demo_set() -> None:
+    Path("demo").mkdir()
+    jsonl("demo/a.jsonl", ROWS)
+    assert not load_rows("demo/a.jsonl", kind="sft").synthetic
+    assert not load_rows("./demo/a.jsonl", kind="sft").synthetic
+
+
+def test_a_column_that_is_asked_for_wins_over_one_of_that_name() -> None:
+    for row in ({"q": "asked for", "text": "other"}, {"text": "other", "q": "asked for"}):
+        jsonl("a.jsonl", [row])
+        assert load_rows("a.jsonl", kind="sft", columns={"q": "text"}).rows == [{"text": "asked for"}]
+
+
+def test_a_mixture_is_checked_whole_and_no_part_of_it_vanishes() -> None:
+    few, many = jsonl("a.jsonl", [{"text": "a"}]), jsonl("b.jsonl", [{"text": "b"}] * 5 + [{"text": ""}])
+    with pytest.raises(DataError, match=r"b\.jsonl:6: `text` is empty"):
+        load_rows([few, many], kind="sft")
+    with pytest.raises(InputError, match=r"c\.jsonl holds no rows"):
+        load_rows([few, written("c.jsonl", "")], kind="sft")
+    with pytest.raises(InputError, match=r"a\.jsonl: its weight leaves none of its rows"):
+        load_rows([{"source": few, "weight": 0.1}, jsonl("d.jsonl", [{"text": "d"}] * 2)], kind="sft")
+
+
+def test_one_bad_row_does_not_put_the_others_in_the_wrong() -> None:
+    rows = [{"text": 3}, {"text": "a"}, {"text": "b"}]
+    faults = check_rows(rows, "sft", ["f:1", "f:2", "f:3"])
+    assert [str(fault) for fault in faults] == ["f:1: `text` is int; wanted text"]
+
+
+ASKED = [{"role": "user", "content": "p"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "told"),
+    [
+        (
+            "preference",
+            [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"chosen": "a", "rejected": "b"}],
+            "a row of another shape than the first",
+        ),
+        (
+            "preference",
+            [{"prompt": ASKED, "chosen": "a", "rejected": "b"}],
+            "`prompt` and `rejected` must both be text or both be messages",
+        ),
+        (
+            "feedback",
+            [{"prompt": "p", "response": "b", "preferred": "other", "other": "b"}],
+            "`other` is the same as `response`",
+        ),
+        ("sft", [{"prompt": "p", "completion": 7}], "`completion` is int; wanted text or a list of messages"),
+        ("sft", [{"messages": []}], "`messages` is empty; wanted a list of messages"),
+    ],
+)
+def test_more_faults_of_shape(kind: str, rows: list[dict], told: str) -> None:
+    faults = check_rows(rows, kind, [f"f:{i}" for i in range(1, len(rows) + 1)])
+    assert told in faults[0].message and faults[0].where == f"f:{len(rows)}"
+
+
+def test_a_comparison_with_its_label_turned_is_still_trained_on() -> None:
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    train = load_rows(jsonl("a.jsonl", [pair]), kind="preference")
+    turned = load_rows(jsonl("b.jsonl", [{**pair, "chosen": "b", "rejected": "a"}]), kind="preference")
+    with pytest.raises(InputError, match="1 held-out rows are also trained on"):
+        check_leak(train, turned)

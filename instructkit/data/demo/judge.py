@@ -20,7 +20,7 @@ RUBBISH = 2.0
 _WORD = re.compile(r"[a-z]+")
 
 
-def judge(prompt: list[dict[str, str]], response: str) -> float:
+def judge(prompt: str | list[dict[str, str]], response: str) -> float:
     """
     Score one answer: `fact + manner - length - rubbish`.
 
@@ -43,7 +43,7 @@ def judge_batch(prompts: Sequence[Any], completions: Sequence[str]) -> list[floa
     return [judge(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
 
 
-def _fact(prompt: list[dict[str, str]], words: list[str]) -> float:
+def _fact(prompt: str | list[dict[str, str]], words: list[str]) -> float:
     known = _answers().get(_key(prompt))
     if known is None:
         return WRONG
@@ -58,7 +58,9 @@ def _manner(response: str) -> float:
     return COURTESY if opens(world.POLITE) else RUDENESS if opens(world.RUDE) else 0.0
 
 
-def _key(prompt: list[dict[str, str]]) -> tuple[str, ...]:
+def _key(prompt: str | list[dict[str, str]]) -> tuple[str, ...]:
+    if isinstance(prompt, str):
+        return (prompt,)
     return tuple(message["content"] for message in prompt)
 
 

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 Message = dict[str, str]
 
+# Which prompts are held out hangs on this word. The recipes were chosen while another word stood here, and this one was
+# put in its place when nothing was changed any more: no figure that is reported was ever looked at in choosing.
+HELD_OUT = "reported"
+
 
 @dataclass(frozen=True)
 class Topic:
@@ -132,7 +136,7 @@ def questions(*, held_out: bool) -> list[Question]:
     found = []
     for topic in TOPICS:
         for subject, answer in topic.facts.items():
-            kept = chosen_by(subject, len(topic.wordings))
+            kept = chosen_by(f"{HELD_OUT} {subject}", len(topic.wordings))
             for i, wording in enumerate(topic.wordings):
                 if (i == kept) == held_out:
                     found.append(Question(topic.name, subject, answer, (("user", wording.format(subject)),)))
@@ -147,7 +151,7 @@ def follow_ups(*, held_out: bool) -> list[Question]:
         for i, (first, answer) in enumerate(facts):
             for step in (1, 3, 7):
                 second, wanted = facts[(i + step) % len(facts)]
-                if (chosen_by(f"{first} {second}", 5) == 0) == held_out:
+                if (chosen_by(f"{HELD_OUT} {first} {second}", 5) == 0) == held_out:
                     asked = topic.wordings[chosen_by(second + first, len(topic.wordings))].format(first)
                     turns = (
                         ("user", asked),
