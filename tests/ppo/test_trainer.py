@@ -8,7 +8,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 from trl import RLOOTrainer
 
 from instructkit import adapters
@@ -152,6 +158,47 @@ def test_optimizer_steps_and_visits_are_exact(tiny_folder, tmp_path, epochs, pie
     assert all(visits.count(row) % epochs == 0 for row in visits)
 
 
+def test_each_epoch_over_a_rollout_has_an_order_of_its_own(tiny_folder, tmp_path) -> None:
+    trainer = build(
+        tiny_folder,
+        tmp_path,
+        per_device_train_batch_size=1,
+        steps_per_generation=8,
+        num_iterations=3,
+        max_steps=24,
+    )
+    orders: list[tuple] = []
+    original = trainer._compute_loss
+
+    def spy(model, inputs):
+        orders.append(tuple(inputs["old_logprobs"][0].tolist()))
+        return original(model, inputs)
+
+    trainer._compute_loss = spy
+    trainer.train()
+    epochs = [orders[i : i + 8] for i in range(0, 24, 8)]
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_whole_step_of_the_trainer_does_not_depend_on_accumulation(tiny_folder, tmp_path) -> None:
+    """O-11 through the real loop: the gradient norm of one step over eight sequences, at once and four by two."""
+    norms = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        trainer = build(
+            tiny_folder,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=accumulation,
+            num_iterations=1,
+            max_steps=1,
+        )
+        trainer.train()
+        norms.append((logged(trainer, "grad_norm/policy")[0], logged(trainer, "grad_norm/value")[0]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
 def test_value_warmup_leaves_the_policy_bit_identical(tiny_folder, tmp_path) -> None:
     trainer = build(tiny_folder, tmp_path, value_warmup_steps=1, weight_decay=0.1)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
@@ -203,9 +250,16 @@ def fixed_rollout(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
     }
 
 
-def test_padding_position_and_token_change_nothing(tiny_folder) -> None:
+def gpt2() -> GPT2LMHeadModel:
+    """A model with learned absolute positions, which left padding moves unless positions are given (R-1)."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=16, n_layer=2, n_head=2)).eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_padding_position_and_token_change_nothing(tiny_folder, family: str) -> None:
     """O-8: more left padding, another padding token, padding equal to the end token: the same log-probabilities."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    model = gpt2() if family == "gpt2" else AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
     prompts, responses = [[5, 6, 7], [8, 9]], [[11, 12, 2], [13, 14]]
     one = rollout.collate(prompts, responses, pad_id=0)
     other = rollout.collate([*prompts, [4] * 9], [*responses, [3]], pad_id=2)
