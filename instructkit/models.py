@@ -228,7 +228,8 @@ def _quantization(kind: str, dtype: str) -> Any:
 def _merged(model: Any, source: Source) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(source.adapter)).merge_and_unload()
+    merged = PeftModel.from_pretrained(model, str(source.adapter)).merge_and_unload()
+    return merged.requires_grad_(True)  # PEFT froze the base when it put the adapter on
 
 
 def _from_pretrained(

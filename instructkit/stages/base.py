@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from instructkit.recipe.render import to_dict
 from instructkit.runs import lineage
 from instructkit.runs.metrics import MetricsWriter, write_samples
 from instructkit.runs.record import RunFolder, read_run
+
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,10 @@ def run(
             synthetic=any(rows.synthetic for rows in inputs.data.values()),
         )
         frame = Frame(recipe, inputs, machine, output, reporter, options.resume)
+        seed_everything(frame.seed)
         result = train(frame)
         frame.timed("save", lambda: result.save(output))
+        drop_checkpoints(recipe, output)
         write_samples(output / "samples.jsonl", result.samples)
         folder.update(peak_memory_bytes=peak_memory(), **result.details)
         folder.complete(
@@ -154,6 +159,19 @@ def run(
     record = read_run(output)
     reporter.table(record)
     return _refuse_again(record)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed before the model is built: a fresh adapter or head is random, and trainers seed only after that."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def drop_checkpoints(recipe: Any, output: Path) -> None:
+    """Remove what only `--resume` needs, unless the recipe asked for checkpoints itself."""
+    if not {"save_strategy", "save_steps", "save_total_limit"} & set(recipe.trainer):
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
 
 
 def _refuse_again(record: dict[str, Any]) -> dict[str, Any]:

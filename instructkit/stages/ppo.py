@@ -226,7 +226,10 @@ def compare(
         judge = load_function(wanted.judge)
         first, second = (list(judge(prompts, texts)) for texts in told)
         change = metrics.paired_difference(first, second, seed=frame.seed)
-        lines.append(_line("judge's score", first, second, change, "higher", "no training stage sees it"))
+        spans = [metrics.bootstrap_mean(scores, seed=frame.seed)[1:] for scores in (first, second)]
+        told_spans = ", then ".join(f"{low:.3f} to {high:.3f}" for low, high in spans)
+        note = f"no training stage sees it; 95 % intervals {told_spans}"
+        lines.append(_line("judge's score", first, second, change, "higher", note))
         checks.append(gates.improved("judge's score", change, wanted.judge_gain_min))
     for score in scorers:
         first, second = (list(score(prompts=prompts, completions=texts)) for texts in told)

@@ -11,9 +11,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from instructkit.adapters import SettleOnTrainBegin
 from instructkit.errors import InputError
-from instructkit.stages.base import Frame, metrics_writer
+from instructkit.stages.base import CHECKPOINTS, Frame, metrics_writer
 
-CHECKPOINTS = "checkpoints"
 _SHOWN = {
     "loss": "loss",
     "reward": "reward",
@@ -47,9 +46,10 @@ def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any
         "fp16": machine.dtype == "float16",
         "gradient_checkpointing": not machine.on_cpu,
         "dataloader_pin_memory": not machine.on_cpu,
-        "save_strategy": "no",
+        # Four checkpoints a run, the last one kept: what `--resume` goes on from; gone when the run is finished.
+        "save_strategy": "steps",
+        "save_steps": 0.25,
         "save_total_limit": 1,
-        "save_only_model": False,
     }
     try:
         return config(**{**ours, **defaults, **given})
@@ -67,7 +67,7 @@ def callbacks(frame: Frame) -> list[TrainerCallback]:
 
 def fit(trainer: Any, frame: Frame) -> dict[str, float]:
     """
-    Train, from the last checkpoint when the run is resumed, and drop the checkpoints of a finished run.
+    Train, from the last checkpoint when the run is resumed.
 
     Raises:
         InputError: when there is nothing to resume from.
@@ -87,7 +87,7 @@ def _last_checkpoint(frame: Frame) -> str:
     if found is None:
         raise InputError(
             f"{frame.folder} has no checkpoint to resume from",
-            hint="set trainer.save_strategy: steps and trainer.save_steps, or start again with --overwrite",
+            hint="it ended before the first one (trainer.save_steps); start again with --overwrite",
         )
     frame.reporter.note(f"resuming from {Path(found).name}")
     return found

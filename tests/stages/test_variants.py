@@ -155,6 +155,43 @@ def test_every_objective_trains_above_a_frozen_parent(workplace: Path, objective
     assert Path("update/adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize("extra", ["", LORA])
+def test_an_interrupted_run_is_resumed_to_where_an_unbroken_one_ends(
+    workplace: Path, monkeypatch, extra: str
+) -> None:
+    from safetensors.torch import load_file
+
+    from instructkit.stages import training
+
+    sft(
+        "parent",
+        extra=LORA,
+        trainer="trainer: {max_steps: 2, per_device_train_batch_size: 4, learning_rate: 0.01}\n",
+    )
+    few = "trainer: {max_steps: 8, per_device_train_batch_size: 2, learning_rate: 0.01}\n"
+    sft("whole", model="parent", extra=extra, trainer=few)
+    original = training._Progress.on_step_end
+
+    def stop(self, args, state, control, **kwargs):
+        original(self, args, state, control, **kwargs)
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Progress, "on_step_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sft("broken", model="parent", extra=extra, trainer=few)
+    assert read_run("broken")["status"] == "interrupted"
+    monkeypatch.setattr(training._Progress, "on_step_end", original)
+    body = f"model: {{name: parent}}\ndata: {{train: chat.jsonl, eval: 0.3}}\n{extra}{few}run: {{output: broken}}\n"
+    _, notes = run("sft", body, resume=True)
+    assert "resuming from checkpoint-4" in notes
+    name = "adapter_model.safetensors" if extra else "model.safetensors"
+    whole, resumed = load_file(f"whole/{name}"), load_file(f"broken/{name}")
+    worst = max(float((whole[key] - resumed[key]).abs().max()) for key in whole)
+    assert worst < 1e-6
+    assert not Path("broken/checkpoints").exists()
+
+
 def test_qlora_runs_on_a_4bit_base_on_the_cpu(workplace: Path) -> None:
     extra = LORA
     body = (
