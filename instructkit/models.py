@@ -203,11 +203,26 @@ def _load_base(source: Source, section: ModelSection, machine: Machine, *, dtype
         options["quantization_config"] = _quantization(section.quantization, machine.dtype)
         options["device_map"] = {"": machine.device}
     if task == "CAUSAL_LM":
-        return _from_pretrained(AutoModelForCausalLM, source, section, **options)
+        return _differentiable(_from_pretrained(AutoModelForCausalLM, source, section, **options))
     with suppress_seqcls_warning():
         model = _from_pretrained(AutoModelForSequenceClassification, source, section, num_labels=1, **options)
+    model = _differentiable(model)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(source, section).pad_token_id
+    return model
+
+
+def _differentiable(model: Any) -> Any:
+    """
+    Keep a 4-bit base's layers on the path that has a backward pass.
+
+    On CPUs with AVX512-BF16, bitsandbytes (0.50, `Linear4bit.forward`) repacks a layer's weights the first time it runs
+    in evaluation mode, and from then on computes it with a kernel without autograd, in training too: the gradient would
+    reach the adapters by the residual stream alone, without an error. A measurement before training is such a run.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -25,7 +26,7 @@ def test_padding_changes_no_score(tiny_folder: Path) -> None:
     model, rows = classifier(tiny_folder), [[5, 6, 7], [8, 9, 10, 11, 12, 13]]
     together = score_rows(model, rows, pad_id=0)
     alone = [score_rows(model, [row], pad_id=0)[0] for row in rows]
-    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_scores_equal_transformers_own_forward(tiny_folder: Path) -> None:
@@ -33,7 +34,9 @@ def test_scores_equal_transformers_own_forward(tiny_folder: Path) -> None:
     row = encode_answered(tokenizer, PROMPT, "Good day.")
     with torch.no_grad():
         theirs = model(torch.tensor([row])).logits[0, 0].item()
-    assert abs(score_rows(model, [row], pad_id=tokenizer.pad_token_id)[0] - theirs) < 1e-5
+    assert score_rows(model, [row], pad_id=tokenizer.pad_token_id)[0] == pytest.approx(
+        theirs, rel=1e-5, abs=1e-5
+    )
 
 
 def test_the_offset_is_subtracted(tiny_folder: Path, tmp_path: Path) -> None:
@@ -43,7 +46,7 @@ def test_the_offset_is_subtracted(tiny_folder: Path, tmp_path: Path) -> None:
     centred = RewardScorer(model, tokenizer, Offset.read(tmp_path))
     completions = [[{"role": "assistant", "content": "Good day."}]]
     raw = plain(prompts=[PROMPT], completions=completions)[0]
-    assert abs(centred(prompts=[PROMPT], completions=completions)[0] - (raw - 2.0) / 4.0) < 1e-6
+    assert abs(centred(prompts=[PROMPT], completions=completions)[0] - (raw - 2.0) / 4.0) < 1e-5
 
 
 def test_a_model_from_elsewhere_has_no_offset(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Session:
             self.encoded_tokens += len(new)
             token = self._pick(logits)
             if token in self.stops:
-                return
+                break
             told.append(token)
             text = self.tokenizer.decode(told, skip_special_tokens=True)
             # A character of several bytes may be split over tokens: wait until it is whole.
@@ -75,6 +75,9 @@ class Session:
                 yield text[len(shown) :]
                 shown = text
             new = [token]
+        # An answer cut inside a character ends in the replacement character, as decoding it whole would.
+        if rest := self.tokenizer.decode(told, skip_special_tokens=True)[len(shown) :]:
+            yield rest
 
     def _pick(self, logits: Any) -> int:
         import torch
