@@ -44,7 +44,7 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 
 FLOOR_1 = "errors recipe data.records data.demo runs evaluate.metrics feedback.gates"
-FLOOR_2 = f"{FLOOR_1} data.sources data.prepare feedback"
+FLOOR_2 = f"{FLOOR_1} data.files data.sources data.prepare feedback"
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapters models tiny evaluate ppo.critic ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses"
 LIBRARY = f"errors {MATHS} ppo.config ppo.critic ppo.rollout ppo.trainer ppo"
@@ -72,8 +72,9 @@ ROOMS = {
     # The losses clamp a log ratio at the limit that kl has.
     "ppo.losses": room("ppo.masks ppo.kl", "torch"),
     # Floor 2: datasets and what reads files inside function bodies.
-    "data.sources": room(FLOOR_2, "", "datasets pyarrow"),
-    "data.prepare": room(FLOOR_2, "", "datasets pyarrow"),
+    "data.files": room("errors data.records", "", "pyarrow"),
+    "data.sources": room(FLOOR_2, "", "datasets"),
+    "data.prepare": room(FLOOR_2),
     "feedback": room(FLOOR_2),
     # Floor 3: torch, transformers, peft. Two helpers of TRL are used inside functions, and in the rollout.
     "machine": room(FLOOR_3, TORCH_KIND),

@@ -23,7 +23,7 @@ def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None
     if section.eval is None:
         return train, None
     if isinstance(section.eval, str):
-        held_out = load_rows(section.eval, limit=section.eval_limit, **options)
+        held_out = load_rows(section.eval, limit=section.eval_limit, every_column=False, **options)
         check_leak(train, held_out)
         return train, held_out
     train, held_out = split(train, section.eval, seed)

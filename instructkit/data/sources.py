@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
 import hashlib
-import io
 import itertools
 import json
 import random
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from instructkit.data.files import SUFFIXES, Read, numbered, read_file
 from instructkit.data.records import Row, check_rows
 from instructkit.errors import DataError, Fault, InputError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-NUMBERS = ("rating", "margin")
-Read = tuple[Row | Fault, str]  # a row, or why it cannot be read, and its place
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 
 
@@ -56,6 +50,7 @@ def load_rows(
     columns: dict[str, str] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    every_column: bool = True,
 ) -> Rows:
     """
     Read and check rows.
@@ -66,13 +61,17 @@ def load_rows(
         columns: other names of fields, as `{found: wanted}`.
         limit: keep the first so many rows.
         seed: of the choice of rows in a weighted mixture.
+        every_column: refuse a name in `columns` that no row has.
 
     Raises:
         InputError: when there is no such source, or it is empty.
         DataError: when rows are at fault; all of them are checked.
     """
     parts = source if isinstance(source, list) else [source]
-    read = [_rows_of(_name(part), columns or {}, limit if len(parts) == 1 else None) for part in parts]
+    raw = [_rows_of(_name(part), limit if len(parts) == 1 else None) for part in parts]
+    if every_column:
+        _refuse_columns_of_no_row(columns or {}, raw, _name(parts[0]))
+    read = [[_named(row, place, columns or {}) for row, place in part] for part in raw]
     _refuse_faults([row for part in read for row in part], kind)
     chosen = _mixture(parts, read, seed) if isinstance(source, list) else read[0]
     rows, places = [row for row, _ in chosen[:limit]], [place for _, place in chosen[:limit]]
@@ -91,15 +90,25 @@ def fingerprint(rows: list[Row]) -> str:
     return digest.hexdigest()
 
 
-def _rows_of(source: str, columns: dict[str, str], limit: int | None) -> list[Read]:
-    """One source with its fields under the names that we use."""
+def _rows_of(source: str, limit: int | None) -> list[Read]:
     read = list(itertools.islice(_read(source), limit))
     if not read:
         raise InputError(f"{source} holds no rows", hint="check the file; each line of a .jsonl is one row")
-    return [
-        (row if isinstance(row, Fault) else _typed(_renamed(row, columns), place), place)
-        for row, place in read
-    ]
+    return read
+
+
+def _refuse_columns_of_no_row(columns: dict[str, str], read: list[list[Read]], source: str) -> None:
+    there = {key for part in read for row, _ in part if not isinstance(row, Fault) for key in row}
+    if there and (missing := [name for name in columns if name not in there]):
+        raise InputError(
+            f"{source}: `columns` renames `{'`, `'.join(missing)}`, which no row has",
+            hint=f"the rows have {', '.join(sorted(there))}; `columns` is written `found: wanted`",
+        )
+
+
+def _named(row: Row | Fault, place: str, columns: dict[str, str]) -> Read:
+    """A row with its fields under the names that we use, and its numbers as numbers."""
+    return (row if isinstance(row, Fault) else numbered(_renamed(row, columns), place)), place
 
 
 def _refuse_faults(read: list[Read], kind: str) -> None:
@@ -143,7 +152,7 @@ def _read(source: str) -> Iterator[Read]:
         yield from _read_demo(source)
     elif paths := _paths(source):
         for path in paths:
-            yield from _read_file(path)
+            yield from read_file(path)
     elif source.startswith("demo/"):
         yield from _read_demo(source)
     elif _HUB_ID.match(source) and not _meant_as_file(source):
@@ -203,117 +212,6 @@ def _read_demo(name: str) -> Iterator[Read]:
         raise InputError(f"no demo set {name}", hint=f"there are {', '.join(sets.DEMO_SETS)}")
     for i, row in enumerate(sets.load(name), start=1):
         yield row, f"{name}:{i}"
-
-
-def _read_file(path: Path) -> Iterator[Read]:
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    if suffix not in readers:
-        raise InputError(f"{path} is of an unknown kind", hint=f"give one of {', '.join(SUFFIXES)}")
-    yield from readers[suffix](path)
-
-
-def _text_of(path: Path) -> str:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as stream:
-            content = stream.read()
-        return content.decode("utf-8-sig")  # line ends stay as they are
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError([Fault(f"{path}:{line}", "not UTF-8", "save the file as UTF-8")], 1) from error
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut off
-        raise InputError(
-            f"{path} cannot be read: {error}", hint="check the file and its permissions"
-        ) from error
-
-
-def _read_jsonl(path: Path) -> Iterator[Read]:
-    # Not splitlines(): JSON lets U+2028 and its kind stand in a text, and only a line feed ends a row.
-    for i, line in enumerate(_text_of(path).split("\n"), start=1):
-        if line.strip():
-            yield _parsed(line, f"{path}:{i}"), f"{path}:{i}"
-
-
-def _parsed(line: str, place: str) -> Row | Fault:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Fault(place, f"not JSON: {_why(error)}", "one JSON object a line")
-    if not isinstance(row, dict):
-        return Fault(place, f"found {type(row).__name__}; wanted a JSON object", "one JSON object a line")
-    return row
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _read_json(path: Path) -> Iterator[Read]:
-    try:
-        rows = json.loads(_text_of(path))
-    except (ValueError, RecursionError) as error:
-        fault = Fault(f"{path}:{getattr(error, 'lineno', 1)}", f"not JSON: {_why(error)}")
-        raise DataError([fault], 1) from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} holds no list of objects", hint="a .json file is one list of rows")
-    for i, row in enumerate(rows, start=1):
-        yield row, f"{path} row {i}"
-
-
-def _read_csv(path: Path) -> Iterator[Read]:
-    text = _text_of(path)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header: list[str] | None = None
-    while True:
-        place = f"{path}:{reader.line_num + 1}"  # where the row begins; a quoted cell may run over lines
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            yield Fault(place, f"not CSV: {error}", "put quotes around cells that hold line ends"), place
-            continue
-        if cells is None:
-            return
-        if header is None:
-            header = cells or None
-        elif cells:
-            yield _table_row(header, cells, place), place
-
-
-def _table_row(header: list[str], cells: list[str], place: str) -> Row | Fault:
-    """A row of a table; an empty cell is no value."""
-    if len(cells) > len(header):
-        told = f"found {len(cells)} cells; the header names {len(header)}"
-        return Fault(place, told, "put quotes around cells that hold commas")
-    return {name: cell or None for name, cell in itertools.zip_longest(header, cells)}
-
-
-def _typed(row: Row, place: str) -> Row:
-    """A CSV cell is text; only where a number is wanted is it read as one, so that an answer may be `7`."""
-    if not place.rpartition(":")[0].removesuffix(".gz").endswith(".csv"):
-        return row
-    return {key: _number(value) if key in NUMBERS else value for key, value in row.items()}
-
-
-def _number(cell: str | None) -> Any:
-    try:
-        return cell if cell is None else float(cell)
-    except ValueError:
-        return cell
-
-
-def _read_parquet(path: Path) -> Iterator[Read]:
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except Exception as error:
-        raise InputError(f"{path} is no Parquet file: {error}", hint="write it again") from error
-    for i, row in enumerate(rows, start=1):
-        yield row, f"{path} row {i}"
 
 
 def _read_hub(name: str) -> Iterator[Read]:

@@ -13,6 +13,8 @@ from instructkit.recipe.yaml_core import Loader, convert
 
 Place = tuple[str | int, ...]
 
+_NO_VALUE = "write one, `null` for none, `{}` for a section of defaults, or remove the key"
+
 
 @dataclass
 class Document:
@@ -147,11 +149,17 @@ def _value(node: yaml.Node, place: Place, document: Document, above: tuple[yaml.
         return _mapping(node, place, document, (*above, node))
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*place, i), document, (*above, node)) for i, item in enumerate(node.value)]
+    if node.value == "" and node.style is None and place:
+        document.faults.append(Fault(where, f"`{_dotted(place)}` has no value", _NO_VALUE))
     try:
         return convert(node)
     except ValueError as error:
         document.faults.append(Fault(where, str(error), "write a plain value; quotes make a text"))
         return None
+
+
+def _dotted(place: Place) -> str:
+    return ".".join(str(part) for part in place)
 
 
 def _mapping(

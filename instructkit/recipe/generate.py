@@ -55,6 +55,8 @@ def _fields(config: type) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         if field.init:
             found[field.name] = {"types": _types(hints[field.name]), "default": _default(field)}
+            if choices := _choices(hints[field.name]):
+                found[field.name]["choices"] = choices
     return dict(sorted(found.items()))
 
 
@@ -69,6 +71,13 @@ def _types(annotation: Any) -> list[str]:
     ):
         return ["str"]
     return [_NAMES.get(origin, "any")]
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The texts that an enumeration takes. TRL reads a text in its place as one of them, and fails on any other."""
+    parts = typing.get_args(annotation) or (annotation,)
+    enums = [part for part in parts if isinstance(part, type) and issubclass(part, enum.Enum)]
+    return [str(member.value) for kind in enums for member in kind]
 
 
 def _default(field: dataclasses.Field) -> Any:

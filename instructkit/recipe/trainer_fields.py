@@ -32,6 +32,13 @@ FOREIGN = {
     "critic_learning_rate": "value_learning_rate",
     "whiten_advantages": "normalize_advantages",
 }
+# Fields of TRL's configs that another part of a recipe, or the command line, sets.
+OURS = {
+    "output_dir": "the run folder is `run.output`",
+    "seed": "the seed of a run is `run.seed`",
+    "resume_from_checkpoint": "resume with `--resume`",
+    "model_init_kwargs": "the `model:` section says how a model is loaded",
+}
 _CHECKS = {
     "bool": lambda v: isinstance(v, bool),
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
@@ -94,12 +101,21 @@ def _check(
     section = ".".join(str(part) for part in place)
     for key, value in given.items():
         where = document.where((*place, key))
-        if key not in allowed:
+        if key in OURS:
+            faults.append(Fault(where, f"`{section}.{key}` is not set here", OURS[key]))
+        elif key not in allowed:
             faults.append(Fault(where, f"unknown key `{key}` in `{section}`", _remedy(key, allowed, homes)))
         elif not any(_CHECKS[kind](value) for kind in allowed[key]["types"]):
             wanted = " or ".join(allowed[key]["types"])
             faults.append(Fault(where, f"`{section}.{key}` is {value!r}; wanted {wanted}"))
+        elif isinstance(value, str) and value not in (choices := allowed[key].get("choices", [value])):
+            faults.append(Fault(where, f"`{section}.{key}` is {value!r}", _nearest(value, choices)))
     return faults
+
+
+def _nearest(value: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
+    return f"did you mean `{near[0]}`?" if near else f"it is one of {', '.join(choices)}"
 
 
 def _remedy(key: str, allowed: dict[str, Any], homes: tuple[str, ...]) -> str:

@@ -20,7 +20,9 @@ def collect(recipe: Any) -> Inputs:
     options = {"kind": "feedback", "columns": wanted.columns, "limit": wanted.limit, "seed": seed}
     events = sources.load_rows(wanted.events, **options)
     if isinstance(wanted.eval, str):
-        test = sources.load_rows(wanted.eval, kind="feedback", columns=wanted.columns, seed=seed)
+        test = sources.load_rows(
+            wanted.eval, kind="feedback", columns=wanted.columns, seed=seed, every_column=False
+        )
     else:
         events, test = prepare.split(events, wanted.eval, seed)
     prepare.check_leak(events, test)

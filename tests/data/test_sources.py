@@ -72,6 +72,15 @@ def test_columns_are_renamed() -> None:
     ]
 
 
+def test_a_column_that_no_row_has_is_a_fault_with_those_there_are() -> None:
+    jsonl("a.jsonl", [{"q": "Hi", "a": "Hello"}])
+    with pytest.raises(InputError, match="`columns` renames `quest`, which no row has") as caught:
+        load_rows("a.jsonl", kind="sft", columns={"quest": "prompt", "a": "completion"})
+    assert "the rows have a, q" in str(caught.value.hint)
+    with pytest.raises(DataError):  # a held-out source may have other names than the training rows
+        load_rows("a.jsonl", kind="sft", columns={"quest": "prompt"}, every_column=False)
+
+
 @pytest.mark.parametrize(
     ("kind", "row", "told"),
     [

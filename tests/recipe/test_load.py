@@ -156,24 +156,50 @@ def test_the_shipped_fields_are_those_of_the_installed_trl() -> None:
     assert trainer_fields.schema() == generate()
 
 
+def reachable(config: type) -> set[str]:
+    """The fields of a TRL config that `trainer:` sets; the rest are set elsewhere in the recipe."""
+    return {f.name for f in dataclasses.fields(config) if f.init} - set(trainer_fields.OURS)
+
+
+@pytest.mark.parametrize("name", sorted(trainer_fields.OURS))
+def test_a_trl_field_that_is_set_elsewhere_is_refused_with_the_place(name: str) -> None:
+    told = faults(str(RECIPE_FOLDER / "sft.yaml"), "sft", [f"trainer.{name}=1"])
+    assert told == [
+        f"command line: trainer.{name}=1: `trainer.{name}` is not set here ({trainer_fields.OURS[name]})"
+    ]
+
+
+def test_a_text_that_trl_reads_as_an_enumeration_is_checked_against_it() -> None:
+    told = faults(str(RECIPE_FOLDER / "sft.yaml"), "sft", ["trainer.lr_scheduler_type=cosin"])
+    assert told[0].endswith("`trainer.lr_scheduler_type` is 'cosin' (did you mean `cosine`?)")
+    told = faults(str(RECIPE_FOLDER / "sft.yaml"), "sft", ["trainer.eval_strategy=zzz"])
+    assert told[0].endswith("`trainer.eval_strategy` is 'zzz' (it is one of no, steps, epoch)")
+
+
+def test_a_key_without_a_value_is_a_fault_and_null_is_a_value(tmp_path: Path) -> None:
+    text = (RECIPE_FOLDER / "sft.yaml").read_text(encoding="utf-8")
+    last = len(text.splitlines()) + 1
+    told = faults(write(tmp_path, text + "lora:\n"), "sft")
+    assert told[0].startswith(f"r.yaml:{last}: `lora` has no value (write one, `null` for none")
+    assert load_recipe(write(tmp_path, text + "lora: null\n"), "sft").lora is None
+    assert load_recipe(write(tmp_path, text + "lora: {}\n"), "sft").lora is not None
+
+
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
 def test_every_field_of_the_trl_config_is_accepted(stage: str, tmp_path: Path) -> None:
     base = (RECIPE_FOLDER / f"{stage}.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(base)
-    fields = [field for field in dataclasses.fields(configs()[stage]) if field.init]
-    values["trainer"] = {field.name: trainer_fields.fields(stage)[field.name]["default"] for field in fields}
+    names = reachable(configs()[stage])
+    values["trainer"] = {name: trainer_fields.fields(stage)[name]["default"] for name in names}
     path = write(tmp_path, yaml.safe_dump(values))
-    assert set(load_recipe(path, stage).trainer) == {field.name for field in fields}
+    assert set(load_recipe(path, stage).trainer) == names
 
 
 def test_lora_update_takes_the_common_fields_and_the_rest_below_its_trainer(tmp_path: Path) -> None:
     from trl import DPOConfig, KTOConfig, SFTConfig
 
     values = yaml.safe_load((RECIPE_FOLDER / "lora-update.yaml").read_text(encoding="utf-8"))
-    names = {
-        part: {f.name for f in dataclasses.fields(c) if f.init}
-        for part, c in (("sft", SFTConfig), ("dpo", DPOConfig), ("kto", KTOConfig))
-    }
+    names = {"sft": reachable(SFTConfig), "dpo": reachable(DPOConfig), "kto": reachable(KTOConfig)}
     common = set.intersection(*names.values())
     schema = trainer_fields.schema()
     values["trainer"] = {name: schema["lora-update"][name]["default"] for name in common}
