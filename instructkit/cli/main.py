@@ -27,7 +27,7 @@ INTERRUPTED = 130
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; 0 done, 1 a run failed, 2 the input is at fault, 3 a gate said no, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = app(args=arguments, prog_name="instructkit", standalone_mode=False)
     except InstructKitError as error:

@@ -126,17 +126,26 @@ def _validated(document: Document, stage: str) -> tuple[Any, list[Fault]]:
     try:
         return RECIPES[stage].model_validate(values), []
     except ValidationError as error:
-        # A value that fits none of several alternatives is one fault of the user, told by the first of them.
+        # A value that fits none of several alternatives is one fault of the user: told by the alternative that read
+        # deepest into it, and there by the first.
         found: dict[Place, Fault] = {}
         for item in error.errors():
+            place = _real_place(item, document.values)
             if item["type"] != "extra_forbidden":
-                found.setdefault(_real_place(item["loc"], document.values), _as_fault(item, document))
-        return None, list(found.values())
+                found.setdefault(place, _as_fault(item, place, document))
+            elif len(place) > 3:  # the keys of a section, and of its rows, are told by `_unknown_keys`
+                told = f"unknown key `{place[-1]}` in `{_dotted(place[:-1])}`"
+                found.setdefault(place, Fault(document.where(place), told))
+        deeper = {place[:i] for place in found for i in range(len(place))}
+        return None, [fault for place, fault in found.items() if place not in deeper]
 
 
-def _as_fault(item: dict[str, Any], document: Document) -> Fault:
-    place = _real_place(item["loc"], document.values)
-    name = ".".join(str(part) for part in place)
+def _dotted(place: Place) -> str:
+    return ".".join(str(part) for part in place)
+
+
+def _as_fault(item: dict[str, Any], place: Place, document: Document) -> Fault:
+    name = _dotted(place)
     if item["type"] == "missing":
         return Fault(document.where(place), f"`{name}` is missing")
     message = item["msg"].removeprefix("Value error, ")
@@ -145,8 +154,9 @@ def _as_fault(item: dict[str, Any], document: Document) -> Fault:
     return Fault(document.where(place), f"`{name}` is {given!r}: {message}")
 
 
-def _real_place(location: tuple[str | int, ...], values: Any) -> Place:
+def _real_place(item: dict[str, Any], values: Any) -> Place:
     """A location without pydantic's names of alternatives: only the parts that the document has, and a missing last one."""
+    location = item["loc"]
     place: list[str | int] = []
     here = values
     for i, part in enumerate(location):
@@ -155,11 +165,6 @@ def _real_place(location: tuple[str | int, ...], values: Any) -> Place:
         if inside:
             here = here[part]
             place.append(part)
-        elif (
-            i == len(location) - 1
-            and isinstance(here, dict)
-            and isinstance(part, str)
-            and part.isidentifier()
-        ):
+        elif i == len(location) - 1 and item["type"] == "missing":
             place.append(part)
     return tuple(place)

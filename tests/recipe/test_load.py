@@ -236,3 +236,14 @@ def test_names_of_other_ppo_codes_are_refused_with_trls_name(foreign: str, ours:
 
 def test_every_stage_has_a_recipe_class() -> None:
     assert set(RECIPES) == set(STAGES)
+
+
+def test_a_typo_within_a_mixture_is_told_at_its_line(tmp_path: Path) -> None:
+    text = (
+        "stage: sft\nmodel: {name: tiny}\ndata:\n  train:\n    - a.jsonl\n    - {sorce: b.jsonl, weight: 2}\n"
+        "run: {output: r}\n"
+    )
+    assert faults(write(tmp_path, text), "sft") == [
+        "r.yaml:6: `data.train.1.source` is missing",
+        "r.yaml:6: unknown key `sorce` in `data.train.1`",
+    ]
