@@ -53,7 +53,7 @@ def ratio_interval(before: Sequence[float], after: Sequence[float], *, seed: int
     return float(second.sum() / first.sum()), *_bounds(ratios)
 
 
-def accuracy_interval(right: int, total: int) -> Interval:
+def accuracy_interval(right: float, total: float) -> Interval:
     """
     A share with its Wilson score interval, which stays within [0, 1] (Wilson 1927).
 
@@ -66,6 +66,30 @@ def accuracy_interval(right: int, total: int) -> Interval:
     centre = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = _Z / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
     return p, max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_share(right: Sequence[bool], groups: Sequence[str]) -> Interval:
+    """
+    A share of trials that come in groups, such as several comparisons of one prompt.
+
+    The Wilson interval of as many independent trials as these are worth: their number over Kish's design effect (Kish
+    1965, Survey Sampling, 8.2), which is never taken below 1. Where all trials agree it cannot be estimated, and each
+    group counts once.
+
+    Raises:
+        ValueError: without any trial, or when the lengths differ.
+    """
+    x = _array(right, like=groups)
+    share, n = float(x.mean()), len(x)
+    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    k = int(index.max()) + 1
+    independent = share * (1 - share) / n
+    if k == 1 or independent == 0:
+        worth = float(k)
+    else:
+        sums = np.bincount(index, weights=x - share)
+        worth = n / max(1.0, float((sums**2).sum()) / n**2 * k / (k - 1) / independent)
+    return accuracy_interval(share * worth, worth)
 
 
 def pearson(first: Sequence[float], second: Sequence[float]) -> float | None:

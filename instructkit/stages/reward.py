@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instructkit import models
-from instructkit.data.prepare import load_split
+from instructkit.data.prepare import load_split, prompt_key
 from instructkit.data.sources import Rows
 from instructkit.encode import Prompt, answer_text, encode_answered
 from instructkit.errors import InputError, InstructKitError
@@ -42,7 +42,7 @@ def train(frame: Frame) -> Result:
     after = frame.timed("measure", lambda: score_pairs(trainer.model, tokenizer, held_out))
     offset = frame.timed("measure", lambda: centre(trainer.model, tokenizer, pairs["train"]))
 
-    lines, checks = compare(before, after, held_out, recipe.gates.accuracy_min)
+    lines, checks = compare(before, after, held_out, prompts_of(frame), recipe.gates.accuracy_min)
     return Result(
         save=lambda folder: save(
             frame, trainer.model, tokenizer, folder, source, offset, pairs["train"][:16]
@@ -130,8 +130,14 @@ def centre(model: Any, tokenizer: Any, pairs: list[dict]) -> dict[str, float]:
     return {"mean": sum(chosen) / len(chosen), "std": 1.0}
 
 
+def prompts_of(frame: Frame) -> list[str]:
+    """What each held-out comparison asks: comparisons of one prompt are no independent trials."""
+    rows = frame.inputs.data["eval"].rows if "eval" in frame.inputs.data else []
+    return [json.dumps(prompt_key(row), sort_keys=True) for row in rows]
+
+
 def compare(
-    before: list, after: list, pairs: list[dict], minimum: float | None
+    before: list, after: list, pairs: list[dict], prompts: list[str], minimum: float | None
 ) -> tuple[list[dict], list[Any]]:
     """Held-out accuracy, margin and length correlation, and the gate on accuracy."""
     if not after:
@@ -139,7 +145,7 @@ def compare(
     shares = {
         when: [first > second for first, second in scores] for when, scores in (("b", before), ("a", after))
     }
-    share, low, high = metrics.accuracy_interval(sum(shares["a"]), len(after))
+    share, low, high = metrics.clustered_share(shares["a"], prompts)
     lengths = [len(pair[f"{side}_ids"]) for side in ("chosen", "rejected") for pair in pairs]
     scores = [s for s, _ in after] + [s for _, s in after]
     lines = [

@@ -19,6 +19,36 @@ def test_the_wilson_interval_stays_within_a_share() -> None:
     assert metrics.accuracy_interval(5, 5)[2] == 1.0
 
 
+def test_copies_of_a_trial_narrow_no_interval() -> None:
+    right = np.random.default_rng(0).random(60) < 0.8
+    once = metrics.clustered_share(right, [str(i) for i in range(60)])
+    copied = metrics.clustered_share(np.repeat(right, 4), [str(i) for i in np.repeat(np.arange(60), 4)])
+    assert copied[0] == once[0]
+    assert copied[1] <= once[1] and copied[2] >= once[2]
+    assert copied[2] - copied[1] == pytest.approx(once[2] - once[1], rel=0.02)
+
+
+def test_trials_that_all_agree_are_worth_their_groups() -> None:
+    assert metrics.clustered_share([True] * 12, list("aaabbbcccddd")) == metrics.accuracy_interval(4, 4)
+    assert metrics.clustered_share([True, False], ["a", "a"]) == metrics.accuracy_interval(0.5, 1)
+
+
+def test_a_share_of_grouped_trials_covers_the_truth() -> None:
+    """80 groups of 3, each with a chance of its own around 0.8: independent trials would claim too much."""
+    rng = np.random.default_rng(7)
+    held = independent = 0
+    for _ in range(400):
+        chance = rng.beta(1.6, 0.4, size=80)
+        right = (rng.random((80, 3)) < chance[:, None]).ravel()
+        groups = [str(i) for i in np.repeat(np.arange(80), 3)]
+        _, low, high = metrics.clustered_share(right, groups)
+        held += low <= 0.8 <= high
+        _, low, high = metrics.accuracy_interval(int(right.sum()), 240)
+        independent += low <= 0.8 <= high
+    assert 0.92 <= held / 400 <= 0.98
+    assert independent / 400 < 0.90
+
+
 def test_the_bootstrap_agrees_with_the_normal_interval_on_many_items() -> None:
     x = np.random.default_rng(0).normal(2.0, 3.0, size=4000)
     mean, low, high = metrics.bootstrap_mean(x, seed=1)
