@@ -247,3 +247,9 @@ def test_a_typo_within_a_mixture_is_told_at_its_line(tmp_path: Path) -> None:
         "r.yaml:6: `data.train.1.source` is missing",
         "r.yaml:6: unknown key `sorce` in `data.train.1`",
     ]
+
+
+def test_a_kl_gate_without_a_reference_is_refused() -> None:
+    path, without = str(RECIPE_FOLDER / "ppo.yaml"), ["trainer.beta=0"]
+    assert "`gates.kl_max_nats` could not be measured" in faults(path, "ppo", without)[0]
+    assert load_recipe(path, "ppo", [*without, "lora={}"]).lora is not None
