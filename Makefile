@@ -60,20 +60,20 @@ ppo: reward  ## stage 3: the policy by PPO
 lora-update: ppo  ## stage 4: an adapter from user feedback, promoted or refused
 	$(KIT) lora-update recipes/lora-update.yaml --if-changed
 
-# The last stage exits 3 when it refuses its adapter: the summary is what explains that, so it is printed all the same.
-train-all: ppo  ## the four stages on the embedded default, then the table of the chain
-	@$(call last_stage,recipes/lora-update.yaml,runs/lora-update)
+# A stage exits 3 when a gate says no: the summary is what explains that, so the line goes on and ends with it.
+train-all: setup  ## the four stages on the embedded default, then the table of the chain
+	@$(call line,recipes,runs/lora-update)
 
 smollm2: $(INSTALLED_SMOLLM2)  ## the four stages on SmolLM2-135M and human-rated sentences (under 40 minutes)
 	$(BIN)/python recipes/smollm2/prepare.py
-	$(KIT) sft recipes/smollm2/sft.yaml --if-changed
-	$(KIT) reward recipes/smollm2/reward.yaml --if-changed
-	$(KIT) ppo recipes/smollm2/ppo.yaml --if-changed
-	@$(call last_stage,recipes/smollm2/lora-update.yaml,runs/smollm2/lora-update)
+	@$(call line,recipes/smollm2,runs/smollm2/lora-update)
 
-define last_stage
-echo "$(KIT) lora-update $(1) --if-changed"; \
-refused=0; $(KIT) lora-update $(1) --if-changed || { refused=$$?; [ $$refused -eq 3 ] || exit $$refused; }; \
+define line
+refused=0; \
+for stage in sft reward ppo lora-update; do \
+	echo "$(KIT) $$stage $(1)/$$stage.yaml --if-changed"; \
+	$(KIT) $$stage $(1)/$$stage.yaml --if-changed || { refused=$$?; [ $$refused -eq 3 ] || exit $$refused; }; \
+done; \
 $(KIT) runs summary $(2); exit $$refused
 endef
 

@@ -50,6 +50,12 @@ def encode_with_labels(tokenizer: Any, prompt: Prompt, answer: str) -> dict[str,
     return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
 
 
+def encode_text(tokenizer: Any, text: str) -> dict[str, list[int]]:
+    """Token ids of a whole text that ends, every token its own label."""
+    ids = encode_answered(tokenizer, "", text)
+    return {"input_ids": ids, "labels": list(ids)}
+
+
 def common_prefix(first: list[int], second: list[int]) -> int:
     """Length of the longest common beginning of two lists."""
     length = 0

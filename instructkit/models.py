@@ -149,7 +149,24 @@ def load_for_training(
     model = _load_base(source, section, machine, dtype=dtype, task=task)
     if lora is not None:
         return adapters.add_lora(model, lora_config(lora, task), source.adapter)
-    return _merged(model, source) if source.adapter else model
+    return _merged(model, source, task) if source.adapter else model
+
+
+def refuse_dora_above_an_adapter(source: Source, lora: LoraSection | None) -> None:
+    """
+    Adapters are joined by rank, and DoRA's magnitudes cannot be.
+
+    Raises:
+        InputError: when the parent is an adapter and it or the new one is DoRA.
+    """
+    if lora is None or source.adapter is None:
+        return
+    config = json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if lora.use_dora or config.get("use_dora"):
+        raise InputError(
+            f"{source.name} is an adapter, and DoRA cannot be joined with another adapter",
+            hint="set lora.use_dora: false in both stages, or leave out `lora:` to train all weights",
+        )
 
 
 def load_for_use(source: Source, section: ModelSection, machine: Machine, *, task: str = "CAUSAL_LM") -> Any:
@@ -240,10 +257,15 @@ def _quantization(kind: str, dtype: str) -> Any:
     )
 
 
-def _merged(model: Any, source: Source) -> Any:
-    from peft import PeftModel
+def _merged(model: Any, source: Source, task: str) -> Any:
+    from peft import PeftConfig, PeftModel
 
-    merged = PeftModel.from_pretrained(model, str(source.adapter)).merge_and_unload()
+    config = PeftConfig.from_pretrained(str(source.adapter))
+    if (
+        config.task_type != task
+    ):  # a policy's adapter under a reward model: its layers are the same, its head is not
+        config.task_type, config.modules_to_save = None, None
+    merged = PeftModel.from_pretrained(model, str(source.adapter), config=config).merge_and_unload()
     return merged.requires_grad_(True)  # PEFT froze the base when it put the adapter on
 
 

@@ -47,8 +47,8 @@ FLOOR_1 = "errors recipe data.records data.demo runs evaluate.metrics feedback.g
 FLOOR_2 = f"{FLOOR_1} data.files data.sources data.prepare feedback"
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapters models tiny evaluate ppo.critic ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses"
-LIBRARY = f"errors {MATHS} ppo.config ppo.critic ppo.rollout ppo.trainer ppo"
-SHARED_STAGES = "stages.base stages.training stages.updaters"
+LIBRARY = f"errors {MATHS} ppo.config ppo.critic ppo.reference ppo.rollout ppo.trainer ppo"
+SHARED_STAGES = "stages.base stages.functions stages.training stages.updaters"
 
 # A module belongs to the longest name that fits it. Every room may import itself.
 ROOMS = {
@@ -84,6 +84,7 @@ ROOMS = {
     "models": room(FLOOR_3, TORCH_KIND, "trl"),
     "tiny": room(FLOOR_3, TORCH_KIND, "trl"),
     "evaluate": room(FLOOR_3, TORCH_KIND),
+    "ppo.reference": room(LIBRARY, TORCH_KIND),
     "ppo.critic": room(LIBRARY, TORCH_KIND),
     # Floor 4: a library of its own, which knows neither recipes nor runs.
     "ppo.rollout": room(LIBRARY, TORCH_KIND | {"trl"}),

@@ -73,6 +73,10 @@ def test_a_refused_update_still_shows_the_table_and_fails(venv: Path) -> None:
     assert make(venv, "train-all", failing="lora-update", status=1) == (2, STAGES)
 
 
+def test_a_gate_on_the_way_still_shows_the_table_and_fails(venv: Path) -> None:
+    assert make(venv, "train-all", failing="reward", status=3) == (2, [*STAGES, SUMMARY])
+
+
 def test_a_gate_in_the_summary_fails_the_line(venv: Path) -> None:
     assert make(venv, "train-all", failing="runs", status=3) == (2, [*STAGES, SUMMARY])
 

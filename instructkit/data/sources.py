@@ -29,11 +29,13 @@ class Rows:
     source: str
     fingerprint: str
     synthetic: bool = False
+    shares: tuple[tuple[str, int, int], ...] = ()  # of a mixture: each source, its rows used, its rows
 
     def summary(self) -> dict[str, Any]:
         """What the run record keeps."""
         kept = {"source": self.source, "fingerprint": self.fingerprint, "rows": len(self.rows)}
-        return {**kept, "synthetic": self.synthetic}
+        shares = [{"source": source, "used": used, "of": of} for source, used, of in self.shares]
+        return {**kept, "synthetic": self.synthetic} | ({"shares": shares} if shares else {})
 
     def pick(self, indices: list[int]) -> Rows:
         """Some of the rows, in the order given."""
@@ -73,10 +75,13 @@ def load_rows(
         _refuse_columns_of_no_row(columns or {}, raw, _name(parts[0]))
     read = [[_named(row, place, columns or {}) for row, place in part] for part in raw]
     _refuse_faults([row for part in read for row in part], kind)
-    chosen = _mixture(parts, read, seed) if isinstance(source, list) else read[0]
+    counts = _counts(parts, read)
+    chosen = _mixture(read, counts, seed) if isinstance(source, list) else read[0]
     rows, places = [row for row, _ in chosen[:limit]], [place for _, place in chosen[:limit]]
     told = " + ".join(_name(part) for part in parts)
-    return Rows(rows, places, told, fingerprint(rows), any(_is_demo(place) for place in places))
+    shares = tuple((_name(p), n, len(r)) for p, n, r in zip(parts, counts, read, strict=True))
+    is_synthetic = any(_is_demo(place) for place in places)
+    return Rows(rows, places, told, fingerprint(rows), is_synthetic, shares if len(parts) > 1 else ())
 
 
 def fingerprint(rows: list[Row]) -> str:
@@ -131,17 +136,28 @@ def _name(part: Any) -> str:
     return part if isinstance(part, str) else part["source"] if isinstance(part, dict) else part.source
 
 
-def _weight(part: Any) -> float:
-    return 1.0 if isinstance(part, str) else part["weight"] if isinstance(part, dict) else part.weight
+def _weight(part: Any) -> float | None:
+    return None if isinstance(part, str) else part["weight"] if isinstance(part, dict) else part.weight
 
 
-def _mixture(parts: list[Any], read: list[list[Read]], seed: int) -> list[Read]:
-    """Each source in proportion to its weight, the scarcest for its weight whole; then shuffled together."""
-    unit = min(len(rows) / _weight(part) for part, rows in zip(parts, read, strict=True))
+def _counts(parts: list[Any], read: list[list[Read]]) -> list[int]:
+    """Rows to take of each source: all of them without weights; by weight, the scarcest for its weight whole."""
+    if all(_weight(part) is None for part in parts):
+        return [len(rows) for rows in read]
+    weights = [1.0 if _weight(part) is None else _weight(part) for part in parts]
+    unit = min(len(rows) / weight for rows, weight in zip(read, weights, strict=True))
+    counts = [round(unit * weight) for weight in weights]
+    if 0 in counts:
+        raise InputError(
+            f"{_name(parts[counts.index(0)])}: its weight leaves none of its rows", hint="raise its weight"
+        )
+    return counts
+
+
+def _mixture(read: list[list[Read]], counts: list[int], seed: int) -> list[Read]:
+    """So many rows of each source, drawn and shuffled together."""
     rng, mixed = random.Random(seed), []
-    for part, rows in zip(parts, read, strict=True):
-        if not (count := round(unit * _weight(part))):
-            raise InputError(f"{_name(part)}: its weight leaves none of its rows", hint="raise its weight")
+    for rows, count in zip(read, counts, strict=True):
         mixed += rng.sample(rows, count)
     rng.shuffle(mixed)
     return mixed

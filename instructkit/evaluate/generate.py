@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from instructkit.encode import Prompt, encode_prompt, encode_with_labels
+from instructkit.ppo.rollout import own_law
 
 IGNORED = -100
 
@@ -77,7 +78,7 @@ def answer(
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     answers: list[Answer] = []
     config = GenerationConfig(**{"do_sample": False, **options, **sampling})
-    with torch.random.fork_rng(), torch.no_grad(), own_law(model, stops):
+    with torch.random.fork_rng(), torch.no_grad(), evaluating(model), own_law(model, stops):
         torch.manual_seed(seed)
         for batch in _batches(encoded, batch_size):
             ids, mask = _pad_left(batch, tokenizer.pad_token_id, model.device)
@@ -88,19 +89,13 @@ def answer(
 
 
 @contextlib.contextmanager
-def own_law(model: Any, stops: list[int]) -> Iterator[None]:
-    """
-    Evaluation mode, and the generation settings that the checkpoint ships (top-k, penalties) put aside meanwhile.
-
-    `generate` fills whatever its config leaves unset from the model's own, so passing a config is not enough.
-    """
-    shipped, was_training = model.generation_config, model.training
-    model.generation_config = GenerationConfig(eos_token_id=stops)
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode meanwhile."""
+    was_training = model.training
     model.eval()
     try:
         yield
     finally:
-        model.generation_config = shipped
         model.train(was_training)
 
 
@@ -123,12 +118,9 @@ def row_likelihoods(
         pad_id: token that fills shorter rows, on the right.
     """
     found: list[Likelihood] = []
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         for batch in _batches(rows, batch_size):
             found.extend(_batch_likelihoods(model, batch, pad_id))
-    model.train(was_training)
     return found
 
 

@@ -87,8 +87,32 @@ class PPOConfig(RLOOConfig):
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that no optimizer step "
                 "mixes two rollouts"
             )
+        self._refuse_what_ppo_would_ignore_or_missample()
         if not (0 <= self.lam <= 1 and 0 < self.gamma <= 1):
             raise ValueError(f"lam ({self.lam}) must lie in [0, 1] and gamma ({self.gamma}) in (0, 1]")
+
+    def _refuse_what_ppo_would_ignore_or_missample(self) -> None:
+        """Fields of TRL that PPO would ignore, and filters that make the sampled law another than the scored one (R-3)."""
+        extra = self.generation_kwargs or {}
+        filters = {
+            "top_p": self.top_p != 1.0,
+            "top_k": self.top_k not in (0, None),
+            "min_p": self.min_p is not None,
+            "repetition_penalty": self.repetition_penalty != 1.0,
+            "generation_kwargs": isinstance(extra, str) or bool(set(extra) - {"cache_implementation"}),
+        }
+        for name in (name for name, is_on in filters.items() if is_on):
+            raise ValueError(
+                f"{name} is set; PPO scores the whole distribution, so it must sample from all of it: leave {name} out"
+            )
+        instead = {
+            "mask_truncated_completions": (self.mask_truncated_completions, "use missing_eos_penalty"),
+            "reward_clip_range": (self.reward_clip_range is not None, "use score_clip"),
+            "sync_ref_model": (self.sync_ref_model, "the reference of PPO stays where it is; leave it out"),
+        }
+        for name, (is_on, remedy) in instead.items():
+            if is_on:
+                raise ValueError(f"{name} has no effect in PPO: {remedy}")
 
     @property
     def mini_batches(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from trl.trainer.utils import pad, selective_log_softmax
 
 from instructkit.ppo.masks import position_ids, response_mask_from_lengths
@@ -80,6 +82,21 @@ def read(model: Any, batch: dict[str, Tensor], *, temperature: float, hidden: bo
     entropies = -(log_softmax.exp() * log_softmax).sum(-1)
     states = out.hidden_states[-1][:, -length - 1 : -1] if hidden else None
     return Reading(selective_log_softmax(logits, batch["completion_ids"]), entropies, states)
+
+
+@contextlib.contextmanager
+def own_law(model: Any, stops: list[int]) -> Iterator[None]:
+    """
+    Put aside the generation settings that the checkpoint ships (top-k, penalties, suppressed tokens) (R-4).
+
+    `generate` fills whatever its config leaves unset from the model's own, so passing a config is not enough.
+    """
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=stops)
+    try:
+        yield
+    finally:
+        model.generation_config = shipped
 
 
 def in_micro_batches(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:

@@ -27,6 +27,7 @@ from instructkit.ppo.advantages import explained_variance, gae
 from instructkit.ppo.config import PPOConfig
 from instructkit.ppo.critic import copy_state, load_state
 from instructkit.ppo.masks import masked_mean, whiten
+from instructkit.ppo.reference import frozen_copy, without_reference
 
 CRITIC_FILE = "critic.pt"
 SEAMS = (
@@ -75,7 +76,14 @@ class PPOTrainer(RLOOTrainer):
             raise TypeError(f"this TRL has no RLOOTrainer.{missing[0]}; PPO needs trl>=1.16,<1.17")
         if not isinstance(kwargs.get("args"), PPOConfig):
             raise TypeError("PPOTrainer needs args=PPOConfig(...)")
-        super().__init__(*args, **kwargs)
+        config = kwargs["args"]
+        # TRL would reload the reference by the model's name, which is the bare base where a parent was merged into it.
+        frozen = frozen_copy(kwargs.get("model")) if config.beta else None
+        with without_reference(config) if frozen is not None else contextlib.nullcontext():
+            super().__init__(*args, **kwargs)
+        self.beta = config.beta
+        if frozen is not None:
+            self.ref_model = self.accelerator.prepare_model(frozen, evaluation_mode=True)
         if settle is not None:
             settle(self.model)
         self._reference = reference
@@ -111,7 +119,8 @@ class PPOTrainer(RLOOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Sample one response a prompt and work out everything that stays fixed while the policy is updated on it."""
         prompts = [row["prompt"] for row in inputs]
-        prompt_ids, completion_ids, completions = self._generate(prompts)
+        with rollout.own_law(self.accelerator.unwrap_model(self.model), list(self.eos_token_ids)):
+            prompt_ids, completion_ids, completions = self._generate(prompts)
         batch = rollout.collate(prompt_ids, completion_ids, pad_id=self._tokenizer.pad_token_id)
         batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
         raw, used = self._scores(inputs, prompts, completions, completion_ids)

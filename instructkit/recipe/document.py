@@ -64,7 +64,10 @@ def apply_override(document: Document, override: str) -> None:
     except (yaml.YAMLError, RecursionError):
         document.faults.append(Fault(where, f"{text!r} is no YAML value"))
         return
-    value = None if node is None else _value(node, (), read, ())
+    if node is None:
+        document.faults.append(Fault(where, f"`{key.strip()}` has no value", _NO_VALUE))
+        return
+    value = _value(node, (), read, ())
     if read.faults:
         document.faults += [Fault(where, fault.message, fault.hint) for fault in read.faults]
         return

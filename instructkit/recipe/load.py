@@ -56,14 +56,21 @@ def _contradictions(recipe: Any) -> list[tuple[Place, str, str]]:
     if set_gates and getattr(recipe, "data", None) and recipe.data.eval is None:
         told = f"`data.eval` is null, so `gates.{set_gates[0]}` could not be measured"
         found.append((("data", "eval"), told, "hold out a share, or name a held-out source"))
-    if recipe.stage == "ppo" and recipe.gates.kl_max_nats is not None and recipe.lora is None:
-        if recipe.trainer.get("beta") == 0:
-            told = "`gates.kl_max_nats` could not be measured: with `trainer.beta` 0 no reference is loaded"
-            hint = "set a small beta, add a `lora:` section (its reference costs nothing), or remove the gate"
-            found.append((("gates", "kl_max_nats"), told, hint))
+    if (
+        recipe.stage == "ppo"
+        and recipe.gates.kl_max_nats is not None
+        and recipe.lora is None
+        and recipe.trainer.get("beta") == 0
+    ):
+        told = "`gates.kl_max_nats` could not be measured: with `trainer.beta` 0 no reference is loaded"
+        hint = "set a small beta, add a `lora:` section (its reference costs nothing), or remove the gate"
+        found.append((("gates", "kl_max_nats"), told, hint))
     critic = getattr(recipe, "critic", None)
-    if critic and critic.kind == "head" and critic.init == "reward":
-        told = "`critic.init` is reward, and a head on the policy starts at zero"
+    is_head = critic and (critic.kind == "head" or critic.kind == "auto" and recipe.lora is not None)
+    if is_head and critic.init == "reward":
+        told = (
+            "`critic.init` is reward, and a head on the policy (what `auto` is with `lora:`) starts at zero"
+        )
         found.append((("critic", "init"), told, "set kind: separate, or leave init out"))
     return found
 

@@ -139,6 +139,12 @@ class UpdateGates(Section):
         0.0, description="lower bound of the gain on held-out feedback, nats per token"
     )
     general_loss_ratio_max: float = Field(1.01, description="upper bound of general loss after / before")
+    judge: str | None = Field(
+        None, description="as for ppo; scores answers to the prompts of the general rows; measures only"
+    )
+    judge_gain_min: float = Field(
+        0.0, description="the change's lower bound must lie above; below 0 allows for noise"
+    )
 
 
 class RunSection(Section):

@@ -38,6 +38,8 @@ OURS = {
     "seed": "the seed of a run is `run.seed`",
     "resume_from_checkpoint": "resume with `--resume`",
     "model_init_kwargs": "the `model:` section says how a model is loaded",
+    "reward_weights": "each entry of `reward:` has its own `weight`",
+    "precompute_ref_log_probs": "the reference is the parent, always computed before training",
 }
 _CHECKS = {
     "bool": lambda v: isinstance(v, bool),

@@ -111,13 +111,39 @@ def unchanged(
     changes = recipe_changes(run["recipe"], recipe)
     if changes:
         return f"the recipe has changed: {_few(changes)}"
+    return _other_inputs(run, data, parents) or _damage(Path(path), run)
+
+
+def refuse_other_inputs(path: str | Path, data: dict[str, str], parents: dict[str, str]) -> None:
+    """
+    Refuse to go on with a run on other rows, or above another parent, than it was begun with.
+
+    Args:
+        path: the run folder; where there is no run, or one that ended before it had read anything, nothing is said.
+        data: fingerprint of the data now, by role.
+        parents: hash of each parent now, by role.
+
+    Raises:
+        InputError: naming what has changed.
+    """
+    record = read_record(path) if is_run(path) else {}
+    if not record.get("data") or record["status"] == "done":
+        return
+    if reason := _other_inputs(record, data, parents):
+        raise InputError(
+            f"{path} cannot be resumed: since it was begun, {reason}",
+            hint="put it back as it was, or start anew with --overwrite",
+        )
+
+
+def _other_inputs(run: dict[str, Any], data: dict[str, str], parents: dict[str, str]) -> str | None:
     fingerprints = {role: item.get("fingerprint") for role, item in run["data"].items()}
     hashes = {role: item.get("hash") for role, item in run["parents"].items()}
     for what, before, now in (("data", fingerprints, data), ("parent", hashes, parents)):
         roles = sorted(role for role in {*before, *now} if before.get(role) != now.get(role))
         if roles:
             return f"the {what} has changed: {_few(roles)}"
-    return _damage(Path(path), run)
+    return None
 
 
 def _damage(path: Path, run: dict[str, Any]) -> str | None:

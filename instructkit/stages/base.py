@@ -76,6 +76,7 @@ class Frame:
     reporter: Reporter
     resume: bool
     clock: dict[str, float] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)  # rows that a trainer leaves out, by reason
 
     @property
     def seed(self) -> int:
@@ -111,6 +112,7 @@ def run(
     """
     quiet_libraries()
     inputs = collect(recipe)
+    models.refuse_dora_above_an_adapter(inputs.parents["model"], recipe.lora)
     output = Path(recipe.run.output)
     fingerprints = {role: rows.fingerprint for role, rows in inputs.data.items()}
     parents = {role: parent_hash(source) for role, source in inputs.parents.items()}
@@ -126,10 +128,12 @@ def run(
         reporter.note(f"{output}: {reason}")
     folder = RunFolder(output)
     overwrite = options.overwrite or (options.if_changed and not options.resume)
-    if not options.resume:
+    if options.resume:
+        lineage.refuse_other_inputs(output, fingerprints, parents)
+    else:
         folder.check_free(overwrite=overwrite)
     machine = choose_machine(recipe)
-    for reason in machine.reasons:
+    for reason in [*machine.reasons, *left_out(inputs)]:
         reporter.note(reason)
     folder.start(
         resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume
@@ -148,7 +152,7 @@ def run(
         frame.timed("save", lambda: result.save(output))
         drop_checkpoints(recipe, output)
         write_samples(output / "samples.jsonl", result.samples)
-        folder.update(peak_memory_bytes=peak_memory(), **result.details)
+        folder.update(peak_memory_bytes=peak_memory(), dropped=frame.dropped, **result.details)
         folder.complete(
             metrics=result.metrics,
             measurements=result.measurements,
@@ -175,14 +179,29 @@ def drop_checkpoints(recipe: Any, output: Path) -> None:
 
 
 def _refuse_again(record: dict[str, Any]) -> dict[str, Any]:
-    """Pass a promoted or plain run through; a refused one stays refused, however often it is asked for."""
+    """Pass a run through whose gates were all reached; another stays refused, however often it is asked for."""
+    failed = [gate["text"] for gate in record["gates"] if gate["passed"] is not True]
     if record.get("verdict") == "REFUSED":
-        failed = [gate["text"] for gate in record["gates"] if gate["passed"] is not True]
         raise GateRefused(
             f"{record['name']} is REFUSED: " + "; ".join(failed),
             hint="the adapter is kept for study; see `instructkit runs show` and change the recipe or the feedback",
         )
+    if failed:
+        raise GateRefused(
+            f"{record['name']} is done, and its gates say no: " + "; ".join(failed),
+            hint="the model is kept; train it better, or change `gates:` in the recipe",
+        )
     return record
+
+
+def left_out(inputs: Inputs) -> list[str]:
+    """What a mixture's weights leave out, in words."""
+    return [
+        f"data {role}: {used} of {of} rows of {source}, by its weight"
+        for role, rows in inputs.data.items()
+        for source, used, of in rows.shares
+        if used < of
+    ]
 
 
 def quiet_libraries() -> None:
@@ -217,6 +236,8 @@ def show_plan(recipe: Any, inputs: Inputs, reporter: Reporter) -> None:
         reporter.note(
             f"data {role}: {rows.source}, {len(rows.rows)} rows{label}, sha256 {rows.fingerprint[:12]}"
         )
+    for line in left_out(inputs):
+        reporter.note(line)
     for role, source in inputs.parents.items():
         adapter = f" with the adapter {source.adapter}" if source.adapter else ""
         reporter.note(f"{role}: {source.name} = {source.base}{adapter}")
@@ -260,12 +281,11 @@ def metrics_writer(frame: Frame) -> MetricsWriter:
     return MetricsWriter(frame.folder / "metrics.jsonl")
 
 
-def as_dataset(rows: Rows) -> Any:
-    """Rows as a `datasets.Dataset`, with the columns that trainers read."""
+def as_dataset(rows: Rows, fields: tuple[str, ...]) -> Any:
+    """Rows as a `datasets.Dataset`, with the fields that a trainer reads."""
     from datasets import Dataset
 
-    known = ("text", "messages", "prompt", "completion", "chosen", "rejected", "margin", "label")
-    return Dataset.from_list([{key: row[key] for key in known if key in row} for row in rows.rows])
+    return Dataset.from_list([{key: row[key] for key in fields} for row in rows.rows])
 
 
 def prompt_of(row: dict[str, Any]) -> Any:

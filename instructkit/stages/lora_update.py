@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from instructkit import models
@@ -11,6 +12,7 @@ from instructkit.evaluate import metrics
 from instructkit.feedback import gates, preprocess
 from instructkit.runs import lineage
 from instructkit.stages.base import Frame, Inputs, Result, measurement, prompt_of
+from instructkit.stages.functions import load_function
 
 
 def collect(recipe: Any) -> Inputs:
@@ -25,25 +27,52 @@ def collect(recipe: Any) -> Inputs:
         )
     else:
         events, test = prepare.split(events, wanted.eval, seed)
+    if recipe.gates.judge:
+        load_function(recipe.gates.judge)
     prepare.check_leak(events, test)
     data = {"events": events, "test": test}
-    replay, general = wanted.replay or from_sft(parent, "train"), wanted.general or from_sft(parent, "eval")
-    if replay:
-        data["replay"] = sources.load_rows(replay, kind="sft", seed=seed)
-    if general:
-        data["general"] = sources.load_rows(general, kind="sft", seed=seed)
+    for rows in data.values():
+        refuse_mixed_prompts(rows)
+    for role, named, theirs in (("replay", wanted.replay, "train"), ("general", wanted.general, "eval")):
+        found, columns = (named, {}) if named else from_sft(parent, theirs)
+        if found:
+            data[role] = sources.load_rows(found, kind="sft", columns=columns, seed=seed, every_column=False)
+    refuse_too_few(data)
     if "replay" in data and "general" in data:
         prepare.check_leak(data["replay"], data["general"])
     return Inputs(data, {"model": parent})
 
 
-def from_sft(parent: models.Source, role: str) -> str | list | None:
-    """The data of the SFT run that the parent descends from, when it is named by a source of its own."""
+def refuse_mixed_prompts(rows: sources.Rows) -> None:
+    """A trainer reads texts or conversations, not both at once."""
+    texts = sum(isinstance(preprocess.prompt_of(row), str) for row in rows.rows)
+    if 0 < texts < len(rows.rows):
+        raise InputError(
+            f"{rows.source}: {texts} of {len(rows.rows)} events have a text as prompt, the rest have messages",
+            hint="write every prompt as messages, or every one as text",
+        )
+
+
+def refuse_too_few(data: dict[str, sources.Rows]) -> None:
+    """Of a single figure there is no interval, so no gate could be decided on it."""
+    counts = {"test": len(preprocess.judged(data["test"].rows))}
+    counts |= {"general": len(data["general"].rows)} if "general" in data else {}
+    for role, count in counts.items():
+        if count < 2:
+            raise InputError(
+                f"{data[role].source}: {count} {role} rows that say something; a gate needs at least 2",
+                hint="give more rows, or hold out a larger share; a rating of 0 asks for nothing",
+            )
+
+
+def from_sft(parent: models.Source, role: str) -> tuple[str | list | None, dict[str, str]]:
+    """The data of the SFT run that the parent descends from, when named by a source of its own, and its `columns`."""
     for record in lineage.chain(parent.run) if parent.run else []:
         if record["stage"] == "sft":
-            source = record["recipe"]["data"].get(role)
-            return source if isinstance(source, str | list) else None
-    return None
+            section = record["recipe"]["data"]
+            source = section.get(role)
+            return source if isinstance(source, str | list) else None, section.get("columns") or {}
+    return None, {}
 
 
 def train(frame: Frame) -> Result:
@@ -63,6 +92,7 @@ def train(frame: Frame) -> Result:
     tokenizer = models.load_tokenizer(source, recipe.model)
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
     trainer = build_trainer(frame, objective, rows, model, tokenizer)
+    report_dropped(frame, len(rows) - len(trainer.train_dataset))
 
     before = frame.timed("measure", lambda: measure(frame, trainer.model, tokenizer))
     figures = fit(trainer, frame)
@@ -79,17 +109,26 @@ def train(frame: Frame) -> Result:
     )
 
 
+def report_dropped(frame: Frame, dropped: int) -> None:
+    """Say how many training rows TRL left out as longer than `max_length`; it does so without a word."""
+    if dropped > 0:
+        frame.dropped["longer than max_length"] = dropped
+        frame.reporter.note(f"{dropped} training rows made of events are left out: they exceed max_length")
+
+
 def build_trainer(frame: Frame, objective: str, rows: list[dict], model: Any, tokenizer: Any) -> Any:
     """The trainer of an objective, its reference the parent, with replay of general rows in every step."""
     from datasets import Dataset
 
     from instructkit.stages import updaters
-    from instructkit.stages.training import arguments, callbacks
+    from instructkit.stages.training import arguments, build, callbacks
 
     config, trainer_class, defaults = updaters.for_objective(objective)
     common = {k: v for k, v in frame.recipe.trainer.items() if k not in ("sft", "dpo", "kto")}
     given = {**common, **frame.recipe.trainer.get(objective, {})}
-    trainer = trainer_class(
+    trainer = build(
+        trainer_class,
+        frame,
         model=model,
         args=arguments(config, frame, given, **defaults),
         train_dataset=Dataset.from_list(rows),
@@ -108,11 +147,14 @@ def build_trainer(frame: Frame, objective: str, rows: list[dict], model: Any, to
 
 
 def encoded_demonstrations(tokenizer: Any, rows: list[dict]) -> list[dict[str, list[int]]]:
-    """Demonstrations as token ids with labels on the last answer."""
-    from instructkit.encode import encode_with_labels
+    """Demonstrations as token ids with labels on the last answer, or on all of a text."""
+    from instructkit.encode import encode_text, encode_with_labels
 
     return [
-        encode_with_labels(tokenizer, prompt_of(row), last_answer(row)) for row in rows if "text" not in row
+        encode_text(tokenizer, row["text"])
+        if "text" in row
+        else encode_with_labels(tokenizer, prompt_of(row), last_answer(row))
+        for row in rows
     ]
 
 
@@ -125,7 +167,7 @@ def last_answer(row: dict[str, Any]) -> str:
 
 def measure(frame: Frame, model: Any, tokenizer: Any) -> dict[str, Any]:
     """Likelihoods of the test events' answers and of the general rows, and greedy answers to a few test prompts."""
-    from instructkit.evaluate.generate import answer, likelihoods
+    from instructkit.evaluate.generate import answer, likelihoods, row_likelihoods
 
     data = frame.inputs.data
     judged = preprocess.judged(data["test"].rows)
@@ -133,11 +175,25 @@ def measure(frame: Frame, model: Any, tokenizer: Any) -> dict[str, Any]:
     first = likelihoods(model, tokenizer, prompts, [event.wanted for event in judged])
     paired = [event for event in judged if event.unwanted is not None]
     second = likelihoods(model, tokenizer, [e.prompt for e in paired], [e.unwanted for e in paired])
-    general = [row for row in data["general"].rows if "text" not in row] if "general" in data else []
-    kept = likelihoods(model, tokenizer, [prompt_of(r) for r in general], [last_answer(r) for r in general])
+    general = encoded_demonstrations(tokenizer, data["general"].rows) if "general" in data else []
+    kept = row_likelihoods(model, general, pad_id=tokenizer.pad_token_id)
     shown = prompts[: frame.recipe.run.samples]
     told = answer(model, tokenizer, shown, max_new_tokens=64, seed=frame.seed, temperature=0)
-    return {"judged": judged, "wanted": first, "unwanted": second, "general": kept, "answers": told}
+    found = {"judged": judged, "wanted": first, "unwanted": second, "general": kept, "answers": told}
+    return found | {"judge": judge_scores(frame, model, tokenizer)}
+
+
+def judge_scores(frame: Frame, model: Any, tokenizer: Any) -> list[float]:
+    """The judge's scores of one sampled answer to each prompt of the general rows; empty without a judge."""
+    from instructkit.evaluate.generate import answer
+
+    place, data = frame.recipe.gates.judge, frame.inputs.data
+    rows = [row for row in data["general"].rows if "text" not in row] if "general" in data else []
+    if not (place and rows):
+        return []
+    prompts = list({json.dumps(prompt_of(row), sort_keys=True): prompt_of(row) for row in rows}.values())
+    answers = answer(model, tokenizer, prompts, max_new_tokens=64, seed=frame.seed)
+    return list(load_function(place)(prompts, [a.text for a in answers]))
 
 
 def compare(frame: Frame, before: dict[str, Any], after: dict[str, Any]) -> tuple[list[dict], list[Any]]:
@@ -161,14 +217,14 @@ def compare(frame: Frame, before: dict[str, Any], after: dict[str, Any]) -> tupl
         lines.append(pair_accuracy(before, after))
     ratio = None
     if after["general"]:
-        nll = [[row.nll for row in part["general"]] for part in (before, after)]
+        nll = [by_prompt(frame, [row.nll for row in part["general"]]) for part in (before, after)]
         tokens = sum(row.tokens for row in after["general"])
         ratio = metrics.ratio_interval(*nll, seed=seed)
         lines.append(
             measurement(
                 "general held-out loss",
                 unit="nats/token",
-                n=len(nll[1]),
+                n=len(nll[1]),  # prompts
                 before=sum(nll[0]) / tokens,
                 after=sum(nll[1]) / tokens,
                 change=[bound - 1 for bound in ratio],
@@ -180,7 +236,39 @@ def compare(frame: Frame, before: dict[str, Any], after: dict[str, Any]) -> tupl
         gates.improved("held-out feedback", gain, limits.feedback_gain_min),
         gates.not_worse("general held-out loss", ratio, limits.general_loss_ratio_max),
     ]
+    if limits.judge:
+        checks.append(compare_judged(before["judge"], after["judge"], limits.judge_gain_min, seed, lines))
     return lines, checks
+
+
+def compare_judged(
+    before: list[float], after: list[float], minimum: float, seed: int, lines: list[dict]
+) -> Any:
+    """The judge's line in the table, and its gate: what the parent had learned from rewards must not be lost."""
+    change = metrics.paired_difference(before, after, seed=seed) if after else None
+    if change:
+        lines.append(
+            measurement(
+                "judge's score of answers to everything else",
+                unit="score",
+                n=len(after),
+                before=sum(before) / len(before),
+                after=sum(after) / len(after),
+                change=list(change),
+                better="higher",
+                note="no training stage sees it",
+            )
+        )
+    return gates.improved("judge's score of answers to everything else", change, minimum)
+
+
+def by_prompt(frame: Frame, figures: list[float]) -> list[float]:
+    """Sums over the general rows of one prompt: several answers to it are no independent measurements."""
+    sums: dict[str, float] = {}
+    for row, figure in zip(frame.inputs.data["general"].rows, figures, strict=True):
+        key = json.dumps(prepare.prompt_key(row), sort_keys=True)
+        sums[key] = sums.get(key, 0.0) + figure
+    return list(sums.values())
 
 
 def satisfaction(measured: dict[str, Any]) -> list[float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from instructkit.errors import InputError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
 from instructkit.stages.base import Frame, Inputs, Result, as_dataset, measurement
+from instructkit.stages.functions import load_function
 
 CRITIC_FOLDER = "critic"
 
@@ -64,17 +63,19 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
     from instructkit import adapters
     from instructkit.ppo.config import PPOConfig
     from instructkit.ppo.trainer import PPOTrainer
-    from instructkit.stages.training import arguments, callbacks
+    from instructkit.stages.training import arguments, build, callbacks
 
     recipe = frame.recipe
     weights = [item.weight for item in recipe.reward]
     args = arguments(PPOConfig, frame, recipe.trainer, reward_weights=weights)
     peft = recipe.lora is not None
-    return PPOTrainer(
+    return build(
+        PPOTrainer,
+        frame,
         model=model,
         args=args,
         reward_funcs=list(scorers),
-        train_dataset=as_dataset(frame.inputs.data["train"]),
+        train_dataset=as_dataset(frame.inputs.data["train"], ("prompt",)),
         processing_class=tokenizer,
         callbacks=callbacks(frame),
         critic=build_critic(frame, model, tokenizer),
@@ -145,31 +146,6 @@ def scorer(frame: Frame, index: int) -> Any:
     return RewardScorer.load(source, frame.recipe.model, frame.machine, batch_size=size)
 
 
-def load_function(place: str) -> Callable[..., Any]:
-    """
-    A Python function named `module:function`, `path/to/file.py:function`, or `demo/judge`.
-
-    Raises:
-        InputError: when there is no such module, file or function.
-    """
-    if place == "demo/judge":
-        place = "instructkit.data.demo.judge:judge_batch"
-    module_name, _, name = place.rpartition(":")
-    try:
-        if module_name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(module_name)
-        return getattr(module, name)
-    except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
-        raise InputError(
-            f"no function at {place}: {error}",
-            hint="name it `module:function` or `path/to/file.py:function`; the module must be importable from here",
-        ) from error
-
-
 def answers(frame: Frame, trainer: Any, tokenizer: Any) -> list[Any]:
     """One sampled answer to each held-out prompt, with the same seed each time it is asked."""
     from instructkit.evaluate.generate import answer
@@ -232,7 +208,7 @@ def compare(
         lines.append(_line("judge's score", first, second, change, "higher", note))
         checks.append(gates.improved("judge's score", change, wanted.judge_gain_min))
     for score in scorers:
-        first, second = (list(score(prompts=prompts, completions=texts)) for texts in told)
+        first, second = (scored(score, prompts, part) for part in (before, after))
         change = metrics.paired_difference(first, second, seed=frame.seed)
         lines.append(_line(f"reward {score.__name__}", first, second, change, "higher", None))
     mean, low, high = metrics.bootstrap_mean(kl, seed=frame.seed) if kl else (None, None, None)
@@ -249,6 +225,15 @@ def compare(
     ended = [[float(a.finished) for a in part] for part in (before, after)]
     lines.append(_line("answers that end by themselves", *ended, None, "higher", None, unit="share"))
     return lines, checks
+
+
+def scored(score: Callable[..., Any], prompts: list[Any], answered: list[Any]) -> list[float]:
+    """Scores of answers by a reward function, called as TRL calls it in training: messages answer messages."""
+    told = [
+        a.text if isinstance(prompt, str) else [{"role": "assistant", "content": a.text}]
+        for prompt, a in zip(prompts, answered, strict=True)
+    ]
+    return list(score(prompts=prompts, completions=told, completion_ids=[a.ids for a in answered]))
 
 
 def _line(name, before, after, change, better, note, *, unit: str = "score") -> dict[str, Any]:

@@ -23,7 +23,19 @@ def collect(recipe: Any) -> Inputs:
     """Comparisons to train on and to hold out, and the model whose body the reward model starts from."""
     train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
     data = {"train": train} | ({"eval": held_out} if held_out else {})
+    for rows in data.values():
+        refuse_some_margins(rows)
     return Inputs(data, {"model": models.locate(recipe.model.name)})
+
+
+def refuse_some_margins(rows: Rows) -> None:
+    """TRL reads margins of all rows or of none; which of the two would depend on the order of the file."""
+    given = sum(row.get("margin") is not None for row in rows.rows)
+    if 0 < given < len(rows.rows):
+        raise InputError(
+            f"{rows.source}: {given} of {len(rows.rows)} comparisons have a `margin`",
+            hint="give every comparison one, or none",
+        )
 
 
 def train(frame: Frame) -> Result:
@@ -60,7 +72,7 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, lis
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
-    from instructkit.stages.training import arguments, callbacks
+    from instructkit.stages.training import arguments, build, callbacks
 
     args = arguments(RewardConfig, frame, frame.recipe.trainer)
     fitting = {role: within(rows, args.max_length) for role, rows in pairs.items()}
@@ -68,14 +80,17 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, lis
         if len(rows) < len(pairs[role]):
             dropped = len(pairs[role]) - len(rows)
             frame.reporter.note(
-                f"{dropped} of {len(pairs[role])} {role} pairs exceed max_length {args.max_length}"
+                f"{dropped} of {len(pairs[role])} {role} pairs are left out: they exceed max_length {args.max_length}"
             )
+            frame.dropped[f"{role}: longer than max_length"] = dropped
     if not fitting["train"]:
         raise InputError(
             f"{frame.recipe.source}: every training pair is longer than max_length {args.max_length}",
             hint="raise trainer.max_length",
         )
-    return RewardTrainer(
+    return build(
+        RewardTrainer,
+        frame,
         model=model,
         args=args,
         train_dataset=Dataset.from_list(fitting["train"]),

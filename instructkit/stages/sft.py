@@ -6,6 +6,7 @@ from typing import Any
 
 from instructkit import models
 from instructkit.data.prepare import load_split
+from instructkit.data.sources import Rows
 from instructkit.errors import InputError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
@@ -46,21 +47,25 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any) -> Any:
     """TRL's trainer with the loss on the assistant's words where the data are conversations."""
     from trl import SFTConfig, SFTTrainer
 
-    from instructkit.stages.training import arguments, callbacks
+    from instructkit.stages.training import arguments, build, callbacks
 
     rows = frame.inputs.data
     conversational = "messages" in rows["train"].rows[0]
-    args = arguments(SFTConfig, frame, frame.recipe.trainer, assistant_only_loss=conversational)
+    # Held-out rows are measured one by one, so they are not packed with the training rows.
+    defaults = {"assistant_only_loss": conversational, "eval_packing": False}
+    args = arguments(SFTConfig, frame, frame.recipe.trainer, **defaults)
     try:
-        trainer = SFTTrainer(
+        trainer = build(
+            SFTTrainer,
+            frame,
             model=model,
             args=args,
-            train_dataset=as_dataset(rows["train"]),
-            eval_dataset=as_dataset(rows["eval"]) if "eval" in rows else None,
+            train_dataset=as_dataset(rows["train"], shape_of(rows["train"])),
+            eval_dataset=as_dataset(rows["eval"], shape_of(rows["eval"])) if "eval" in rows else None,
             processing_class=tokenizer,
             callbacks=callbacks(frame),
         )
-    except (ValueError, RuntimeError) as error:
+    except (InputError, RuntimeError) as error:
         if "template" not in str(error):
             raise
         raise InputError(
@@ -70,6 +75,14 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any) -> Any:
             "completion, or set trainer.chat_template_path to a template with {% generation %} marks",
         ) from error
     return trainer
+
+
+def shape_of(rows: Rows) -> tuple[str, ...]:
+    """The fields that demonstrations of this shape have; whatever stands beside them is not for the trainer."""
+    first = rows.rows[0]
+    if "messages" in first:
+        return ("messages",)
+    return ("prompt", "completion") if "completion" in first else ("text",)
 
 
 def fit_trainer(trainer: Any, frame: Frame) -> dict[str, float]:

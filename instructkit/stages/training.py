@@ -60,6 +60,30 @@ def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any
         ) from error
 
 
+def build(trainer_class: type, frame: Frame, **options: Any) -> Any:
+    """
+    Build a trainer, its adapters in the format that the run computes in.
+
+    TRL casts the adapters of a quantised base to bfloat16, which a CPU run must not compute in: it has said float32, and
+    some CPUs have no such instruction.
+
+    Raises:
+        InputError: when TRL refuses a combination of values, or the model.
+    """
+    try:
+        trainer = trainer_class(**options)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(
+            f"{frame.recipe.source}: TRL refuses this run: {error}",
+            hint="change the fields of `trainer:` that it names, or the data",
+        ) from error
+    if frame.machine.dtype == "float32":
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return trainer
+
+
 def callbacks(frame: Frame) -> list[TrainerCallback]:
     """Progress for the user, every logged step for `metrics.jsonl`, both adapters after a resume."""
     return [SettleOnTrainBegin(), _Progress(frame)]

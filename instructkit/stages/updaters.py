@@ -27,7 +27,7 @@ class Replay:
     def replay(self, rows: list[dict[str, list[int]]], *, share: float) -> None:
         """Replay these rows (`input_ids`, `labels`) with this weight, in an order drawn from the run's seed."""
         self._replayed, self._share = rows, share
-        self._order = random.Random(self.args.seed)
+        self._drawn = (-1, 0)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -46,8 +46,15 @@ class Replay:
         scaled = self.loss_is_scaled_for_ga
         return num_items_in_batch is not None if scaled is None else scaled
 
+    def _draw(self) -> list[dict[str, list[int]]]:
+        """Rows that depend on seed, step and micro-batch alone, so that a resumed run draws what an unbroken one does."""
+        step = self.state.global_step
+        self._drawn = (step, self._drawn[1] + 1 if self._drawn[0] == step else 0)
+        order = random.Random(f"{self.args.seed} {self._drawn}")
+        return order.choices(self._replayed, k=self.args.per_device_train_batch_size)
+
     def _replay_loss(self, model: Any) -> torch.Tensor:
-        rows = self._order.choices(self._replayed, k=self.args.per_device_train_batch_size)
+        rows = self._draw()
         longest = max(len(row["input_ids"]) for row in rows)
         pad_id = self.processing_class.pad_token_id
         fill = [longest - len(row["input_ids"]) for row in rows]

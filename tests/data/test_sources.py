@@ -319,3 +319,13 @@ def test_a_comparison_with_its_label_turned_is_still_trained_on() -> None:
     turned = load_rows(jsonl("b.jsonl", [{**pair, "chosen": "b", "rejected": "a"}]), kind="preference")
     with pytest.raises(InputError, match="1 held-out rows are also trained on"):
         check_leak(train, turned)
+
+
+def test_a_list_without_weights_is_all_of_its_rows_and_weights_say_what_they_leave_out() -> None:
+    many = jsonl("many.jsonl", [{"text": f"m{i}"} for i in range(10)])
+    few = jsonl("few.jsonl", [{"text": f"f{i}"} for i in range(2)])
+    everything = load_rows([many, few], kind="sft")
+    assert len(everything.rows) == 12
+    weighted = load_rows([{"source": many, "weight": 2}, {"source": few, "weight": 1}], kind="sft")
+    assert weighted.shares == (("many.jsonl", 4, 10), ("few.jsonl", 2, 2))
+    assert weighted.summary()["shares"][0] == {"source": "many.jsonl", "used": 4, "of": 10}

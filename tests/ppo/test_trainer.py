@@ -35,10 +35,17 @@ def count_e(prompts, completions, **_):
 
 
 def build(
-    folder: Path, tmp_path: Path, *, lora: bool = False, critic: str = "head", callbacks=None, **settings
+    folder: Path,
+    tmp_path: Path,
+    *,
+    lora: bool = False,
+    critic: str = "head",
+    callbacks=None,
+    model=None,
+    **settings,
 ) -> PPOTrainer:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = model or AutoModelForCausalLM.from_pretrained(folder)
     if lora:
         model = adapters.add_lora(
             model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), None
@@ -104,6 +111,47 @@ def test_one_generation_is_allowed_and_other_faults_still_raise(tmp_path: Path) 
             steps_per_generation=3,
             gradient_accumulation_steps=2,
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_p", 0.9),
+        ("top_k", 5),
+        ("min_p", 0.1),
+        ("repetition_penalty", 1.2),
+        ("generation_kwargs", {"suppress_tokens": [3]}),
+        ("mask_truncated_completions", True),
+        ("reward_clip_range", (0.0, 1.0)),
+        ("sync_ref_model", True),
+    ],
+)
+def test_what_ppo_would_ignore_or_sample_wrongly_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, **{name: value})
+
+
+def test_generation_settings_of_the_checkpoint_do_not_reach_the_rollout(tiny_folder, tmp_path) -> None:
+    trainer = build(tiny_folder, tmp_path, steps_per_generation=4)
+    only = 7
+    trainer.model.generation_config.suppress_tokens = [
+        i for i in range(trainer.model.config.vocab_size) if i != only
+    ]
+    rows = [{"prompt": prompt} for prompt in PROMPTS]
+    ids = trainer._generate_and_score_completions(rows)["completion_ids"]
+    assert len(set(ids.flatten().tolist()) - {only}) > 3
+
+
+def test_the_reference_of_full_fine_tuning_is_the_policy_as_given(tiny_folder, tmp_path) -> None:
+    """A parent merged into its base has weights that no folder of its name holds."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    trainer = build(tiny_folder, tmp_path, model=model, max_steps=1, num_iterations=1)
+    trainer.train()
+    assert abs(logged(trainer, "objective/kl")[0]) < 1e-5
+    assert trainer.beta == trainer.args.beta == 0.05
 
 
 @pytest.mark.parametrize("lora", [False, True])

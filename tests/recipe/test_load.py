@@ -253,3 +253,15 @@ def test_a_kl_gate_without_a_reference_is_refused() -> None:
     path, without = str(RECIPE_FOLDER / "ppo.yaml"), ["trainer.beta=0"]
     assert "`gates.kl_max_nats` could not be measured" in faults(path, "ppo", without)[0]
     assert load_recipe(path, "ppo", [*without, "lora={}"]).lora is not None
+
+
+def test_an_override_without_a_value_is_a_fault() -> None:
+    told = faults(str(RECIPE_FOLDER / "sft.yaml"), "sft", ["lora="])
+    assert told[0].startswith("command line: lora=: `lora` has no value")
+
+
+def test_a_head_takes_nothing_from_a_reward_model_whether_named_or_by_default() -> None:
+    path = str(RECIPE_FOLDER / "ppo.yaml")
+    for given in (["critic={kind: head, init: reward}"], ["critic={init: reward}", "lora={}"]):
+        assert "`critic.init` is reward, and a head on the policy" in faults(path, "ppo", given)[0]
+    assert load_recipe(path, "ppo", ["critic={init: reward}"]).critic.init == "reward"

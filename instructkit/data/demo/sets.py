@@ -100,12 +100,11 @@ def load(name: str) -> list[Row]:
 
 
 def corpus() -> Iterator[str]:
-    """Every text of the world, for the tokenizer."""
-    for held_out in (False, True):
-        for row in conversations(held_out):
-            yield from (message["content"] for message in row["messages"])
-        for row in feedback(held_out):
-            yield row["better"]
+    """Every text that may be trained on, for the tokenizer; the held-out ones are as new to it as to the model."""
+    for row in conversations(False):
+        yield from (message["content"] for message in row["messages"])
+    for row in feedback(False):
+        yield row["better"]
 
 
 def _asked(

@@ -1,0 +1,62 @@
+"""Small runs of the stages on a few rows: what several test files here need."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from instructkit.recipe.load import load_recipe
+from instructkit.stages import RunOptions, run_stage
+
+LORA = "lora: {r: 4, alpha: 8}\n"
+ONE_STEP = "trainer: {max_steps: 2, per_device_train_batch_size: 4}\n"
+CHAT = [
+    {"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w}!"}]}
+    for w in ("one", "two", "three", "four", "five", "six", "seven", "eight")
+]
+PAIRS = [
+    {
+        "prompt": row["messages"][:1],
+        "chosen": row["messages"][1:],
+        "rejected": [{"role": "assistant", "content": "No."}],
+        "margin": 0.5,
+    }
+    for row in CHAT
+]
+
+
+class Silent:
+    """A reporter that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stage_started(self, title, total_steps) -> None: ...
+    def step(self, step, total, figures) -> None: ...
+    def finished(self) -> None: ...
+    def table(self, run) -> None: ...
+
+
+def rows(name: str, content: list[dict]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    return name
+
+
+def run(stage: str, body: str, **options) -> tuple[dict, list[str]]:
+    if stage == "sft" and "gates:" not in body:
+        body += "gates: {loss_ratio_max: 99}\n"  # two steps on eight rows reach nothing
+    Path(f"{stage}.yaml").write_text(f"stage: {stage}\n{body}", encoding="utf-8")
+    reporter = Silent()
+    record = run_stage(load_recipe(f"{stage}.yaml", stage), RunOptions(**options), reporter)
+    return record, reporter.notes
+
+
+def sft(
+    output: str, *, model: str = "tiny", extra: str = "", data: str | None = None, trainer: str = ONE_STEP
+) -> dict:
+    data = data or rows("chat.jsonl", CHAT)
+    body = f"model: {{name: {model}}}\ndata: {{train: {data}, eval: 0.3}}\n{extra}{trainer}run: {{output: {output}}}\n"
+    return run("sft", body)[0]

@@ -1,0 +1,165 @@
+"""What a stage refuses or tells before and after training, instead of going on in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from stages.small import CHAT, LORA, ONE_STEP, PAIRS, rows, run, sft
+from transformers import AutoModelForCausalLM
+
+from instructkit.errors import GateRefused, InputError
+from instructkit.models import Source, refuse_dora_above_an_adapter
+from instructkit.recipe.schema import LoraSection
+from instructkit.runs.record import read_run
+from instructkit.stages.updaters import Replay
+
+EDITS = [
+    {"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]} for r in CHAT
+]
+EASY = "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n"
+
+
+def update(extra: str = "", *, events: list[dict] | None = None, feedback: str = "", trainer: str = ONE_STEP):
+    name = rows("f.jsonl", events or EDITS)
+    body = f"model: {{name: parent}}\nfeedback: {{events: {name}, eval: 0.6{feedback}}}\n{LORA}{trainer}"
+    return run("lora-update", f"{body}{extra or EASY}run: {{output: update}}\n")
+
+
+def test_a_gate_that_says_no_is_an_exit_code_in_every_stage(workplace: Path) -> None:
+    body = (
+        f"model: {{name: tiny}}\ndata: {{train: {rows('p.jsonl', PAIRS)}, eval: 0.3}}\ngates: {{accuracy_min: 1}}\n"
+        "trainer: {max_steps: 1, learning_rate: 0.0}\nrun: {output: out}\n"
+    )
+    with pytest.raises(GateRefused, match="its gates say no: held-out comparisons ordered right"):
+        run("reward", body)
+    assert read_run("out")["status"] == "done"
+    with pytest.raises(GateRefused):
+        run("reward", body, if_changed=True)
+
+
+def test_some_margins_are_refused(workplace: Path) -> None:
+    some = [{k: v for k, v in row.items() if k != "margin" or i % 2} for i, row in enumerate(PAIRS)]
+    with pytest.raises(InputError, match="4 of 8 comparisons have a `margin`|comparisons have a `margin`"):
+        run(
+            "reward",
+            f"model: {{name: tiny}}\ndata: {{train: {rows('p.jsonl', some)}, eval: null}}\nrun: {{output: out}}\n",
+        )
+    assert not Path("out").exists()
+
+
+def test_an_interrupted_run_is_not_resumed_on_other_rows(workplace: Path, monkeypatch) -> None:
+    from instructkit.stages import training
+
+    def stop(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Progress, "on_step_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sft("out")
+    rows("chat.jsonl", [*CHAT[1:], *CHAT[:1]])
+    body = "model: {name: tiny}\ndata: {train: chat.jsonl, eval: 0.3}\n" + ONE_STEP + "run: {output: out}\n"
+    with pytest.raises(InputError, match="cannot be resumed: since it was begun, the data has changed"):
+        run("sft", body, resume=True)
+    assert read_run("out")["status"] == "interrupted"
+
+
+def test_dora_is_refused_where_adapters_would_be_joined(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"use_dora": False}), encoding="utf-8")
+    above = Source("parent", "base", adapter=tmp_path)
+    with pytest.raises(InputError, match="DoRA cannot be joined"):
+        refuse_dora_above_an_adapter(above, LoraSection(use_dora=True))
+    refuse_dora_above_an_adapter(above, LoraSection())
+    refuse_dora_above_an_adapter(above, None)
+    refuse_dora_above_an_adapter(Source("base", "base"), LoraSection(use_dora=True))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"use_dora": True}), encoding="utf-8")
+    with pytest.raises(InputError, match="DoRA cannot be joined"):
+        refuse_dora_above_an_adapter(above, LoraSection())
+
+
+def test_a_reward_model_of_all_weights_stands_above_an_adapter(workplace: Path) -> None:
+    """The parent's adapter is merged into a classifier, whose body is the policy's."""
+    sft(
+        "sft",
+        extra=LORA,
+        trainer="trainer: {max_steps: 3, per_device_train_batch_size: 4, learning_rate: 0.01}\n",
+    )
+    run(
+        "reward",
+        f"model: {{name: sft}}\ndata: {{train: {rows('p.jsonl', PAIRS)}, eval: 0.3}}\n"
+        "trainer: {max_steps: 1, learning_rate: 0.0}\nrun: {output: reward}\n",
+    )
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    config = json.loads(Path("sft/adapter_config.json").read_text(encoding="utf-8"))
+    base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
+    merged = PeftModel.from_pretrained(base, "sft").merge_and_unload().state_dict()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(load_file("reward/model.safetensors")[name], merged[name])
+
+
+def test_a_reward_function_is_called_alike_in_training_and_measuring(workplace: Path) -> None:
+    Path("own.py").write_text(
+        "def length(prompts, completions, **_):\n    return [float(len(c[0]['content'])) for c in completions]\n",
+        encoding="utf-8",
+    )
+    prompts = rows("q.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT])
+    record, _ = run(
+        "ppo",
+        f"model: {{name: tiny}}\nreward: [{{function: own.py:length}}]\ndata: {{train: {prompts}, eval: 0.3}}\n{LORA}"
+        "trainer: {max_steps: 1, per_device_train_batch_size: 4, max_completion_length: 5}\n"
+        "run: {output: ppo, compare: 2}\n",
+    )
+    assert any(line["name"] == "reward length" for line in record["measurements"])
+
+
+def test_feedback_of_too_few_events_or_mixed_prompts_is_refused(workplace: Path) -> None:
+    sft("parent", extra=LORA)
+    silent = [{"prompt": f"q{i}", "response": "a", "rating": 0} for i in range(8)]
+    with pytest.raises(InputError, match="0 test rows that say something; a gate needs at least 2"):
+        update(events=silent)
+    mixed = [*EDITS, {"prompt": "text", "response": "a", "better": "b"}]
+    with pytest.raises(InputError, match="have a text as prompt, the rest have messages"):
+        update(events=mixed)
+    assert not Path("update").exists()
+
+
+def test_an_update_is_judged_on_everything_else(workplace: Path) -> None:
+    sft("parent", extra=LORA)
+    Path("own.py").write_text(
+        "def judge(prompts, answers):\n    return [float(len(a)) for a in answers]\n", encoding="utf-8"
+    )
+    general = [
+        {"prompt": [{"role": "user", "content": f"g{i}"}], "completion": [CHAT[0]["messages"][1]]}
+        for i in range(4)
+    ]
+    feedback = f", replay: chat.jsonl, general: {rows('g.jsonl', general)}"
+    judged = EASY.replace("}", ", judge: own.py:judge, judge_gain_min: -99}")
+    record, _ = update(judged, feedback=feedback)
+    gate = next(gate for gate in record["gates"] if "judge" in gate["name"])
+    assert gate["passed"] is True and gate["interval"] is not None
+    strict = judged.replace("-99}", "99}")
+    with pytest.raises(GateRefused, match="judge's score of answers to everything else"):
+        Path("update").rename("kept")
+        update(strict, feedback=feedback)
+
+
+def test_replay_draws_by_step_so_that_a_resumed_run_draws_the_same() -> None:
+    from types import SimpleNamespace
+
+    def drawn(steps: list[int]) -> list[list[int]]:
+        replay = Replay()
+        replay.args = SimpleNamespace(seed=3, per_device_train_batch_size=4)
+        replay.replay([{"input_ids": [i]} for i in range(50)], share=0.5)
+        told = []
+        for step in steps:
+            replay.state = SimpleNamespace(global_step=step)
+            told.append([row["input_ids"][0] for row in replay._draw()])
+        return told
+
+    whole = drawn([0, 0, 1, 1, 2, 2])
+    assert drawn([1, 1, 2, 2]) == whole[2:]
+    assert len({tuple(part) for part in whole}) == 6
