@@ -48,7 +48,9 @@ FLOOR_2 = f"{FLOOR_1} data.files data.sources data.prepare feedback"
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapters models tiny evaluate ppo.critic ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses"
 LIBRARY = f"errors {MATHS} ppo.config ppo.critic ppo.reference ppo.rollout ppo.trainer ppo"
-SHARED_STAGES = "stages.base stages.functions stages.training stages.updaters"
+SHARED_STAGES = (
+    "stages.base stages.functions stages.replay stages.training stages.update_measures stages.updaters"
+)
 
 # A module belongs to the longest name that fits it. Every room may import itself.
 ROOMS = {

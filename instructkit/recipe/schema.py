@@ -101,6 +101,9 @@ class FeedbackSection(Section):
     replay_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.25, description="weight of replay in the loss"
     )
+    self_replay: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of replayed rows with the parent's own answer in place of the given one"
+    )
     general: str | None = Field(None, description="held-out rows of everything else; default: the SFT run's")
     columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
     limit: Positive | None = Field(None, description="use only the first so many events")

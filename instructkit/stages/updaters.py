@@ -21,12 +21,23 @@ class Replay:
     2205.12393, section 3). One mechanism serves the three trainers, whose rows differ.
     """
 
-    _replayed: list[dict[str, list[int]]] = []
-    _share = 0.0
+    _given: list[dict[str, list[int]]] = []
+    _own: list[dict[str, list[int]]] = []
+    _share = _own_share = 0.0
 
-    def replay(self, rows: list[dict[str, list[int]]], *, share: float) -> None:
-        """Replay these rows (`input_ids`, `labels`) with this weight, in an order drawn from the run's seed."""
-        self._replayed, self._share = rows, share
+    def replay(self, given: list[dict], own: list[dict], *, share: float, own_share: float) -> None:
+        """
+        Replay rows (`input_ids`, `labels`) in an order drawn from the run's seed.
+
+        Args:
+            given: demonstrations.
+            own: the parent's own answers (Huang et al. 2024, 2403.01244, self-synthesized rehearsal): what it has learned
+                since its demonstrations, by rewards say, is in these alone.
+            share: weight in the loss.
+            own_share: share of the rows drawn that are of the second kind.
+        """
+        self._given, self._own = given, own
+        self._share, self._own_share = share, own_share if own else 0.0
         self._drawn = (-1, 0)
 
     def compute_loss(
@@ -34,7 +45,7 @@ class Replay:
     ):
         """The trainer's own loss and, in training, the replayed one."""
         own = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not (self._replayed and self.model.training):
+        if not (self._given and self.model.training):
             return own
         loss = own[0] if return_outputs else own
         # Trainer divides the loss it gets here by the accumulation steps unless it was already counted over them.
@@ -51,7 +62,9 @@ class Replay:
         step = self.state.global_step
         self._drawn = (step, self._drawn[1] + 1 if self._drawn[0] == step else 0)
         order = random.Random(f"{self.args.seed} {self._drawn}")
-        return order.choices(self._replayed, k=self.args.per_device_train_batch_size)
+        count = self.args.per_device_train_batch_size
+        own = sum(order.random() < self._own_share for _ in range(count))
+        return order.choices(self._own or self._given, k=own) + order.choices(self._given, k=count - own)
 
     def _replay_loss(self, model: Any) -> torch.Tensor:
         rows = self._draw()

@@ -137,8 +137,10 @@ def test_an_update_is_judged_on_everything_else(workplace: Path) -> None:
         for i in range(4)
     ]
     feedback = f", replay: chat.jsonl, general: {rows('g.jsonl', general)}"
+    feedback += ", self_replay: 0.5"
     judged = EASY.replace("}", ", judge: own.py:judge, judge_gain_min: -99}")
-    record, _ = update(judged, feedback=feedback)
+    record, notes = update(judged, feedback=feedback)
+    assert any(note.startswith("replay: the parent answered ") for note in notes)
     gate = next(gate for gate in record["gates"] if "judge" in gate["name"])
     assert gate["passed"] is True and gate["interval"] is not None
     strict = judged.replace("-99}", "99}")
@@ -153,7 +155,8 @@ def test_replay_draws_by_step_so_that_a_resumed_run_draws_the_same() -> None:
     def drawn(steps: list[int]) -> list[list[int]]:
         replay = Replay()
         replay.args = SimpleNamespace(seed=3, per_device_train_batch_size=4)
-        replay.replay([{"input_ids": [i]} for i in range(50)], share=0.5)
+        given, own = ([{"input_ids": [start + i]} for i in range(50)] for start in (0, 100))
+        replay.replay(given, own, share=0.5, own_share=0.5)
         told = []
         for step in steps:
             replay.state = SimpleNamespace(global_step=step)
@@ -163,3 +166,4 @@ def test_replay_draws_by_step_so_that_a_resumed_run_draws_the_same() -> None:
     whole = drawn([0, 0, 1, 1, 2, 2])
     assert drawn([1, 1, 2, 2]) == whole[2:]
     assert len({tuple(part) for part in whole}) == 6
+    assert {i >= 100 for part in whole for i in part} == {True, False}

@@ -1,0 +1,59 @@
+"""The rows that an update replays, and general rows, as token ids: demonstrations, and the parent's own answers."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from instructkit.feedback import preprocess
+from instructkit.stages.base import Frame, prompt_of
+
+# Of the parent's own answers: how many at most, and the longest of them in tokens
+OWN_ANSWERS = 512
+OWN_TOKENS = 128
+
+
+def encoded_demonstrations(tokenizer: Any, rows: list[dict]) -> list[dict[str, list[int]]]:
+    """Demonstrations as token ids with labels on the last answer, or on all of a text."""
+    from instructkit.encode import encode_text, encode_with_labels
+
+    return [
+        encode_text(tokenizer, row["text"])
+        if "text" in row
+        else encode_with_labels(tokenizer, prompt_of(row), last_answer(row))
+        for row in rows
+    ]
+
+
+def own_answers(frame: Frame, model: Any, tokenizer: Any) -> list[dict[str, list[int]]]:
+    """
+    The parent's answers to prompts of the replay rows that the feedback does not speak of, as token ids with labels.
+
+    Called before training, when the new adapter adds nothing yet. Answers that were cut off are left out.
+    """
+    from instructkit.encode import encode_with_labels
+    from instructkit.evaluate.generate import answer
+
+    data = frame.inputs.data
+    spoken_of = {prompt_key(preprocess.prompt_of(row)) for row in data["events"].rows}
+    rows = [row for row in data["replay"].rows if "text" not in row]
+    prompts = {prompt_key(prompt_of(row)): prompt_of(row) for row in rows}
+    asked = [prompt for key, prompt in prompts.items() if key not in spoken_of]
+    asked = random.Random(frame.seed).sample(asked, min(len(asked), OWN_ANSWERS))
+    told = answer(model, tokenizer, asked, max_new_tokens=OWN_TOKENS, seed=frame.seed)
+    ended = [(prompt, a.text) for prompt, a in zip(asked, told, strict=True) if a.finished]
+    frame.reporter.note(f"replay: the parent answered {len(asked)} prompts, {len(ended)} to the end")
+    return [encode_with_labels(tokenizer, prompt, text) for prompt, text in ended]
+
+
+def last_answer(row: dict[str, Any]) -> str:
+    """The last answer of a demonstration."""
+    from instructkit.encode import answer_text
+
+    return answer_text(row["messages"] if "messages" in row else row["completion"])
+
+
+def prompt_key(prompt: Any) -> str:
+    """A prompt as a dictionary key."""
+    return json.dumps(prompt, sort_keys=True)
