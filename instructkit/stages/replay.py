@@ -10,8 +10,8 @@ from instructkit.feedback import preprocess
 from instructkit.stages.base import Frame, prompt_of
 
 # Of the parent's own answers: how many at most, and the longest of them in tokens
-OWN_ANSWERS = 512
-OWN_TOKENS = 128
+OWN_ANSWERS = 256
+OWN_TOKENS = 64
 
 
 def encoded_demonstrations(tokenizer: Any, rows: list[dict]) -> list[dict[str, list[int]]]:

@@ -32,6 +32,8 @@ FEW = {
         "trainer.per_device_train_batch_size=4",
         "gates.feedback_gain_min=-99",
         "gates.general_loss_ratio_max=99",
+        "gates.judge_gain_min=-99",
+        "feedback.self_replay=0.0",  # a barely trained model answers at length
     ],
 }
 
