@@ -105,8 +105,29 @@ def _finished_run(path: Path) -> Path | None:
         return None
     status = read_run(path)["status"]
     if status != "done":
-        raise InputError(f"the run {path} is not finished: its status is {status}", hint="train it again")
+        hint = "wait until it is done" if status == "running" else "go on with --resume, or train it again"
+        raise InputError(f"the run {path} is not finished: its status is {status}", hint=hint)
     return path
+
+
+def refuse_wrong_role(source: Source, *, as_reward: bool) -> None:
+    """
+    A reward model writes no answers, and a policy has no trained score.
+
+    Raises:
+        InputError: when a run is used as what it is not; of a model that is no run nothing is known.
+    """
+    from instructkit.runs.record import read_run
+
+    stage = read_run(source.run)["stage"] if source.run else None
+    if stage is None or (stage == "reward") == as_reward:
+        return
+    wanted = (
+        "a run of `instructkit reward` is wanted here" if as_reward else "a model that answers is wanted here"
+    )
+    raise InputError(
+        f"{source.name} is a run of `{stage}`; {wanted}", hint="`instructkit runs` lists the runs"
+    )
 
 
 def load_tokenizer(source: Source, section: ModelSection) -> Any:

@@ -41,16 +41,18 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.exit(_usage(error) if hasattr(error, "format_message") else _unexpected(error))
     if code == INTERRUPTED:  # what Typer returns for Ctrl-C
-        print("error: interrupted", file=sys.stderr)
+        print("error: interrupted\nhint: a training run goes on with --resume", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _told(error: InstructKitError) -> int:
     """One `error:`, its `hint:`, and the exit code of its kind."""
-    lines = str(error).splitlines()
-    print("error: " + (lines[0] if len(lines) == 1 else f"{len(lines)} faults"), file=sys.stderr)
-    if len(lines) > 1:
-        print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
+    faults = getattr(error, "faults", None)
+    if faults is not None and len(faults) > 1:
+        print(f"error: {getattr(error, 'total', len(faults))} faults", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     return error.exit_code
@@ -68,6 +70,10 @@ def _usage(error: Exception) -> int:
 
 def _unexpected(error: Exception) -> int:
     """What nobody foresaw: the run failed, its record says so, and `--debug` shows where."""
+    if isinstance(error, OSError):
+        print(f"error: {error}", file=sys.stderr)
+        print("hint: check the path, its permissions and the free space", file=sys.stderr)
+        return 1
     first = (str(error).strip().splitlines() or [""])[0]
     print(f"error: {type(error).__name__}: {first}", file=sys.stderr)
     print(

@@ -50,7 +50,7 @@ def check_rows(rows: Sequence[Row], kind: str, places: Sequence[str]) -> list[Fa
         if shape is None:
             found = ", ".join(f"`{key}`" for key in row) or "nothing"
             faults.append(
-                Fault(place, f"found {found}; wanted {WANTED[kind]}", "map other names with `data.columns`")
+                Fault(place, f"found {found}; wanted {WANTED[kind]}", "map other names with `columns`")
             )
             continue
         if messages := _CHECKS[kind](row, shape):

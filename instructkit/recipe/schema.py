@@ -43,7 +43,7 @@ class Weighted(Section):
 class DataSection(Section):
     """What is trained on, and what is held out."""
 
-    train: str | list[str | Weighted] = Field(
+    train: str | Annotated[list[str | Weighted], Field(min_length=1)] = Field(
         description="demo/NAME, file, glob, hub id, or a list with weights"
     )
     eval: Share | str | None = Field(

@@ -38,8 +38,31 @@ OURS = {
     "seed": "the seed of a run is `run.seed`",
     "resume_from_checkpoint": "resume with `--resume`",
     "model_init_kwargs": "the `model:` section says how a model is loaded",
+    "bf16": "the number format is `model.dtype`",
+    "fp16": "the number format is `model.dtype`",
     "reward_weights": "each entry of `reward:` has its own `weight`",
     "precompute_ref_log_probs": "the reference is the parent, always computed before training",
+}
+# Numbers that must be above 0, and those that must not be below it; TRL takes others and goes on.
+ABOVE_0 = {
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_iterations",
+    "steps_per_generation",
+    "num_generations",
+    "max_completion_length",
+    "max_length",
+    "temperature",
+}
+NOT_BELOW_0 = {
+    "learning_rate",
+    "value_learning_rate",
+    "beta",
+    "weight_decay",
+    "max_grad_norm",
+    "warmup_steps",
+    "vf_coef",
 }
 _CHECKS = {
     "bool": lambda v: isinstance(v, bool),
@@ -110,9 +133,21 @@ def _check(
         elif not any(_CHECKS[kind](value) for kind in allowed[key]["types"]):
             wanted = " or ".join(allowed[key]["types"])
             faults.append(Fault(where, f"`{section}.{key}` is {value!r}; wanted {wanted}"))
+        elif isinstance(value, int | float) and (wanted := _range(key, value)):
+            faults.append(Fault(where, f"`{section}.{key}` is {value!r}; {wanted}"))
         elif isinstance(value, str) and value not in (choices := allowed[key].get("choices", [value])):
             faults.append(Fault(where, f"`{section}.{key}` is {value!r}", _nearest(value, choices)))
     return faults
+
+
+def _range(key: str, value: float) -> str | None:
+    if key in ABOVE_0 and value <= 0:
+        return "it must be above 0"
+    if key in NOT_BELOW_0 and value < 0:
+        return "it must not be below 0"
+    if key == "max_steps" and value < 1 and value != -1:
+        return "it must be above 0, or -1 for none"
+    return None
 
 
 def _nearest(value: str, choices: list[str]) -> str:

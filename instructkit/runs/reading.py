@@ -34,7 +34,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{file} is damaged: {error}", hint="train the run again with --overwrite"
+            f"{file} is damaged: {error}",
+            hint=f"restore the file, or delete the folder {path} and train the run again",
         ) from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:

@@ -252,6 +252,8 @@ def _in_words(status: str) -> str:
 
 
 def _ways_on(status: str) -> str:
+    if status == "running":
+        return "wait until it is done, or choose another folder with run.output=FOLDER"
     if status == "done":
         return "replace it with --overwrite, or choose another folder with run.output=FOLDER"
     return "go on with --resume, replace it with --overwrite, or choose another folder with run.output=FOLDER"

@@ -112,6 +112,9 @@ def run(
     """
     quiet_libraries()
     inputs = collect(recipe)
+    for role, source in inputs.parents.items():
+        if role != "model" or recipe.stage != "reward":
+            models.refuse_wrong_role(source, as_reward=role != "model")
     models.refuse_dora_above_an_adapter(inputs.parents["model"], recipe.lora)
     output = Path(recipe.run.output)
     fingerprints = {role: rows.fingerprint for role, rows in inputs.data.items()}

@@ -21,6 +21,11 @@ def load_function(place: str) -> Callable[..., Any]:
     if place == "demo/judge":
         place = "instructkit.data.demo.judge:judge_batch"
     module_name, _, name = place.rpartition(":")
+    if not (module_name and name):
+        raise InputError(
+            f"{place} names no function",
+            hint="write `module:function`, `path/to/file.py:function`, or `demo/judge`",
+        )
     try:
         if module_name.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from instructkit.adapters import SettleOnTrainBegin
-from instructkit.errors import InputError
+from instructkit.errors import InputError, InstructKitError
 from instructkit.stages.base import CHECKPOINTS, Frame, metrics_writer
 
 _SHOWN = {
@@ -53,7 +53,7 @@ def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any
     }
     try:
         return config(**{**ours, **defaults, **given})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         raise InputError(
             f"{frame.recipe.source}: TRL refuses the `trainer:` section: {error}",
             hint="change the fields it names; `--plan` prints the resolved recipe",
@@ -101,7 +101,17 @@ def fit(trainer: Any, frame: Frame) -> dict[str, float]:
     trainer.remove_callback(PrinterCallback)
     checkpoint = _last_checkpoint(frame) if frame.resume else None
     frame.reporter.stage_started(frame.recipe.stage, None)
-    output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
+    try:
+        output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
+    except EOFError as error:
+        raise InputError(
+            f"{checkpoint} is damaged: a file in it ends too early", hint="start again with --overwrite"
+        ) from error
+    if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
+        raise InstructKitError(
+            "the weights are not finite after training, so there is no model to keep",
+            hint="lower trainer.learning_rate, and look at the losses in metrics.jsonl",
+        )
     return {name: value for name, value in output.metrics.items() if isinstance(value, int | float)}
 
 

@@ -102,7 +102,7 @@ def test_an_interrupt_exits_with_130(capsys, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("instructkit.stages.run_stage", stop)
     code, _, told = run("sft", "recipes/sft.yaml", capsys=capsys)
-    assert (code, told.strip()) == (130, "error: interrupted")
+    assert (code, told.strip()) == (130, "error: interrupted\nhint: a training run goes on with --resume")
 
 
 def test_the_unforeseen_is_one_line_unless_debugging(capsys, monkeypatch) -> None:

@@ -265,3 +265,20 @@ def test_a_head_takes_nothing_from_a_reward_model_whether_named_or_by_default() 
     for given in (["critic={kind: head, init: reward}"], ["critic={init: reward}", "lora={}"]):
         assert "`critic.init` is reward, and a head on the policy" in faults(path, "ppo", given)[0]
     assert load_recipe(path, "ppo", ["critic={init: reward}"]).critic.init == "reward"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trainer.num_iterations=0", "it must be above 0"),
+        ("trainer.beta=-1", "it must not be below 0"),
+        ("trainer.max_steps=-5", "it must be above 0, or -1 for none"),
+        ("trainer.learning_rate=-1", "it must not be below 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(override: str, told: str) -> None:
+    assert faults(str(RECIPE_FOLDER / "ppo.yaml"), "ppo", [override])[0].endswith(told)
+
+
+def test_a_mixture_of_nothing_is_a_fault() -> None:
+    assert "`data.train`" in faults(str(RECIPE_FOLDER / "sft.yaml"), "sft", ["data.train=[]"])[0]

@@ -10,7 +10,7 @@ import torch
 from stages.small import CHAT, LORA, ONE_STEP, PAIRS, rows, run, sft
 from transformers import AutoModelForCausalLM
 
-from instructkit.errors import GateRefused, InputError
+from instructkit.errors import GateRefused, InputError, InstructKitError
 from instructkit.models import Source, refuse_dora_above_an_adapter
 from instructkit.recipe.schema import LoraSection
 from instructkit.runs.record import read_run
@@ -167,3 +167,44 @@ def test_replay_draws_by_step_so_that_a_resumed_run_draws_the_same() -> None:
     assert drawn([1, 1, 2, 2]) == whole[2:]
     assert len({tuple(part) for part in whole}) == 6
     assert {i >= 100 for part in whole for i in part} == {True, False}
+
+
+def test_a_run_is_not_used_as_what_it_is_not(workplace: Path) -> None:
+    from instructkit.chat.terminal import open_session
+
+    sft("sft")
+    prompts = rows("q.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT])
+    body = f"data: {{train: {prompts}, eval: 0.3}}\nrun: {{output: out}}\n"
+    with pytest.raises(InputError, match="sft is a run of `sft`; a run of `instructkit reward` is wanted"):
+        run("ppo", f"model: {{name: sft}}\nreward: [{{model: sft}}]\n{body}", plan=True)
+    run(
+        "reward",
+        f"model: {{name: sft}}\ndata: {{train: {rows('p.jsonl', PAIRS)}, eval: 0.3}}\n{ONE_STEP}run: {{output: reward}}\n",
+    )
+    with pytest.raises(InputError, match="reward is a run of `reward`; a model that answers is wanted"):
+        run("ppo", f"model: {{name: reward}}\nreward: [{{model: reward}}]\n{body}", plan=True)
+    with pytest.raises(InputError, match="a model that answers is wanted"):
+        open_session("reward")
+
+
+def test_weights_that_are_not_finite_are_no_result(workplace: Path) -> None:
+    with pytest.raises(InstructKitError, match="the weights are not finite"):
+        sft("out", trainer="trainer: {max_steps: 3, learning_rate: 1.0e+30}\n")
+    assert read_run("out")["status"] == "failed"
+
+
+def test_a_damaged_checkpoint_is_named(workplace: Path, monkeypatch) -> None:
+    from instructkit.stages import training
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    few = "trainer: {max_steps: 8, per_device_train_batch_size: 2}\n"
+    monkeypatch.setattr(training._Progress, "on_step_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sft("out", trainer=few)
+    Path("out/checkpoints/checkpoint-2/optimizer.pt").write_bytes(b"")
+    body = f"model: {{name: tiny}}\ndata: {{train: chat.jsonl, eval: 0.3}}\n{few}run: {{output: out}}\n"
+    with pytest.raises(InputError, match="checkpoint-2 is damaged"):
+        run("sft", body, resume=True)
