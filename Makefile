@@ -64,7 +64,7 @@ lora-update: ppo  ## stage 4: an adapter from user feedback, promoted or refused
 train-all: setup  ## the four stages on the embedded default, then the table of the chain
 	@$(call line,recipes,runs/lora-update)
 
-smollm2: $(INSTALLED_SMOLLM2)  ## the four stages on SmolLM2-135M and human-rated sentences (under 40 minutes)
+smollm2: $(INSTALLED_SMOLLM2)  ## the four stages on SmolLM2-135M and human-rated sentences
 	$(BIN)/python recipes/smollm2/prepare.py
 	@$(call line,recipes/smollm2,runs/smollm2/lora-update)
 

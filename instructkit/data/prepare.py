@@ -69,7 +69,17 @@ def check_leak(train: Rows, held_out: Rows) -> None:
         )
 
 
-def prompt_key(row: Row) -> Any:
+def key_of(prompt: Any) -> str:
+    """A prompt, text or messages, as a dictionary key."""
+    return json.dumps(prompt, sort_keys=True)
+
+
+def prompt_key(row: Row) -> str:
+    """What a row asks, as a dictionary key: rows of one key are no independent measurements."""
+    return key_of(_asked(row))
+
+
+def _asked(row: Row) -> Any:
     """What a row asks: its prompt; the messages before the last answer; its text when there is neither."""
     if row.get("prompt") is not None:
         return row["prompt"]
@@ -90,5 +100,5 @@ def _key(row: Row) -> str:
 
 def _position(row: Row, seed: int) -> float:
     """A number in [0, 1) that depends on the prompt and the seed."""
-    text = json.dumps([seed, prompt_key(row)], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([seed, _asked(row)], sort_keys=True, ensure_ascii=False)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64

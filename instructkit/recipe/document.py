@@ -153,7 +153,7 @@ def _value(node: yaml.Node, place: Place, document: Document, above: tuple[yaml.
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*place, i), document, (*above, node)) for i, item in enumerate(node.value)]
     if node.value == "" and node.style is None and place:
-        document.faults.append(Fault(where, f"`{_dotted(place)}` has no value", _NO_VALUE))
+        document.faults.append(Fault(where, f"`{dotted(place)}` has no value", _NO_VALUE))
     try:
         return convert(node)
     except ValueError as error:
@@ -161,7 +161,8 @@ def _value(node: yaml.Node, place: Place, document: Document, above: tuple[yaml.
         return None
 
 
-def _dotted(place: Place) -> str:
+def dotted(place: Place) -> str:
+    """A place as a user writes it: `section.key`."""
     return ".".join(str(part) for part in place)
 
 

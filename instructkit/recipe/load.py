@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from instructkit.errors import Fault, RecipeError
 from instructkit.recipe import trainer_fields
-from instructkit.recipe.document import Document, Place, apply_override, read_document
+from instructkit.recipe.document import Document, Place, apply_override, dotted, read_document
 from instructkit.recipe.schema import RECIPES, STAGES, sections
 
 
@@ -146,18 +146,14 @@ def _validated(document: Document, stage: str) -> tuple[Any, list[Fault]]:
             if item["type"] != "extra_forbidden":
                 found.setdefault(place, _as_fault(item, place, document))
             elif len(place) > 3:  # the keys of a section, and of its rows, are told by `_unknown_keys`
-                told = f"unknown key `{place[-1]}` in `{_dotted(place[:-1])}`"
+                told = f"unknown key `{place[-1]}` in `{dotted(place[:-1])}`"
                 found.setdefault(place, Fault(document.where(place), told))
         deeper = {place[:i] for place in found for i in range(len(place))}
         return None, [fault for place, fault in found.items() if place not in deeper]
 
 
-def _dotted(place: Place) -> str:
-    return ".".join(str(part) for part in place)
-
-
 def _as_fault(item: dict[str, Any], place: Place, document: Document) -> Fault:
-    name = _dotted(place)
+    name = dotted(place)
     if item["type"] == "missing":
         return Fault(document.where(place), f"`{name}` is missing")
     message = item["msg"].removeprefix("Value error, ")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
+from instructkit.data.prepare import key_of
 from instructkit.feedback import preprocess
 from instructkit.stages.base import Frame, prompt_of
 
@@ -36,9 +36,9 @@ def own_answers(frame: Frame, model: Any, tokenizer: Any) -> list[dict[str, list
     from instructkit.evaluate.generate import answer
 
     data = frame.inputs.data
-    spoken_of = {prompt_key(preprocess.prompt_of(row)) for row in data["events"].rows}
+    spoken_of = {key_of(preprocess.prompt_of(row)) for row in data["events"].rows}
     rows = [row for row in data["replay"].rows if "text" not in row]
-    prompts = {prompt_key(prompt_of(row)): prompt_of(row) for row in rows}
+    prompts = {key_of(prompt_of(row)): prompt_of(row) for row in rows}
     asked = [prompt for key, prompt in prompts.items() if key not in spoken_of]
     asked = random.Random(frame.seed).sample(asked, min(len(asked), OWN_ANSWERS))
     told = answer(model, tokenizer, asked, max_new_tokens=OWN_TOKENS, seed=frame.seed)
@@ -52,8 +52,3 @@ def last_answer(row: dict[str, Any]) -> str:
     from instructkit.encode import answer_text
 
     return answer_text(row["messages"] if "messages" in row else row["completion"])
-
-
-def prompt_key(prompt: Any) -> str:
-    """A prompt as a dictionary key."""
-    return json.dumps(prompt, sort_keys=True)

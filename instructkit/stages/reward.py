@@ -148,7 +148,7 @@ def centre(model: Any, tokenizer: Any, pairs: list[dict]) -> dict[str, float]:
 def prompts_of(frame: Frame) -> list[str]:
     """What each held-out comparison asks: comparisons of one prompt are no independent trials."""
     rows = frame.inputs.data["eval"].rows if "eval" in frame.inputs.data else []
-    return [json.dumps(prompt_key(row), sort_keys=True) for row in rows]
+    return [prompt_key(row) for row in rows]
 
 
 def compare(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from instructkit.data import prepare
+from instructkit.data.prepare import key_of, prompt_key
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates, preprocess
 from instructkit.stages.base import Frame, measurement, prompt_of
 from instructkit.stages.functions import load_function
-from instructkit.stages.replay import encoded_demonstrations, prompt_key
+from instructkit.stages.replay import encoded_demonstrations
 
 
 def measure(frame: Frame, model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def judge_scores(frame: Frame, model: Any, tokenizer: Any) -> list[float]:
     rows = [row for row in data["general"].rows if "text" not in row] if "general" in data else []
     if not (place and rows):
         return []
-    prompts = list({prompt_key(prompt_of(row)): prompt_of(row) for row in rows}.values())
+    prompts = list({key_of(prompt_of(row)): prompt_of(row) for row in rows}.values())
     answers = answer(model, tokenizer, prompts, max_new_tokens=64, seed=frame.seed)
     return list(load_function(place)(prompts, [a.text for a in answers]))
 
@@ -113,7 +113,7 @@ def by_prompt(frame: Frame, figures: list[float]) -> list[float]:
     """Sums over the general rows of one prompt: several answers to it are no independent measurements."""
     sums: dict[str, float] = {}
     for row, figure in zip(frame.inputs.data["general"].rows, figures, strict=True):
-        key = prompt_key(prepare.prompt_key(row))
+        key = prompt_key(row)
         sums[key] = sums.get(key, 0.0) + figure
     return list(sums.values())
 
