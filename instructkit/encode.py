@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 Prompt = str | list[dict[str, str]]
+IGNORED = -100  # the label of a token that is not learned
 
 
 def is_chat(prompt: Prompt) -> bool:
@@ -44,10 +45,10 @@ def encode_answered(tokenizer: Any, prompt: Prompt, answer: str) -> list[int]:
 
 
 def encode_with_labels(tokenizer: Any, prompt: Prompt, answer: str) -> dict[str, list[int]]:
-    """Token ids of prompt and answer, with labels of -100 where the prompt stands."""
+    """Token ids of prompt and answer, with the label `IGNORED` where the prompt stands."""
     ids = encode_answered(tokenizer, prompt, answer)
     start = common_prefix(encode_prompt(tokenizer, prompt), ids)
-    return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
+    return {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
 
 
 def encode_text(tokenizer: Any, text: str) -> dict[str, list[int]]:

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from instructkit.encode import Prompt, encode_prompt, encode_with_labels
+from instructkit.encode import IGNORED, Prompt, encode_prompt, encode_with_labels
 from instructkit.ppo.rollout import own_law
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -125,12 +123,7 @@ def row_likelihoods(
 
 
 def _batch_likelihoods(model: Any, batch: Sequence[dict[str, list[int]]], pad_id: int) -> list[Likelihood]:
-    longest = max(len(row["input_ids"]) for row in batch)
-    fill = [longest - len(row["input_ids"]) for row in batch]
-    ids = torch.tensor([list(r["input_ids"]) + [pad_id] * n for r, n in zip(batch, fill, strict=True)])
-    labels = torch.tensor([list(r["labels"]) + [IGNORED] * n for r, n in zip(batch, fill, strict=True)])
-    mask = torch.tensor([[1] * len(r["input_ids"]) + [0] * n for r, n in zip(batch, fill, strict=True)])
-    ids, labels, mask = (t.to(model.device) for t in (ids, labels, mask))
+    ids, labels, mask = pad_labelled(batch, pad_id, model.device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
     targets, asked = labels[:, 1:].clamp(min=0), labels[:, 1:] != IGNORED
     logprobs = torch.log_softmax(logits, dim=-1)
@@ -138,6 +131,18 @@ def _batch_likelihoods(model: Any, batch: Sequence[dict[str, list[int]]], pad_id
     correct = ((logits.argmax(-1) == targets) & asked).sum(1)
     counts = zip(nll.tolist(), asked.sum(1).tolist(), correct.tolist(), strict=True)
     return [Likelihood(loss, int(tokens), int(right)) for loss, tokens, right in counts]
+
+
+def pad_labelled(
+    rows: Sequence[dict[str, list[int]]], pad_id: int, device: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, labels and attention mask `(B, T)` of rows of `input_ids` and `labels`, filled on the right."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    fill = [longest - len(row["input_ids"]) for row in rows]
+    ids = torch.tensor([list(r["input_ids"]) + [pad_id] * n for r, n in zip(rows, fill, strict=True)])
+    labels = torch.tensor([list(r["labels"]) + [IGNORED] * n for r, n in zip(rows, fill, strict=True)])
+    mask = torch.tensor([[1] * (longest - n) + [0] * n for n in fill])
+    return ids.to(device), labels.to(device), mask.to(device)
 
 
 def _cut(tokenizer: Any, prompt_ids: list[int], row: list[int], stops: list[int]) -> Answer:

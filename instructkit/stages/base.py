@@ -112,19 +112,15 @@ def run(
     """
     quiet_libraries()
     inputs = collect(recipe)
-    for role, source in inputs.parents.items():
-        if role != "model" or recipe.stage != "reward":
-            models.refuse_wrong_role(source, as_reward=role != "model")
-    models.refuse_dora_above_an_adapter(inputs.parents["model"], recipe.lora)
-    output = Path(recipe.run.output)
-    fingerprints = {role: rows.fingerprint for role, rows in inputs.data.items()}
-    parents = {role: parent_hash(source) for role, source in inputs.parents.items()}
-    resolved = to_dict(recipe)
+    refuse_unfit_parents(recipe, inputs.parents)
     if options.plan:
         show_plan(recipe, inputs, reporter)
         return None
+    output, resolved = Path(recipe.run.output), to_dict(recipe)
+    data = {role: rows.fingerprint for role, rows in inputs.data.items()}
+    parents = {role: parent_hash(source) for role, source in inputs.parents.items()}
     if options.if_changed:
-        reason = lineage.unchanged(output, resolved, fingerprints, parents)
+        reason = lineage.unchanged(output, resolved, data, parents)
         if reason is None:
             reporter.note(f"{output}: recipe, data and parents are unchanged; nothing to do")
             return _refuse_again(read_run(output))
@@ -132,40 +128,55 @@ def run(
     folder = RunFolder(output)
     overwrite = options.overwrite or (options.if_changed and not options.resume)
     if options.resume:
-        lineage.refuse_other_inputs(output, fingerprints, parents)
+        lineage.refuse_other_inputs(output, data, parents)
     else:
         folder.check_free(overwrite=overwrite)
-    machine = choose_machine(recipe)
-    for reason in [*machine.reasons, *left_out(inputs)]:
+    frame = Frame(recipe, inputs, choose_machine(recipe), output, reporter, options.resume)
+    for reason in [*frame.machine.reasons, *left_out(inputs)]:
         reporter.note(reason)
     folder.start(
         resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume
     )
     with folder:
-        folder.update(
-            hardware=machines.hardware(),
-            choices=list(machine.reasons),
-            data={role: rows.summary() for role, rows in inputs.data.items()},
-            parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
-            synthetic=any(rows.synthetic for rows in inputs.data.values()),
-        )
-        frame = Frame(recipe, inputs, machine, output, reporter, options.resume)
-        seed_everything(frame.seed)
-        result = train(frame)
-        frame.timed("save", lambda: result.save(output))
-        drop_checkpoints(recipe, output)
-        write_samples(output / "samples.jsonl", result.samples)
-        folder.update(peak_memory_bytes=peak_memory(), dropped=frame.dropped, **result.details)
-        folder.complete(
-            metrics=result.metrics,
-            measurements=result.measurements,
-            gates=[gate.as_dict() for gate in result.gates],
-            timings=frame.clock,
-        )
+        _carry_out(frame, folder, parents, train)
     reporter.finished()
     record = read_run(output)
     reporter.table(record)
     return _refuse_again(record)
+
+
+def refuse_unfit_parents(recipe: Any, parents: dict[str, models.Source]) -> None:
+    """A reward model may go on from any run; otherwise policies answer and reward models score."""
+    for role, source in parents.items():
+        if role != "model" or recipe.stage != "reward":
+            models.refuse_wrong_role(source, as_reward=role != "model")
+    models.refuse_dora_above_an_adapter(parents["model"], recipe.lora)
+
+
+def _carry_out(
+    frame: Frame, folder: RunFolder, parents: dict[str, str], train: Callable[[Frame], Result]
+) -> None:
+    """Train, save and complete the record of a folder that is held."""
+    recipe, inputs = frame.recipe, frame.inputs
+    folder.update(
+        hardware=machines.hardware(),
+        choices=list(frame.machine.reasons),
+        data={role: rows.summary() for role, rows in inputs.data.items()},
+        parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
+        synthetic=any(rows.synthetic for rows in inputs.data.values()),
+    )
+    seed_everything(frame.seed)
+    result = train(frame)
+    frame.timed("save", lambda: result.save(frame.folder))
+    drop_checkpoints(recipe, frame.folder)
+    write_samples(frame.folder / "samples.jsonl", result.samples)
+    folder.update(peak_memory_bytes=peak_memory(), dropped=frame.dropped, **result.details)
+    folder.complete(
+        metrics=result.metrics,
+        measurements=result.measurements,
+        gates=[gate.as_dict() for gate in result.gates],
+        timings=frame.clock,
+    )
 
 
 def seed_everything(seed: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from instructkit import models
 from instructkit.data.prepare import load_split
 from instructkit.data.sources import Rows
+from instructkit.encode import IGNORED
 from instructkit.errors import InputError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
@@ -99,7 +100,7 @@ def check_labels(dataset: Any, place: str) -> None:
     Raises:
         InputError: when every label is masked; the loss would be 0 and nothing would say so.
     """
-    if not any(label != -100 for labels in dataset["labels"] for label in labels):
+    if not any(label != IGNORED for labels in dataset["labels"] for label in labels):
         raise InputError(
             f"{place}: every label of the training data is masked, so nothing would be trained",
             hint="the answers are cut off by trainer.max_length, or the chat template marks no assistant words",

@@ -9,8 +9,7 @@ import torch
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from instructkit import adapters
-
-IGNORED = -100
+from instructkit.evaluate.generate import pad_labelled
 
 
 class Replay:
@@ -68,13 +67,8 @@ class Replay:
 
     def _replay_loss(self, model: Any) -> torch.Tensor:
         rows = self._draw()
-        longest = max(len(row["input_ids"]) for row in rows)
-        pad_id = self.processing_class.pad_token_id
-        fill = [longest - len(row["input_ids"]) for row in rows]
-        ids = torch.tensor([row["input_ids"] + [pad_id] * n for row, n in zip(rows, fill, strict=True)])
-        labels = torch.tensor([row["labels"] + [IGNORED] * n for row, n in zip(rows, fill, strict=True)])
-        mask = torch.tensor([[1] * (longest - n) + [0] * n for n in fill])
-        ids, labels, mask = (tensor.to(self.accelerator.device) for tensor in (ids, labels, mask))
+        pad_id, device = self.processing_class.pad_token_id, self.accelerator.device
+        ids, labels, mask = pad_labelled(rows, pad_id, device)
         return model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).loss
 
 
