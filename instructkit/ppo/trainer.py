@@ -205,6 +205,12 @@ class PPOTrainer(RLOOTrainer):
 
     # -- update -------------------------------------------------------------------------------------------------------
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch; Trainer clears the gradients of its model after a step, and the critic's are ours to clear."""
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self.critic.zero_grad()
+        return super().training_step(*args, **kwargs)
+
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """`policy loss + vf_coef * value loss`, each a sum over tokens by the tokens of the optimizer step."""
         warming_up = self.model.training and 0 < self._rollouts_done <= self.args.value_warmup_steps

@@ -183,6 +183,23 @@ def test_policy_and_critic_move_and_the_reference_does_not(tiny_folder, tmp_path
         assert all("lora_" in name for name in moved)
 
 
+@pytest.mark.parametrize("critic", ["head", "separate"])
+def test_every_optimizer_step_starts_without_gradients_of_the_last(tiny_folder, tmp_path, critic) -> None:
+    trainer = build(tiny_folder, tmp_path, critic=critic, gradient_accumulation_steps=2, steps_per_generation=2)
+    left: list[float] = []
+    original = trainer._compute_loss
+
+    def spy(model, inputs):
+        if trainer._step % 2 == 0:
+            both = [*model.parameters(), *trainer.critic.parameters()]
+            left.append(sum(float(p.grad.abs().sum()) for p in both if p.grad is not None))
+        return original(model, inputs)
+
+    trainer._compute_loss = spy
+    trainer.train()
+    assert left == [0.0] * 4
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_before_the_first_update_kl_is_zero_and_ratios_are_one(tiny_folder, tmp_path, lora) -> None:
     trainer = build(tiny_folder, tmp_path, lora=lora)
