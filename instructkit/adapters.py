@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ from transformers import PreTrainedModel, TrainerCallback
 
 NEW = "default"
 PARENT = "parent"
+CRITIC = "critic"
 _TRL_REFERENCE = "ref"
+_TRAINED = (NEW, CRITIC)
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, parent: Path | None) -> PeftModel:
@@ -39,30 +42,98 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, parent: Path | None) ->
     """
     wrapped = get_peft_model(model, config, adapter_name=NEW)
     if parent is not None:
-        parent_config = LoraConfig.from_pretrained(str(parent))
-        # The parent's own head (a reward model's score) is not wanted: the new adapter trains its own.
-        parent_config.modules_to_save = None
-        parent_config.inference_mode = True
-        wrapped.peft_config[PARENT] = parent_config
-        wrapped.base_model.inject_adapter(wrapped.base_model.model, PARENT)
-        weights = {
-            name: w for name, w in load_peft_weights(str(parent), device="cpu").items() if "lora_" in name
-        }
-        set_peft_model_state_dict(wrapped, weights, adapter_name=PARENT)
+        add_saved(wrapped, PARENT, parent)
     settle(wrapped)
     return wrapped
 
 
+def add_saved(model: PeftModel, name: str, folder: Path) -> None:
+    """
+    Put a saved adapter on the backbone under a name of ours, without its own head (a reward model's score).
+
+    Raises:
+        ValueError: when none of its layers is on this backbone.
+    """
+    config = LoraConfig.from_pretrained(str(folder))
+    config.modules_to_save = None
+    config.inference_mode = True
+    config.task_type = model.peft_config[NEW].task_type
+    _inject(model, name, config)
+    weights = {key: w for key, w in load_peft_weights(str(folder), device="cpu").items() if "lora_" in key}
+    loaded = set_peft_model_state_dict(model, weights, adapter_name=name)
+    if not weights or loaded.unexpected_keys:
+        raise ValueError(
+            f"the adapter in {folder} does not fit this model: {loaded.unexpected_keys[:3] or 'no layers'}"
+        )
+
+
+def _inject(model: PeftModel, name: str, config: LoraConfig) -> None:
+    """A further adapter on every layer, in float32 whatever the base is in; PEFT does that for the first one alone."""
+    model.peft_config[name] = config
+    model.base_model.inject_adapter(model.base_model.model, name)
+    for parameter_name, parameter in model.named_parameters():
+        if adapter_of(parameter_name) == name:
+            parameter.data = parameter.data.float()
+
+
+def add_critic(model: PeftModel, start: Path | None) -> Role:
+    """
+    Put the critic's adapter on the policy's backbone.
+
+    Args:
+        start: a saved adapter to begin as (a reward model's, or an earlier critic's); None begins as the parent, with a fresh
+            adapter like the policy's.
+
+    Returns:
+        The role under which the backbone is the critic.
+    """
+    if start is not None:
+        add_saved(model, CRITIC, start)
+        names = [CRITIC]
+    else:
+        _inject(model, CRITIC, copy.deepcopy(model.peft_config[NEW]))
+        names = [name for name in (CRITIC, PARENT) if name in model.peft_config]
+    settle(model)
+    return Role(names)
+
+
+@dataclass(frozen=True)
+class Role:
+    """Adapters under which one backbone is someone else: a context manager factory, called with the model."""
+
+    names: Sequence[str]
+
+    @contextlib.contextmanager
+    def __call__(self, model: PeftModel) -> Iterator[None]:
+        """Within this context the model is in the role; afterwards it is the policy again."""
+        activate(model, self.names)
+        try:
+            yield
+        finally:
+            settle(model)
+
+
 def activate(model: PeftModel, names: Sequence[str]) -> None:
-    """Let exactly these adapters take part in the forward pass; only `default` has gradients."""
+    """
+    Let exactly these adapters take part in the forward pass; those that are trained keep their gradients.
+
+    PEFT's own switch freezes every adapter that it puts aside, so the flags are set anew each time.
+    """
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.set_adapter(list(names))
     for name, parameter in model.named_parameters():
-        if f".{PARENT}." in name:
-            parameter.requires_grad_(False)
-        elif f".{NEW}" in name:
-            parameter.requires_grad_(True)
+        if adapter := adapter_of(name):
+            parameter.requires_grad_(adapter in _TRAINED)
+
+
+def adapter_of(parameter: str) -> str | None:
+    """The adapter that a parameter belongs to, by PEFT's naming of it; None for a parameter of the base."""
+    parts = parameter.split(".")
+    for i, part in enumerate(parts[:-1]):
+        if part.startswith("lora_") or part == "modules_to_save":
+            return parts[i + 1]
+    return None
 
 
 def settle(model: PeftModel) -> None:
@@ -77,11 +148,8 @@ def settle(model: PeftModel) -> None:
 def as_parent(model: PeftModel) -> Iterator[None]:
     """Within this context the model is its parent: the reference of PPO, DPO and KTO."""
     if PARENT in model.peft_config:
-        activate(model, [PARENT])
-        try:
+        with Role([PARENT])(model):
             yield
-        finally:
-            settle(model)
     else:
         with model.disable_adapter():
             yield
@@ -96,19 +164,25 @@ class SettleOnTrainBegin(TrainerCallback):
             settle(model)
 
 
-def joined_state(model: PeftModel) -> tuple[dict[str, torch.Tensor], LoraConfig]:
+def joined_state(
+    model: PeftModel, name: str = NEW, *, above_parent: bool = True
+) -> tuple[dict[str, torch.Tensor], LoraConfig]:
     """
     Join parent and new adapter by rank: `A = [A_new; A_parent]`, `B = [s_new B_new, s_parent B_parent]`, scale 1.
 
     The product `B A` is the sum of both updates exactly (up to the rounding of one multiplication in float32), as in PEFT's
     `add_weighted_adapter(combination_type="cat")`, which cannot carry a reward model's head.
 
+    Args:
+        name: the adapter to save.
+        above_parent: False where it stands on the base itself.
+
     Returns:
         PEFT's state dictionary of the joined adapter and its configuration, whose `lora_alpha` equals its `r`.
     """
-    config = copy.deepcopy(model.peft_config[NEW])
-    new = get_peft_model_state_dict(model, adapter_name=NEW)
-    if PARENT not in model.peft_config:
+    config = copy.deepcopy(model.peft_config[name])
+    new = get_peft_model_state_dict(model, adapter_name=name)
+    if PARENT not in model.peft_config or not above_parent:
         return new, config
     parent_config = model.peft_config[PARENT]
     parts = [
@@ -145,7 +219,18 @@ def _block(tensor: torch.Tensor | None, parts: list, key: str, rank: int, scale:
 
 def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     """Write the joined adapter as a plain PEFT folder that names `base` as what it stands on."""
-    state, config = joined_state(model)
+    _write(*joined_state(model), folder, base)
+
+
+def save_critic(model: PeftModel, head: torch.nn.Linear, role: Role, folder: Path, base: str) -> None:
+    """Write the critic's adapter and head as PEFT writes a sequence classifier, which is what loads it."""
+    state, config = joined_state(model, CRITIC, above_parent=PARENT in role.names)
+    state["base_model.model.score.weight"] = head.weight
+    config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+    _write(state, config, folder, base)
+
+
+def _write(state: dict[str, torch.Tensor], config: LoraConfig, folder: Path, base: str) -> None:
     config.base_model_name_or_path = base
     config.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)

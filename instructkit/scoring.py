@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,26 @@ class RewardScorer:
     Scores of finished answers, callable as a TRL reward function.
 
     Args:
-        model: sequence classifier with one label, in evaluation mode.
+        model: sequence classifier with one label, or a policy that is one in a role.
         tokenizer: the reward model's own; it need not be the policy's.
         offset: centring of its scores.
+        role: context manager factory under which a policy's backbone is the reward model.
+        head: the reward model's score head, where the backbone has none.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, offset: Offset, *, name: str = "reward", batch_size: int = 32
+        self,
+        model: Any,
+        tokenizer: Any,
+        offset: Offset,
+        *,
+        name: str = "reward",
+        batch_size: int = 32,
+        role: Callable[[Any], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        head: Any = None,
     ):
         self.model, self.tokenizer, self.offset, self.batch_size = model, tokenizer, offset, batch_size
+        self.role, self.head = role, head
         self.__name__ = name
 
     @classmethod
@@ -57,10 +69,35 @@ class RewardScorer:
         name = Path(source.name).name
         return cls(model, tokenizer, Offset.read(source.run), name=name, batch_size=batch_size)
 
+    @classmethod
+    def on_backbone(
+        cls, policy: Any, source: models.Source, tokenizer: Any, adapter: str, *, batch_size: int = 32
+    ) -> RewardScorer:
+        """
+        A reward model that is an adapter on the policy's base: no second backbone is loaded.
+
+        Args:
+            policy: the PEFT model; the adapter is put on it, frozen, under the name `adapter`.
+            source: the reward model's run, an adapter on the same base.
+        """
+        from instructkit import adapters
+
+        adapters.add_saved(policy, adapter, source.adapter)
+        adapters.settle(policy)
+        weight = saved_head(source.adapter)
+        head = torch.nn.Linear(weight.size(1), 1, bias=False, dtype=weight.dtype, device=policy.device)
+        head.weight.data.copy_(weight)
+        head.requires_grad_(False)
+        role = adapters.Role([adapter])
+        name, offset = Path(source.name).name, Offset.read(source.run)
+        return cls(policy, tokenizer, offset, name=name, batch_size=batch_size, role=role, head=head)
+
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
         """Centred scores of answers to prompts, in units of the reward model's logit."""
         rows = [encode_answered(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
-        raw = score_rows(self.model, rows, pad_id=self.tokenizer.pad_token_id, batch_size=self.batch_size)
+        options = {"pad_id": self.tokenizer.pad_token_id, "batch_size": self.batch_size, "head": self.head}
+        with self.role(self.model):
+            raw = score_rows(self.model, rows, **options)
         return [(value - self.offset.mean) / self.offset.std for value in raw]
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **_: Any) -> list[float]:
@@ -68,23 +105,48 @@ class RewardScorer:
         return self.score(prompts, [answer_text(completion) for completion in completions])
 
 
-def score_rows(model: Any, rows: Sequence[list[int]], *, pad_id: int, batch_size: int = 32) -> list[float]:
-    """Raw scores of token rows: the head read at each row's last token, found by length and not by token identity."""
-    scores: list[float] = []
+def saved_head(adapter: Path) -> torch.Tensor:
+    """The score head `(1, H)` that PEFT saved beside a reward model's adapter."""
+    from peft.utils import load_peft_weights
+
+    weights = load_peft_weights(str(adapter), device="cpu")
+    return next(tensor for name, tensor in weights.items() if name.endswith("score.weight"))
+
+
+def score_rows(
+    model: Any, rows: Sequence[list[int]], *, pad_id: int, batch_size: int = 32, head: Any = None
+) -> list[float]:
+    """
+    Raw scores of token rows: the head read at each row's last token, found by length and not by token identity.
+
+    Args:
+        model: sequence classifier, or with `head` any model with a body.
+        rows: token ids; read in batches of like length.
+        head: maps hidden states `(B, H)` to `(B, 1)`; the model's own when None.
+    """
+    scores: list[float] = [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    body, head = getattr(inner, inner.base_model_prefix), inner.score
+    body, head = inner.base_model, head or inner.score
     with torch.no_grad():
         for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+            places = order[start : start + batch_size]
+            batch = [rows[i] for i in places]
             longest = max(len(row) for row in batch)
             ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in batch], device=device)
             mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=device)
             last = torch.tensor([len(row) - 1 for row in batch], device=device)
             states = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            read = states[torch.arange(len(batch), device=device), last]
-            scores.extend(head(read).squeeze(-1).float().tolist())
+            read = states[torch.arange(len(batch), device=device), last].to(head_dtype(head))
+            for place, value in zip(places, head(read).squeeze(-1).float().tolist(), strict=True):
+                scores[place] = value
     model.train(was_training)
     return scores
+
+
+def head_dtype(head: torch.nn.Module) -> torch.dtype:
+    """The number format that a head computes in."""
+    return next(head.parameters()).dtype

@@ -46,10 +46,25 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 FLOOR_1 = "errors recipe data.records data.demo runs evaluate.metrics feedback.gates"
 FLOOR_2 = f"{FLOOR_1} data.files data.sources data.prepare feedback"
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapters models tiny evaluate ppo.critic ppo.rollout"
-MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses"
-LIBRARY = f"errors {MATHS} ppo.config ppo.critic ppo.reference ppo.rollout ppo.trainer ppo"
+MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses ppo.scores"
+TRAINER_PARTS = (
+    *("config", "figures", "guidance", "heldout", "keeping", "ptx", "reader"),
+    *("rewarding", "rollout", "sampling", "state", "updating"),
+)
+LIBRARY = " ".join(
+    [
+        "errors",
+        MATHS,
+        "ppo.critic",
+        "ppo.reference",
+        "ppo.trainer",
+        "ppo",
+        *(f"ppo.{part}" for part in TRAINER_PARTS),
+    ]
+)
 SHARED_STAGES = (
-    "stages.base stages.functions stages.replay stages.training stages.update_measures stages.updaters"
+    "stages.base stages.functions stages.ppo_roles stages.replay stages.training stages.update_measures "
+    "stages.updaters"
 )
 
 # A module belongs to the longest name that fits it. Every room may import itself.
@@ -73,6 +88,7 @@ ROOMS = {
     "ppo.kl": room("ppo.masks", "torch"),
     # The losses clamp a log ratio at the limit that kl has.
     "ppo.losses": room("ppo.masks ppo.kl", "torch"),
+    "ppo.scores": room("", "torch"),
     # Floor 2: datasets and what reads files inside function bodies.
     "data.files": room("errors data.records", "", "pyarrow"),
     "data.sources": room(FLOOR_2, "", "datasets"),
@@ -89,8 +105,7 @@ ROOMS = {
     "ppo.reference": room(LIBRARY, TORCH_KIND),
     "ppo.critic": room(LIBRARY, TORCH_KIND),
     # Floor 4: a library of its own, which knows neither recipes nor runs.
-    "ppo.rollout": room(LIBRARY, TORCH_KIND | {"trl"}),
-    "ppo.config": room(LIBRARY, TORCH_KIND | {"trl"}),
+    **{f"ppo.{part}": room(LIBRARY, TORCH_KIND | {"trl"}) for part in TRAINER_PARTS},
     "ppo.trainer": room(LIBRARY, TORCH_KIND | {"trl", "accelerate"}),
     # Floor 5: everything below; not each other. `stages` itself only says which command is which stage.
     "stages": room(f"{FLOOR_3} {LIBRARY} {SHARED_STAGES}", ANYTHING),

@@ -9,7 +9,9 @@ from instructkit.ppo.masks import masked_sum
 
 
 @torch.no_grad()
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """
     Advantages and value targets, carried over positions that are no actions.
 
@@ -20,7 +22,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         values: value before each action, `(B, T)`, same unit.
         mask: True for actions; padding and tool output are jumped over.
         gamma: discount per action.
-        lam: 0 gives the one-step error, 1 the reward-to-go minus the value.
+        lam: 0 gives the one-step error, 1 the reward-to-go minus the value; one for all, or one a response, `(B,)`.
 
     Returns:
         Advantages and returns, `(B, T)` float32, zero outside the mask; not whitened.
@@ -39,6 +41,42 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         carried = torch.where(here, advantage, carried)
         next_value = torch.where(here, values[:, t], next_value)
     return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+@torch.no_grad()
+def advantages_and_returns(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    lam: float | Tensor,
+    lam_value: float | None,
+) -> tuple[Tensor, Tensor]:
+    """
+    Advantages for the policy with one lambda, value targets with another; shapes and units as in `gae`.
+
+    Args:
+        lam_value: None takes `lam` for both. 1 gives the critic the reward-to-go itself, which has no bias.
+
+    Source: VC-PPO, Yuan et al. 2025 (2503.01491), section 3 ("decoupled GAE").
+    """
+    advantages, returns = gae(rewards, values, mask, gamma=gamma, lam=lam)
+    if lam_value is not None:
+        _, returns = gae(rewards, values, mask, gamma=gamma, lam=lam_value)
+    return advantages, returns
+
+
+@torch.no_grad()
+def length_adaptive_lam(mask: Tensor, *, alpha: float) -> Tensor:
+    """
+    `1 - 1 / (alpha l)` for a response of `l` actions, not below 0: `(B, T)` to `(B,)`.
+
+    A terminal score reaches the first of 400 actions by 0.95^400, which is nothing; so long responses get a larger lambda.
+
+    Source: VAPO, Yue et al. 2025 (2504.05118), section 4.1, alpha 0.05.
+    """
+    return (1 - 1 / (alpha * mask.sum(1).clamp(min=1))).clamp(min=0.0)
 
 
 @torch.no_grad()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from trl import RLOOConfig
 
-MISSING_EOS_MODES = ("subtract", "replace", "scale", "none")
+MissingEos = Literal["subtract", "replace", "scale", "mask", "none"]
+Aggregation = Literal["token", "sequence"]
 
 
 @dataclass
@@ -41,6 +43,28 @@ class PPOConfig(RLOOConfig):
     disable_dropout: bool = field(default=True, metadata={"help": "Dropout off in rollout and update (R-6)."})
     gamma: float = field(default=1.0, metadata={"help": "Discount per token; other than 1 rewards brevity."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    lam_value: float | None = field(
+        default=None, metadata={"help": "Lambda of the critic's targets; null takes `lam` for both."}
+    )
+    length_adaptive_alpha: float | None = field(
+        default=None,
+        metadata={"help": "Instead of `lam`, 1 - 1/(alpha x length) for each response (VAPO: 0.05)."},
+    )
+    dual_clip: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound on the loss of bad actions, in advantages (3 is usual); null switches it off."
+        },
+    )
+    loss_aggregation: Aggregation = field(
+        default="token",
+        metadata={
+            "help": "Mean over the tokens of an optimizer step, or over its responses: token or sequence."
+        },
+    )
+    entropy_coef: float = field(
+        default=0.0, metadata={"help": "Weight of an entropy bonus, score units per nat."}
+    )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     cliprange_value: float | None = field(
         default=0.2,
@@ -49,19 +73,69 @@ class PPOConfig(RLOOConfig):
     normalize_advantages: bool = field(
         default=True, metadata={"help": "Whiten advantages over all response tokens of the rollout."}
     )
+    whiten_rewards: bool = field(
+        default=False, metadata={"help": "Divide token rewards by their deviation, keeping their mean."}
+    )
+    kl_estimator: str = field(
+        default="k1", metadata={"help": "Estimator of the KL penalty in the reward; only k1 is right there."}
+    )
+    target_kl_per_sequence: float | None = field(
+        default=None,
+        metadata={
+            "help": "KL that an adaptive `beta` steers to, in nats a response; null keeps `beta` fixed."
+        },
+    )
+    kl_horizon: int = field(
+        default=10_000,
+        metadata={"help": "Episodes over which the adaptive `beta` reacts (Ziegler et al. 2019)."},
+    )
+    target_kl: float | None = field(
+        default=None,
+        metadata={
+            "help": "Leave the other epochs of a rollout when KL(old, new) per token exceeds 1.5 times this."
+        },
+    )
     missing_eos_penalty: float = field(
         default=1.0, metadata={"help": "Penalty for a response that did not end, in units of the used score."}
     )
-    missing_eos_mode: str = field(
-        default="subtract", metadata={"help": f"One of {', '.join(MISSING_EOS_MODES)}."}
+    missing_eos_mode: MissingEos = field(
+        default="subtract", metadata={"help": f"One of {', '.join(get_args(MissingEos))}."}
+    )
+    length_penalty: float = field(
+        default=0.0, metadata={"help": "Taken from the used score for each token of a response."}
     )
     score_clip: float | None = field(
         default=None, metadata={"help": "Scores are clamped to plus or minus this; null switches it off."}
+    )
+    score_scaling: bool = field(
+        default=False,
+        metadata={"help": "Divide scores by the deviation of all scores so far, before clipping."},
+    )
+    score_norm: bool = field(
+        default=False,
+        metadata={"help": "With score_scaling, subtract the mean of all scores so far as well."},
     )
     value_warmup_steps: int = field(
         default=0,
         metadata={"help": "First rollouts in which only the critic learns; the policy stays untouched."},
     )
+    ptx_coef: float = field(
+        default=0.0, metadata={"help": "Weight of the loss on pretraining or SFT text mixed in (PPO-ptx)."}
+    )
+    ptx_rows_per_episode: int = field(
+        default=1, metadata={"help": "Rows of that text for each episode (InstructGPT: 8)."}
+    )
+    max_length_of_text: int = field(
+        default=512, metadata={"help": "Longest row of that text, in tokens; what is longer is cut."}
+    )
+    reading_batch_size: int = field(
+        default=32, metadata={"help": "Responses that are scored at once where no gradients are kept."}
+    )
+    vllm_importance_sampling_correction: bool = field(
+        default=True,
+        metadata={"help": "Weigh tokens that vLLM sampled by policy over sampler (off-policy, 3.9)."},
+    )
+    vllm_importance_sampling_cap: float = field(default=2.0, metadata={"help": "Largest such weight."})
 
     def __post_init__(self) -> None:
         """
@@ -70,6 +144,8 @@ class PPOConfig(RLOOConfig):
         Raises:
             ValueError: when a setting contradicts another or lies outside its range.
         """
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "objective/rlhf_reward", True
         try:
             super().__post_init__()
         except ValueError as error:
@@ -77,19 +153,60 @@ class PPOConfig(RLOOConfig):
             # is the critic. Every other check of TRL has run by then; a contract test holds that order.
             if self.num_generations != 1 or "at least 2 generations" not in str(error):
                 raise
-        if self.missing_eos_mode not in MISSING_EOS_MODES:
+        self._refuse_wrong_names()
+        self._refuse_what_is_out_of_range()
+        self._refuse_what_ppo_would_ignore_or_missample()
+
+    def _refuse_wrong_names(self) -> None:
+        named = {
+            "missing_eos_mode": (self.missing_eos_mode, get_args(MissingEos)),
+            "loss_aggregation": (self.loss_aggregation, get_args(Aggregation)),
+        }
+        for name, (value, allowed) in named.items():
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; one of {', '.join(allowed)}")
+        if self.kl_estimator != "k1":
             raise ValueError(
-                f"missing_eos_mode is {self.missing_eos_mode!r}; one of {', '.join(MISSING_EOS_MODES)}"
+                f"kl_estimator is {self.kl_estimator!r}; inside the reward only k1 has the gradient of the KL: that of k2 "
+                "is off by its whole size, and that of k3 vanishes near the reference, where the penalty has to hold "
+                "(Tang and Munos 2025, 2506.09477); leave kl_estimator out"
             )
+
+    def _refuse_what_is_out_of_range(self) -> None:
         if self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that no optimizer step "
                 "mixes two rollouts"
             )
-        self._refuse_what_ppo_would_ignore_or_missample()
-        if not (0 <= self.lam <= 1 and 0 < self.gamma <= 1):
-            raise ValueError(f"lam ({self.lam}) must lie in [0, 1] and gamma ({self.gamma}) in (0, 1]")
+        shares = {"lam": self.lam, "lam_value": self.lam_value}
+        for name, value in shares.items():
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} ({value}) must lie in [0, 1]")
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma ({self.gamma}) must lie in (0, 1]")
+        above_0 = (
+            "length_adaptive_alpha",
+            "target_kl_per_sequence",
+            "target_kl",
+            "kl_horizon",
+            "score_clip",
+            "reading_batch_size",
+            "ptx_rows_per_episode",
+            "vllm_importance_sampling_cap",
+        )
+        for name in above_0:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} ({value}) must be above 0")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip ({self.dual_clip}) must be above 1, or it would cut the plain loss")
+        if self.score_norm and not self.score_scaling:
+            raise ValueError("score_norm needs score_scaling: true")
+        if self.target_kl_per_sequence and not self.beta:
+            raise ValueError(
+                "target_kl_per_sequence steers beta, and beta is 0; give it a start, such as 0.05"
+            )
 
     def _refuse_what_ppo_would_ignore_or_missample(self) -> None:
         """Fields of TRL that PPO would ignore, and filters that make the sampled law another than the scored one (R-3)."""

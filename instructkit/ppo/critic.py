@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ class HeadCritic(nn.Module):
     sharing harms the policy early, so `detach` stops the value loss at the head.
     """
 
-    reads_policy_hidden = True
+    reads = "policy"
 
     def __init__(self, hidden_size: int, *, detach: bool = False) -> None:
         super().__init__()
@@ -32,6 +34,49 @@ class HeadCritic(nn.Module):
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
 
 
+class AdapterCritic(nn.Module):
+    """
+    An adapter of its own on the policy's backbone, and a linear head on what the backbone says in that role.
+
+    Costs no second backbone, yet the value loss never touches the policy (Santacroce et al. 2023, 2309.00754, "Hydra").
+    The adapter's weights live in the policy's model; this module holds the head and knows the way into the role.
+
+    Args:
+        hidden_size: H of the backbone.
+        role: context manager factory, called with the unwrapped policy; within it the backbone is the critic.
+        owns: tells by the name of a parameter of the policy's model whether it belongs to the critic's adapter.
+        head: weight `(1, H)` to begin with, such as a reward model's; zero when None.
+        mean, std: scale of the head it began with, `V = (head - mean) / std`.
+    """
+
+    reads = "role"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        role: Callable[[Any], contextlib.AbstractContextManager],
+        owns: Callable[[str], bool],
+        *,
+        head: Tensor | None = None,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.role, self.owns, self.mean, self.std = role, owns, mean, std
+        self.head = nn.Linear(hidden_size, 1, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.zeros_like(self.head.weight) if head is None else head)
+
+    def adapter_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """The trained weights of the critic that live in the policy's model."""
+        return [parameter for name, parameter in model.named_parameters() if self.owns(name)]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Values `(B, T)` in units of the score, from the role's hidden states `(B, T, H)`."""
+        raw = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+        return (raw.float() - self.mean) / self.std
+
+
 class SeparateCritic(nn.Module):
     """
     A body of its own with a scalar head: a sequence classifier read at every position.
@@ -40,7 +85,7 @@ class SeparateCritic(nn.Module):
     appendix C.4), scaled like the scores, `V = (head - mean) / std`; else as a copy of the policy with a zero head.
     """
 
-    reads_policy_hidden = False
+    reads = "tokens"
 
     def __init__(
         self, classifier: Any, *, mean: float = 0.0, std: float = 1.0, zero_head: bool = False

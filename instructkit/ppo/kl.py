@@ -28,10 +28,16 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def token_rewards(
-    scores: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, beta: float
+    scores: Tensor,
+    old_logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    beta: float,
+    per_token: Tensor | None = None,
 ) -> Tensor:
     """
-    `r_t = -beta (log pi_old - log ref) + [t is the last action] score`.
+    `r_t = -beta (log pi_old - log ref) + [t is the last action] score + given_t`.
 
     Args:
         scores: score of each response, `(B,)`.
@@ -39,6 +45,7 @@ def token_rewards(
         ref_logprobs: the same under the reference.
         mask: True for actions.
         beta: KL coefficient, score units per nat.
+        per_token: rewards that a function gave to single tokens, `(B, T)`, in units of the score.
 
     Returns:
         `(B, T)`, zero outside the mask.
@@ -51,33 +58,9 @@ def token_rewards(
     last = last_action_index(mask)
     if (last < 0).any():
         raise ValueError("a response without any action cannot carry a score")
-    rewards = torch.where(mask, -beta * k1(old_logprobs, ref_logprobs), 0.0)
+    rewards = -beta * k1(old_logprobs, ref_logprobs)
+    rewards = torch.where(mask, rewards if per_token is None else rewards + per_token, 0.0)
     return rewards.scatter_add(1, last.unsqueeze(1), scores.to(rewards.dtype).unsqueeze(1))
-
-
-def penalise_missing_eos(scores: Tensor, finished: Tensor, *, penalty: float, mode: str) -> Tensor:
-    """
-    Change the score of responses that were cut off (S-5).
-
-    Args:
-        scores: `(B,)`.
-        finished: True where a response ended with a stop token, `(B,)`.
-        penalty: in units of the used score; for `scale` a factor in [0, 1].
-        mode: `subtract` the penalty, `replace` the score by its negative, `scale` positive scores, or `none`.
-
-    Raises:
-        ValueError: for another mode.
-    """
-    changed = {
-        "none": scores,
-        "subtract": scores - penalty,
-        "replace": torch.full_like(scores, -penalty),
-        # scaling a negative score would raise it
-        "scale": torch.where(scores > 0, scores * penalty, scores),
-    }
-    if mode not in changed:
-        raise ValueError(f"mode is {mode!r}; one of {', '.join(changed)}")
-    return torch.where(finished, scores, changed[mode])
 
 
 def next_beta(

@@ -46,6 +46,7 @@ def whiten(
     values: Tensor,
     mask: Tensor,
     *,
+    keep_mean: bool = False,
     reduce: Callable[[Tensor], Tensor] = lambda statistics: statistics,
     epsilon: float = 1e-8,
 ) -> Tensor:
@@ -55,6 +56,7 @@ def whiten(
     Population variance in float32, so that one token gives a finite 0 and not NaN.
 
     Args:
+        keep_mean: change the scale alone, `(x - mean) / (std + epsilon) + mean` (S-7).
         reduce: sums the statistics `[n, sum]`, then `[sum of squared deviations]`, over processes.
 
     Source: Huang et al. 2024 (2403.17031), section 3; Xu et al. 2024 (2404.10719), section 5.
@@ -64,4 +66,5 @@ def whiten(
     mean = total / count.clamp(min=1)
     deviations = torch.where(mask, values - mean, 0.0)
     squares = reduce(deviations.square().sum().unsqueeze(0))[0]
-    return deviations / ((squares / count.clamp(min=1)).sqrt() + epsilon)
+    white = deviations / ((squares / count.clamp(min=1)).sqrt() + epsilon)
+    return torch.where(mask, white + mean, 0.0) if keep_mean else white

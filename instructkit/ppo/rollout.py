@@ -9,17 +9,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from trl.trainer.utils import pad, selective_log_softmax
+from trl.trainer.utils import pad
 
 from instructkit.ppo.masks import position_ids, response_mask_from_lengths
+from instructkit.ppo.reader import Reading, add_reader, reads_responses
 
 
-class Reading(NamedTuple):
-    """What a policy says of the responses: log-probabilities and entropies `(B, T)` in nats, hidden states `(B, T, H)`."""
+class Sampled(NamedTuple):
+    """
+    Responses and what reward functions say of them.
 
-    logprobs: Tensor
-    entropies: Tensor
-    hidden: Tensor | None
+    Attributes:
+        batch: tensors of `collate`.
+        prompts, completions: as the reward functions read them, text or messages.
+        raw, used: weighted score `(B,)` before and after scaling, clipping and penalties.
+        per_token: weighted rewards of single tokens `(B, T)`, part of `raw`; None when there are none.
+        ended: True where a response ended by itself, `(B,)`.
+    """
+
+    batch: dict[str, Tensor]
+    prompts: list[Any]
+    completions: list[Any]
+    raw: Tensor
+    used: Tensor
+    per_token: Tensor | None
+    ended: Tensor
+
+    def texts(self) -> list[str]:
+        """The words of the responses."""
+        return [c if isinstance(c, str) else c[-1]["content"] for c in self.completions]
 
 
 def collate(
@@ -53,35 +71,43 @@ def collate(
 def joined(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Input ids, attention mask and explicit positions of prompt and response together, each `(B, P + T)` (R-1)."""
     input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    attention_mask = torch.cat([batch["prompt_mask"], batch["response_mask"].long()], dim=1)
+    attended = batch.get(
+        "attended", batch["response_mask"]
+    )  # text can be read without being learned (PPO-ptx)
+    attention_mask = torch.cat([batch["prompt_mask"], attended.long()], dim=1)
     return input_ids, attention_mask, position_ids(attention_mask)
 
 
-def read(model: Any, batch: dict[str, Tensor], *, temperature: float, hidden: bool = False) -> Reading:
+def read(model: Any, batch: dict[str, Tensor], *, temperature: float, entropy: bool = False) -> Reading:
     """
     Score responses under a policy at the temperature they were sampled with (R-3).
 
     Args:
-        model: causal language model, wrapped or not.
+        model: causal language model, wrapped or not; it is taught to read (`add_reader`) when it was not yet.
         batch: tensors of `collate`.
         temperature: divides the logits, as in sampling.
-        hidden: also return the last hidden states of the positions before each action.
+        entropy: also work out the entropy of the whole vocabulary at each action.
     """
+    if not reads_responses(model):
+        add_reader(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    wanted = {"response_ids": batch["completion_ids"], "temperature": temperature, "with_entropy": entropy}
+    return _forward(model, batch, **wanted)
+
+
+def read_states(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Hidden states `(B, T, H)` of the positions before each action; the vocabulary plays no part."""
+    return _forward(model, batch).hidden
+
+
+def _forward(model: Any, batch: dict[str, Tensor], **wanted: Any) -> Reading:
     input_ids, attention_mask, positions = joined(batch)
-    length = batch["completion_ids"].size(1)
-    out = model(
+    return model(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=positions,
-        logits_to_keep=length + 1,
-        output_hidden_states=hidden,
-        use_cache=False,
+        response_mask=batch["response_mask"],
+        **wanted,
     )
-    logits = out.logits[:, :-1].float() / temperature
-    log_softmax = torch.log_softmax(logits.detach(), dim=-1)
-    entropies = -(log_softmax.exp() * log_softmax).sum(-1)
-    states = out.hidden_states[-1][:, -length - 1 : -1] if hidden else None
-    return Reading(selective_log_softmax(logits, batch["completion_ids"]), entropies, states)
 
 
 @contextlib.contextmanager
@@ -99,10 +125,77 @@ def own_law(model: Any, stops: list[int]) -> Iterator[None]:
         model.generation_config = shipped
 
 
-def in_micro_batches(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    """Split a rollout into pieces of at most `size` sequences."""
-    total = batch["prompt_ids"].size(0)
-    return [{name: t[i : i + size] for name, t in batch.items()} for i in range(0, total, size)]
+def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """
+    Cut the padding that all rows of a micro-batch share: left of the prompts, right of the responses.
+
+    Every `(B, T)` tensor beside the prompts' is cut like the responses; tensors of other shapes stay.
+    """
+    start = int(batch["prompt_mask"].size(1) - batch["prompt_mask"].sum(1).max())
+    total = batch["response_mask"].size(1)
+    end = max(1, int(batch["response_mask"].sum(1).max()))
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        if name.startswith("prompt_"):
+            return tensor[:, start:]
+        return tensor[:, :end] if tensor.dim() == 2 and tensor.size(1) == total else tensor
+
+    return {name: cut(name, tensor) for name, tensor in batch.items()}
+
+
+def lengths(batch: dict[str, Tensor]) -> Tensor:
+    """Tokens of each row, prompt and response together, `(B,)`."""
+    return batch["prompt_mask"].sum(1) + batch["response_mask"].sum(1)
+
+
+def rows_of(batch: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """The rows of a batch that `index` names; tensors without a row each (counts) stay."""
+    size = batch["prompt_ids"].size(0)
+    return {
+        name: tensor[index] if tensor.dim() and tensor.size(0) == size else tensor
+        for name, tensor in batch.items()
+    }
+
+
+def by_length(batch: dict[str, Tensor], size: int) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Rows of like length together, at most `size` at once and trimmed: where each row came from, and the rows."""
+    order = lengths(batch).argsort(stable=True)
+    return [(index, trimmed(rows_of(batch, index))) for index in order.split(size)]
+
+
+def put_back(parts: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Tensor:
+    """Undo `by_length` for what was worked out of its parts: `(B, T)` float32, zero where nothing was said."""
+    whole = parts[0][1].new_zeros(shape, dtype=torch.float32)
+    for index, values in parts:
+        whole[index, : values.size(1)] = values.float()
+    return whole
+
+
+def padded(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """Numbers of each response's tokens as `(B, T)` float32, zero behind them; `like` gives shape and device."""
+    whole = torch.zeros(like.shape)
+    for i, row in enumerate(rows):
+        whole[i, : len(row)] = torch.tensor(list(row))
+    return whole.to(like.device)
+
+
+def mini_batches(batch: dict[str, Tensor], *, pieces: int, accumulation: int) -> list[dict[str, Tensor]]:
+    """
+    A rollout in fresh random order as micro-batches, those of one optimizer step sorted by length.
+
+    Which rows make an optimizer step is chance; in which of its micro-batches a row stands changes nothing but padding.
+
+    Args:
+        batch: tensors of a rollout, `(B, …)`.
+        pieces: micro-batches in all.
+        accumulation: of these, how many make one optimizer step.
+    """
+    size = batch["prompt_ids"].size(0) // pieces
+    found = []
+    for step in torch.randperm(batch["prompt_ids"].size(0)).split(size * accumulation):
+        rows = rows_of(batch, step.to(batch["prompt_ids"].device))
+        found += [part for _, part in by_length(rows, size)]
+    return found
 
 
 def finished(responses: Sequence[Sequence[int]], end_ids: Sequence[int]) -> Tensor:

@@ -54,6 +54,12 @@ class DataSection(Section):
     eval_limit: Positive | None = Field(None, description="use only the first so many held-out rows")
 
 
+class PromptSection(DataSection):
+    """Prompts to learn from and to hold out, and text that must not be forgotten meanwhile."""
+
+    ptx: str | None = Field(None, description="demonstrations or text for trainer.ptx_coef (PPO-ptx)")
+
+
 class LoraSection(Section):
     """A low-rank adapter; left out, all weights are trained."""
 
@@ -82,10 +88,10 @@ class RewardItem(Section):
 class CriticSection(Section):
     """PPO's critic."""
 
-    kind: Literal["auto", "separate", "head"] = Field(
-        "auto", description="auto: head under LoRA, else separate"
+    kind: Literal["auto", "adapter", "head", "separate"] = Field(
+        "auto", description="auto: an adapter on the policy's backbone under LoRA, else separate"
     )
-    init: Literal["auto", "reward", "zero"] = Field("auto", description="where a separate critic starts")
+    init: str = Field("auto", description="auto, reward, zero, or the run folder of an earlier ppo")
     detach: bool = Field(False, description="keep the value loss of a head away from the policy")
 
 
@@ -189,7 +195,7 @@ class PpoRecipe(_Recipe):
     """PPO."""
 
     stage: Literal["ppo"]
-    data: DataSection
+    data: PromptSection
     reward: Annotated[list[RewardItem], Field(min_length=1)]
     critic: CriticSection = CriticSection()
     lora: LoraSection | None = None

@@ -29,6 +29,10 @@ FOREIGN = {
     "response_length": "max_completion_length",
     "max_new_tokens": "max_completion_length",
     "gae_lambda": "lam",
+    "kl_target": "target_kl_per_sequence",
+    "adap_kl_ctrl": "target_kl_per_sequence",
+    "horizon": "kl_horizon",
+    "entropy_coeff": "entropy_coef",
     "critic_learning_rate": "value_learning_rate",
     "whiten_advantages": "normalize_advantages",
 }
@@ -53,6 +57,11 @@ ABOVE_0 = {
     "num_generations",
     "max_completion_length",
     "max_length",
+    "max_length_of_text",
+    "kl_horizon",
+    "reading_batch_size",
+    "ptx_rows_per_episode",
+    "vllm_importance_sampling_cap",
     "temperature",
 }
 NOT_BELOW_0 = {

@@ -8,28 +8,55 @@ from typing import Any
 
 from instructkit import models
 from instructkit.data.prepare import load_split
+from instructkit.data.sources import Rows, load_rows
+from instructkit.encode import answer_text
 from instructkit.errors import InputError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
 from instructkit.stages.base import Frame, Inputs, Result, as_dataset, measurement
 from instructkit.stages.functions import load_function
+from instructkit.stages.ppo_roles import (
+    CRITIC_FOLDER,
+    Start,
+    build_critic,
+    locate_earlier,
+    save_critic,
+    scorer,
+    start_of_critic,
+)
 
-CRITIC_FOLDER = "critic"
+WARM_UP_OF_A_ZERO_HEAD = 10  # rollouts in which a critic that knows nothing yet learns alone
 
 
 def collect(recipe: Any) -> Inputs:
     """Prompts to learn from and to hold out, the policy to start from and the reward models it is scored by."""
     train, held_out = load_split(recipe.data, kind="prompt", seed=recipe.run.seed)
     data = {"train": train} | ({"eval": held_out} if held_out else {})
+    if recipe.data.ptx:
+        data["ptx"] = load_rows(recipe.data.ptx, kind="sft", every_column=False)
+    _refuse_half_of_ptx(recipe)
     parents = {"model": models.locate(recipe.model.name)}
     for i, item in enumerate(recipe.reward):
         if item.model:
             parents[f"reward[{i}]"] = models.locate(item.model)
         else:
             load_function(item.function)
+    if earlier := locate_earlier(recipe):
+        parents["critic"] = earlier
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
     return Inputs(data, parents)
+
+
+def _refuse_half_of_ptx(recipe: Any) -> None:
+    """PPO-ptx needs text and a weight; one without the other would be ignored."""
+    weight = recipe.trainer.get("ptx_coef", 0)
+    if bool(recipe.data.ptx) != bool(weight):
+        missing = "trainer.ptx_coef" if recipe.data.ptx else "data.ptx"
+        raise InputError(
+            f"{recipe.source}: PPO-ptx needs both data.ptx and trainer.ptx_coef, and {missing} is not set",
+            hint="set both, or neither",
+        )
 
 
 def train(frame: Frame) -> Result:
@@ -40,7 +67,7 @@ def train(frame: Frame) -> Result:
     tokenizer = models.load_tokenizer(source, recipe.model)
     tokenizer.padding_side = "left"
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
-    scorers = [scorer(frame, i) for i in range(len(recipe.reward))]
+    scorers = [scorer(frame, i, model) for i in range(len(recipe.reward))]
     trainer = build_trainer(frame, model, tokenizer, scorers)
 
     before = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
@@ -62,88 +89,60 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
     """Our trainer; the reference is the parent, whether that is an adapter, the base or a frozen copy."""
     from instructkit import adapters
     from instructkit.ppo.config import PPOConfig
+    from instructkit.ppo.guidance import Guidance
     from instructkit.ppo.trainer import PPOTrainer
     from instructkit.stages.training import arguments, build, callbacks
 
-    recipe = frame.recipe
-    weights = [item.weight for item in recipe.reward]
-    args = arguments(PPOConfig, frame, recipe.trainer, reward_weights=weights)
+    recipe, data = frame.recipe, frame.inputs.data
+    start = start_of_critic(frame, tokenizer)
+    args = arguments(PPOConfig, frame, recipe.trainer, **defaults_of(recipe, start))
     peft = recipe.lora is not None
+    judge = load_function(recipe.gates.judge) if recipe.gates.judge else None
     return build(
         PPOTrainer,
         frame,
         model=model,
         args=args,
         reward_funcs=list(scorers),
-        train_dataset=as_dataset(frame.inputs.data["train"], ("prompt",)),
+        train_dataset=as_dataset(data["train"], columns_of(data["train"])),
+        eval_dataset=as_dataset(data["eval"], columns_of(data["eval"])) if "eval" in data else None,
         processing_class=tokenizer,
-        callbacks=callbacks(frame),
-        critic=build_critic(frame, model, tokenizer),
+        callbacks=[*callbacks(frame), Guidance(lambda text: frame.reporter.note(f"warning: {text}"))],
+        critic=build_critic(frame, model, start),
         reference=adapters.as_parent if peft else None,
         settle=adapters.settle if peft else None,
+        text_rows=text_rows(frame, tokenizer, args.max_length_of_text) if "ptx" in data else (),
+        judges={"judge": judge} if judge else {},
     )
 
 
-def build_critic(frame: Frame, model: Any, tokenizer: Any) -> Any:
-    """
-    The critic that the recipe asks for, and a line that says which and why.
-
-    Under LoRA a head on the policy by default, which costs no second backbone; after full fine-tuning a body of its
-    own, from the reward model when that reads the same tokens, else from the policy with a zero head.
-    """
-    from instructkit.ppo.critic import HeadCritic, SeparateCritic
-
-    recipe = frame.recipe
-    kind = recipe.critic.kind
-    if kind == "auto":
-        kind = "head" if recipe.lora else "separate"
-    if kind == "head":
-        frame.reporter.note("critic: a head on the policy, zero at the start")
-        return HeadCritic(model.config.get_text_config().hidden_size, detach=recipe.critic.detach)
-    source, offset = critic_source(frame, tokenizer)
-    section = recipe.model
-    classifier = models.load_for_training(source, section, frame.machine, recipe.lora, task="SEQ_CLS")
-    if offset is None:
-        frame.reporter.note("critic: a copy of the policy with a zero head")
-        return SeparateCritic(classifier, zero_head=True)
-    frame.reporter.note(f"critic: starts as the reward model {source.name}, scaled like the scores")
-    return SeparateCritic(classifier, mean=offset.mean, std=offset.std)
+def defaults_of(recipe: Any, start: Start) -> dict[str, Any]:
+    """What this stage prefers where the recipe is silent: a critic that knows nothing yet learns alone at first."""
+    return {
+        "reward_weights": [item.weight for item in recipe.reward],
+        "value_warmup_steps": 0 if start.source else WARM_UP_OF_A_ZERO_HEAD,
+    }
 
 
-def critic_source(frame: Frame, tokenizer: Any) -> tuple[models.Source, Any]:
-    """The reward model and its offset when the critic may start from it; else the policy's own source and None."""
-    from instructkit.scoring import Offset
-
-    recipe, parents = frame.recipe, frame.inputs.parents
-    wanted = recipe.critic.init
-    learned = [parents[f"reward[{i}]"] for i, item in enumerate(recipe.reward) if item.model]
-    possible = (
-        len(recipe.reward) == 1 and len(learned) == 1 and recipe.lora is None and learned[0].adapter is None
-    )
-    if possible:
-        theirs = models.load_tokenizer(learned[0], recipe.model)
-        possible = theirs.get_vocab() == tokenizer.get_vocab()
-    if wanted == "reward" and not possible:
-        raise InputError(
-            f"{recipe.source}: critic.init is reward, and the critic cannot start from this reward model",
-            hint="that needs full fine-tuning, exactly one learned reward model and the policy's own tokenizer; "
-            "use critic.init: zero",
-        )
-    if wanted == "zero" or not possible:
-        return parents["model"], None
-    return learned[0], Offset.read(learned[0].run)
+def columns_of(rows: Rows) -> tuple[str, ...]:
+    """Every column that all rows have: reward functions are given them by name."""
+    return tuple(sorted(set.intersection(*(set(row) for row in rows.rows))))
 
 
-def scorer(frame: Frame, index: int) -> Any:
-    """One entry of the recipe's `reward:` list as a callable of TRL's form."""
-    from instructkit.scoring import RewardScorer
+def text_rows(frame: Frame, tokenizer: Any, longest: int) -> list[dict[str, list[int]]]:
+    """Rows of `data.ptx` as tokens, learned where the last answer stands (or whole texts), cut at `longest`."""
+    from instructkit.encode import encode_text, encode_with_labels
 
-    item = frame.recipe.reward[index]
-    if item.function:
-        return load_function(item.function)
-    size = frame.recipe.trainer.get("per_device_eval_batch_size", 32)
-    source = frame.inputs.parents[f"reward[{index}]"]
-    return RewardScorer.load(source, frame.recipe.model, frame.machine, batch_size=size)
+    found = []
+    for row in frame.inputs.data["ptx"].rows:
+        if "text" in row:
+            encoded = encode_text(tokenizer, row["text"])
+        elif "messages" in row:
+            encoded = encode_with_labels(tokenizer, row["messages"][:-1], row["messages"][-1]["content"])
+        else:
+            encoded = encode_with_labels(tokenizer, row["prompt"], answer_text(row["completion"]))
+        found.append({name: ids[:longest] for name, ids in encoded.items()})
+    return found
 
 
 def answers(frame: Frame, trainer: Any, tokenizer: Any) -> list[Any]:
@@ -253,16 +252,9 @@ def _line(name, before, after, change, better, note, *, unit: str = "score") -> 
 
 def save(trainer: Any, tokenizer: Any, folder: Path, source: Any) -> None:
     """The policy alone at the top of the run folder; the critic beside it, for a next run."""
-    import torch
-
-    from instructkit.ppo.critic import copy_state
-
     tokenizer.padding_side = "right"
     models.save_model(trainer.model, tokenizer, folder, source)
-    (folder / CRITIC_FOLDER).mkdir(exist_ok=True)
-    torch.save(
-        copy_state(trainer.accelerator.unwrap_model(trainer.critic)), folder / CRITIC_FOLDER / "critic.pt"
-    )
+    save_critic(trainer, tokenizer, folder / CRITIC_FOLDER, source)
 
 
 def samples(frame: Frame, before: list, after: list) -> list[dict[str, Any]]:

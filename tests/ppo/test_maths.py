@@ -7,8 +7,13 @@ import math
 import pytest
 import torch
 
-from instructkit.ppo import kl, losses, masks
-from instructkit.ppo.advantages import explained_variance, gae
+from instructkit.ppo import kl, losses, masks, scores
+from instructkit.ppo.advantages import (
+    advantages_and_returns,
+    explained_variance,
+    gae,
+    length_adaptive_lam,
+)
 
 T = torch.tensor
 
@@ -131,16 +136,17 @@ def test_kl_estimators_average_to_the_enumerated_kl() -> None:
         ("replace", [2.0, -0.5, -0.5]),
         ("scale", [2.0, 1.0, -1.0]),
         ("none", [2.0, 2.0, -1.0]),
+        ("mask", [2.0, 2.0, -1.0]),
     ],
 )
 def test_missing_ends_by_hand(mode: str, wanted: list[float]) -> None:
-    found = kl.penalise_missing_eos(T([2.0, 2.0, -1.0]), T([True, False, False]), penalty=0.5, mode=mode)
+    found = scores.penalise_missing_eos(T([2.0, 2.0, -1.0]), T([True, False, False]), penalty=0.5, mode=mode)
     assert found.tolist() == wanted
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of none, subtract, replace, scale"):
-        kl.penalise_missing_eos(T([1.0]), T([True]), penalty=1, mode="mask")
+    with pytest.raises(ValueError, match="one of none, mask, subtract, replace, scale"):
+        scores.penalise_missing_eos(T([1.0]), T([True]), penalty=1, mode="skip")
 
 
 def test_adaptive_beta_by_hand() -> None:
@@ -245,3 +251,107 @@ def test_explained_variance() -> None:
     assert explained_variance(returns, returns, mask).item() == 1.0
     assert explained_variance(returns, torch.zeros(1, 4), mask).item() == 0.0
     assert explained_variance(returns, -returns, mask).item() == pytest.approx(-3.0, abs=1e-6)
+
+
+def test_returns_may_have_a_lambda_of_their_own() -> None:
+    """lam_value 1 makes every return the reward-to-go, whatever the policy's lambda (O-2)."""
+    rewards, values, mask = random_case(5, gaps=False)
+    advantages, returns = advantages_and_returns(rewards, values, mask, gamma=1, lam=0.5, lam_value=1.0)
+    torch.testing.assert_close(advantages, brute_force(rewards, values, mask, 1, 0.5), atol=1e-5, rtol=0)
+    to_go = torch.where(mask, (rewards * mask).flip(1).cumsum(1).flip(1), 0.0)
+    torch.testing.assert_close(returns, to_go, atol=1e-5, rtol=0)
+    same = advantages_and_returns(rewards, values, mask, gamma=1, lam=0.5, lam_value=None)
+    torch.testing.assert_close(
+        same[1], (brute_force(rewards, values, mask, 1, 0.5) + values) * mask, atol=1e-5, rtol=0
+    )
+
+
+def test_lambda_zero_is_the_one_step_error() -> None:
+    """O-2: A = r + V_next - V; values 1, 2 and rewards 0, 3 give 0 + 2 - 1 = 1 and 3 - 2 = 1."""
+    advantages, _ = gae(T([[0.0, 3.0]]), T([[1.0, 2.0]]), T([[True, True]]), gamma=1, lam=0.0)
+    assert advantages.tolist() == [[1.0, 1.0]]
+
+
+def test_each_response_may_have_its_lambda() -> None:
+    rewards, values, mask = random_case(6)
+    both = gae(rewards, values, mask, gamma=1, lam=T([0.2, 0.9, 1.0]))[0]
+    for row, lam in enumerate((0.2, 0.9, 1.0)):
+        one = gae(rewards[row : row + 1], values[row : row + 1], mask[row : row + 1], gamma=1, lam=lam)[0]
+        torch.testing.assert_close(both[row : row + 1], one)
+
+
+def test_long_responses_get_a_larger_lambda() -> None:
+    """alpha 0.05: 1 - 1 / (0.05 x 100) = 0.8; 10 actions would give -1, so 0."""
+    mask = torch.arange(100) < T([[100], [10]])
+    torch.testing.assert_close(length_adaptive_lam(mask, alpha=0.05), T([0.8, 0.0]))
+
+
+def test_whitened_advantages_forget_the_scale_of_the_score() -> None:
+    """O-4: s to a s + c and V to a V + c, without KL, at gamma 1."""
+    _, values, mask = random_case(7, gaps=False)
+    score, zero = T([1.0, -2.0, 0.5]), torch.zeros(3, 7)
+
+    def white(a: float, c: float) -> torch.Tensor:
+        rewards = kl.token_rewards(a * score + c, zero, zero, mask, beta=0.0)
+        return masks.whiten(gae(rewards, a * values + c, mask, gamma=1, lam=0.95)[0], mask)
+
+    torch.testing.assert_close(white(3.0, 5.0), white(1.0, 0.0), atol=2e-6, rtol=0)
+
+
+def test_rewards_keep_their_mean_when_only_their_scale_is_whitened() -> None:
+    _, values, mask = random_case(8)
+    white = masks.whiten(values + 4, mask, keep_mean=True)
+    torch.testing.assert_close(white[mask].mean(), (values + 4)[mask].mean(), atol=1e-5, rtol=0)
+    assert abs(white[mask].var(correction=0) - 1) < 1e-4
+    assert (white[~mask] == 0).all()
+
+
+def test_running_moments_equal_those_of_all_scores_at_once() -> None:
+    g = torch.Generator().manual_seed(0)
+    batches = [3 * torch.randn(n, generator=g) + 5 for n in (1, 7, 30)]
+    running = scores.RunningMoments()
+    for batch in batches:
+        running.update(batch)
+    everything = torch.cat(batches).double()
+    assert running.mean == pytest.approx(everything.mean().item(), abs=1e-9)
+    assert running.std == pytest.approx(everything.std(correction=0).item(), abs=1e-9)
+    assert running.count == 38
+
+
+def test_scores_of_no_spread_are_not_divided() -> None:
+    running = scores.RunningMoments()
+    running.update(T([2.0, 2.0]))
+    assert scores.normalise(T([2.0]), running, centre=False).tolist() == [2.0]
+    assert scores.normalise(T([2.0]), running, centre=True).tolist() == [0.0]
+
+
+def test_rewards_of_tokens_add_to_the_penalty_inside_the_mask_alone() -> None:
+    rewards = kl.token_rewards(
+        T([3.0]),
+        T([[-1.0, -3.0, 9.0]]),
+        T([[-2.0, -1.0, 0.0]]),
+        T([[True, True, False]]),
+        beta=0.5,
+        per_token=T([[0.25, 0.5, 7.0]]),
+    )
+    torch.testing.assert_close(rewards, T([[-0.25, 4.5, 0.0]]))
+
+
+def test_variance_and_maximum_of_the_ratio() -> None:
+    """Ratios 1 and 3 among actions: mean 2, variance 1, maximum 3; the one behind the mask is not seen."""
+    found = losses.policy_loss(
+        T([[0.0, math.log(3.0), 5.0]]),
+        torch.zeros(1, 3),
+        torch.ones(1, 3),
+        T([[True, True, False]]),
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+    )
+    assert (found.ratio_mean.item(), found.ratio_var.item()) == pytest.approx((2.0, 1.0), abs=1e-5)
+    assert found.ratio_max.item() == pytest.approx(3.0, abs=1e-5)
+
+
+def test_importance_weights_by_hand() -> None:
+    """exp(-1 + 1) = 1, exp(-1 + 3) = 7.4 clamped to 2, exp(-3 + 1) = 0.1353."""
+    found = losses.importance_weights(T([[-1.0, -1.0, -3.0]]), T([[-1.0, -3.0, -1.0]]), cap=2.0)
+    torch.testing.assert_close(found, T([[1.0, 2.0, math.exp(-2)]]))

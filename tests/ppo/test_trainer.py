@@ -6,103 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-)
+from ppo.small import PROMPTS, build, fixed_rollout, logged, step_of_eight
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 from trl import RLOOTrainer
 
-from instructkit import adapters
 from instructkit.ppo import rollout
 from instructkit.ppo.config import PPOConfig
-from instructkit.ppo.critic import HeadCritic, SeparateCritic
-from instructkit.ppo.trainer import SEAMS, PPOTrainer
-
-PROMPTS = [
-    [{"role": "user", "content": text}]
-    for text in ("Hello", "What is this?", "Why", "Tell me more", "a", "b c", "d", "e f g")
-]
-
-
-def count_e(prompts, completions, **_):
-    """A reward that a random model can move: letters `e` in the answer."""
-    return [float(completion[0]["content"].count("e")) for completion in completions]
-
-
-def build(
-    folder: Path,
-    tmp_path: Path,
-    *,
-    lora: bool = False,
-    critic: str = "head",
-    callbacks=None,
-    model=None,
-    **settings,
-) -> PPOTrainer:
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = model or AutoModelForCausalLM.from_pretrained(folder)
-    if lora:
-        model = adapters.add_lora(
-            model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), None
-        )
-    options = {
-        "output_dir": str(tmp_path / "out"),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 4,
-        "steps_per_generation": 2,
-        "num_iterations": 2,
-        "max_completion_length": 6,
-        "max_steps": 4,
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "value_learning_rate": 1e-3,
-        "seed": 3,
-    }
-    if critic == "head":
-        value = HeadCritic(model.config.hidden_size)
-    else:
-        value = SeparateCritic(
-            AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1), zero_head=True
-        )
-    return PPOTrainer(
-        model=model,
-        reward_funcs=[count_e],
-        args=PPOConfig(**{**options, **settings}),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
-        processing_class=tokenizer,
-        critic=value,
-        callbacks=callbacks,
-        reference=adapters.as_parent if lora else None,
-        settle=adapters.settle if lora else None,
-    )
-
-
-def step_of_eight(folder: Path, tmp_path: Path, size: int, **settings) -> PPOTrainer:
-    """One optimizer step over eight sequences, in micro-batches of `size`."""
-    pieces = 8 // size
-    return build(
-        folder,
-        tmp_path,
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=pieces,
-        steps_per_generation=pieces,
-        num_iterations=1,
-        **settings,
-    )
-
-
-def logged(trainer: PPOTrainer, name: str) -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
+from instructkit.ppo.critic import SeparateCritic
+from instructkit.ppo.trainer import SEAMS
 
 
 def test_the_seams_of_trl_are_there() -> None:
@@ -168,8 +79,10 @@ def test_the_reference_of_full_fine_tuning_is_the_policy_as_given(tiny_folder, t
     assert trainer.beta == trainer.args.beta == 0.05
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("critic", ["head", "separate"])
+@pytest.mark.parametrize(
+    ("lora", "critic"),
+    [(False, "head"), (True, "head"), (False, "separate"), (True, "separate"), (True, "adapter")],
+)
 def test_policy_and_critic_move_and_the_reference_does_not(tiny_folder, tmp_path, lora, critic) -> None:
     trainer = build(tiny_folder, tmp_path, lora=lora, critic=critic)
     policy = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
@@ -185,7 +98,9 @@ def test_policy_and_critic_move_and_the_reference_does_not(tiny_folder, tmp_path
 
 @pytest.mark.parametrize("critic", ["head", "separate"])
 def test_every_optimizer_step_starts_without_gradients_of_the_last(tiny_folder, tmp_path, critic) -> None:
-    trainer = build(tiny_folder, tmp_path, critic=critic, gradient_accumulation_steps=2, steps_per_generation=2)
+    trainer = build(
+        tiny_folder, tmp_path, critic=critic, gradient_accumulation_steps=2, steps_per_generation=2
+    )
     left: list[float] = []
     original = trainer._compute_loss
 
@@ -288,30 +203,12 @@ def test_loss_does_not_depend_on_the_micro_batch_size(tiny_folder, tmp_path) -> 
         batch = fixed_rollout(trainer)
         pieces = [{n: t[i : i + size] for n, t in batch.items()} for i in range(0, 8, size)]
         trainer.model.zero_grad()
-        for piece in trainer._with_token_counts(pieces):
+        for piece in trainer._with_counts(pieces):
             trainer._compute_loss(trainer.model, piece).backward()
         gradients.append(
             torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
         )
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
-
-
-def fixed_rollout(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
-    """Eight responses of uneven length with made-up advantages, read by the trainer's own policy."""
-    generator = torch.Generator().manual_seed(0)
-    prompts = [[5, 6, 7][: 1 + i % 3] for i in range(8)]
-    responses = [torch.randint(10, 60, (1 + i % 5,), generator=generator).tolist() for i in range(8)]
-    batch = rollout.collate(prompts, responses, pad_id=trainer._tokenizer.pad_token_id)
-    with torch.no_grad():
-        logprobs = rollout.read(trainer.model, batch, temperature=1.0).logprobs
-    shape = logprobs.shape
-    return {
-        **batch,
-        "old_logprobs": logprobs + 0.1 * torch.randn(shape, generator=generator),
-        "old_values": torch.randn(shape, generator=generator),
-        "advantages": torch.randn(shape, generator=generator),
-        "returns": torch.randn(shape, generator=generator),
-    }
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -328,8 +225,8 @@ def test_padding_position_and_token_change_nothing(tiny_folder, family: str) -> 
     one = rollout.collate(prompts, responses, pad_id=0)
     other = rollout.collate([*prompts, [4] * 9], [*responses, [3]], pad_id=2)
     with torch.no_grad():
-        first = rollout.read(model, one, temperature=0.7)
-        second = rollout.read(model, other, temperature=0.7)
+        first = rollout.read(model, one, temperature=0.7, entropy=True)
+        second = rollout.read(model, other, temperature=0.7, entropy=True)
     mask = one["response_mask"]
     torch.testing.assert_close(first.logprobs[mask], second.logprobs[:2][mask], atol=1e-5, rtol=0)
     torch.testing.assert_close(first.entropies[mask], second.entropies[:2][mask], atol=1e-5, rtol=0)

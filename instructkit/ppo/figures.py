@@ -1,0 +1,96 @@
+"""The figures of a rollout and of an update, under TRL 1.12's names with corrected definitions: masked, in nats, once each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instructkit.ppo import kl
+from instructkit.ppo.advantages import explained_variance
+from instructkit.ppo.masks import masked_mean
+
+Gather = Callable[[Tensor], Tensor]
+
+
+def of_scores(raw: Tensor, used: Tensor, lengths: Tensor, ended: Tensor, gather: Gather) -> dict[str, Any]:
+    """
+    Scores and lengths of a rollout; all `(B,)` of this process, gathered over all.
+
+    Args:
+        raw, used: weighted score before and after scaling, clipping and penalties.
+        lengths: tokens of each response.
+        ended: True where a response ended by itself.
+    """
+    raw, used, lengths, ended = (gather(x.float()) for x in (raw, used, lengths, ended))
+    return {
+        "objective/scores": used.mean(),
+        "objective/scores_raw": raw.mean(),
+        "objective/scores_std": used.std(correction=0),
+        "completions/mean_length": lengths.mean(),
+        "completions/eos_fraction": ended.mean(),
+        "completions/truncated_fraction": 1 - ended.mean(),
+        "completions/score_length_corr": correlation(raw, lengths),
+        "val/num_eos_tokens": ended.sum(),
+    }
+
+
+def of_penalty(
+    logprobs: Tensor, reference: Tensor, mask: Tensor, beta: float, gather: Gather
+) -> dict[str, Any]:
+    """KL to the reference and entropy of the sampled tokens; log-probabilities `(B, T)` in nats."""
+    sequence_kl = gather(torch.where(mask, kl.k1(logprobs, reference), 0.0).sum(1))
+    k3 = torch.where(mask, kl.k3(logprobs, reference), 0.0).sum(1)
+    return {
+        "objective/kl": sequence_kl.mean(),
+        "objective/kl_k3": gather(k3).sum() / gather(mask.sum(1)).sum().clamp(min=1),
+        "objective/entropy": gather(torch.where(mask, -logprobs, 0.0).sum(1)).mean(),
+        "objective/non_score_reward": -beta * sequence_kl.mean(),
+        "objective/kl_coef": beta,
+    }
+
+
+def of_estimates(
+    values: Tensor, advantages: Tensor, returns: Tensor, entropies: Tensor, mask: Tensor, lam: float | Tensor
+) -> dict[str, Any]:
+    """What the critic and GAE made of a rollout, before whitening; all `(B, T)`, in units of the score."""
+    lengths = mask.sum(1).float()
+    return {
+        "val/explained_variance": explained_variance(returns, values, mask),
+        "val/value_mean": masked_mean(values, mask),
+        "val/return_mean": masked_mean(returns, mask),
+        "val/return_std": deviation(returns, mask),
+        "policy/advantage_mean": masked_mean(advantages, mask),
+        "policy/advantage_std": deviation(advantages, mask),
+        "policy/entropy_avg": masked_mean(entropies, mask),
+        "policy/score_decay": (torch.as_tensor(lam) ** lengths.mean()).mean(),
+    }
+
+
+def of_update(policy: Any, value: Any, share: float) -> dict[str, Any]:
+    """One micro-batch of an update; losses are per token of the optimizer step, so `share` scales them back to this part."""
+    found = {"loss/value_avg": value.loss.detach() * share, "val/clipfrac_avg": value.clip_fraction}
+    if policy is None:
+        return found
+    return {
+        **found,
+        "loss/policy_avg": policy.loss.detach() * share,
+        "policy/clipfrac_avg": policy.clip_fraction,
+        "policy/approxkl_avg": policy.approx_kl,
+        "policy/ratio_max": policy.ratio_max,
+        "val/ratio": policy.ratio_mean,
+        "val/ratio_var": policy.ratio_var,
+    }
+
+
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's r of two `(B,)` figures; NaN where one of them is constant."""
+    x, y = first - first.mean(), second - second.mean()
+    return (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
+
+
+def deviation(x: Tensor, mask: Tensor) -> Tensor:
+    """Population standard deviation over True positions."""
+    return masked_mean((x - masked_mean(x, mask)).square(), mask).sqrt()

@@ -1,0 +1,120 @@
+"""What has to last: held-out measurements, checkpoints to go on from, and figures for the log."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from instructkit.ppo import figures, heldout, rollout
+from instructkit.ppo.critic import copy_state, load_state
+from instructkit.ppo.reader import Reading
+from instructkit.ppo.state import State
+
+CRITIC_FILE = "critic.pt"
+
+
+class Keeping:
+    """Part of `PPOTrainer`: evaluation, checkpoints and the log."""
+
+    def watch_borders(self) -> None:
+        """Save and evaluate between rollouts only."""
+        self.add_callback(_OnRolloutBorders(self.args.num_iterations * self.args.mini_batches))
+
+    # -- held-out prompts ---------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """
+        Answer held-out prompts and tell score, KL and length as `eval_NAME`; training goes on as if nothing had been asked.
+
+        Args:
+            eval_dataset: rows with a `prompt`; the trainer's own when None.
+            ignore_keys: of no use here; part of Trainer's interface.
+            metric_key_prefix: in front of each name.
+        """
+        rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), heldout.own_randomness(self.args.seed + self.accelerator.process_index):
+            found = heldout.measure(self, mine, self.judges)
+        self._metrics[
+            "eval"
+        ].clear()  # TRL's own notes of the same responses, averaged by batch instead of by response
+        told = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(told))
+        self.model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)
+        return told
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            saved = {"critic": copy_state(self._unwrapped_critic()), "state": self.state_of_ppo.saved()}
+            torch.save({**saved, "step": self._step}, folder / CRITIC_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = self._load_critic(resume_from_checkpoint)
+        self.state_of_ppo, self._step = State.restored(saved["state"]), saved["step"]
+
+    def _load_best_model(self) -> None:
+        """The policy of the best checkpoint, and the critic that belongs to it; Trainer would load one adapter alone."""
+        super()._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_critic(self.state.best_model_checkpoint)
+
+    def _load_critic(self, checkpoint: str) -> dict[str, Any]:
+        saved = torch.load(Path(checkpoint) / CRITIC_FILE, map_location="cpu", weights_only=True)
+        load_state(self._unwrapped_critic(), saved["critic"])
+        if self._settle is not None:
+            self._settle(self.model)
+        return saved
+
+    # -- the log ------------------------------------------------------------------------------------------------------
+
+    def _note(self, name: str, value: Any) -> None:
+        self._metrics["train" if self.model.training else "eval"][name].append(float(value))
+
+    def _note_all(self, found: dict[str, Any]) -> None:
+        for name, value in found.items():
+            self._note(name, value)
+
+    def _sum_over_processes(self, statistics: Tensor) -> Tensor:
+        return self.accelerator.reduce(statistics, reduction="sum")
+
+    def _record_rollout(self, sampled: rollout.Sampled, old: Reading, reference: Tensor) -> None:
+        """The figures of one rollout that need every response."""
+        gather, mask = self.accelerator.gather, sampled.batch["response_mask"]
+        told = figures.of_scores(sampled.raw, sampled.used, mask.sum(1), sampled.ended, gather)
+        told |= figures.of_penalty(old.logprobs, reference, mask, self.state_of_ppo.beta, gather)
+        told["objective/rlhf_reward"] = told["objective/scores"] + told["objective/non_score_reward"]
+        self.state_of_ppo.episodes += len(sampled.raw) * self.accelerator.num_processes
+        told["episode"] = self.state_of_ppo.episodes
+        now = time.perf_counter()
+        told["eps"] = len(sampled.raw) * self.accelerator.num_processes / (now - self._started)
+        self._started = now
+        self._note_all(told)
+
+
+class _OnRolloutBorders(TrainerCallback):
+    """A checkpoint holds no rollout, so one asked for within a rollout waits for its end, and so does a measurement."""
+
+    def __init__(self, steps_per_rollout: int) -> None:
+        self.steps_per_rollout = steps_per_rollout
+        self.save = self.measure = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        border = state.global_step % self.steps_per_rollout == 0
+        self.save, self.measure = self.save or control.should_save, self.measure or control.should_evaluate
+        control.should_save, control.should_evaluate = self.save and border, self.measure and border
+        self.save, self.measure = self.save and not border, self.measure and not border
+        return control

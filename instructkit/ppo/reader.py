@@ -1,0 +1,123 @@
+"""
+What a language model says of responses, without ever making the logits of a prompt, or all those of a batch.
+
+A forward pass of a causal language model multiplies every hidden state by the vocabulary. PPO needs one number of each
+product, and none of a prompt's. `add_reader` teaches a model's forward to stop before the head when it is given a
+`response_mask`, and to put only the actions through TRL's tiled kernel. Being a forward, it passes through the wrappers
+of PEFT, DDP and FSDP.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from trl.kernels import ChunkedLogProbFunction
+
+VOCABULARY_TILE = 32_768
+
+
+class Reading(NamedTuple):
+    """Log-probabilities and entropies `(B, T)` in nats, zero outside the mask, and the hidden states `(B, T, H)` behind them."""
+
+    logprobs: Tensor | None
+    entropies: Tensor | None
+    hidden: Tensor | None
+
+
+def add_reader(model: Any) -> None:
+    """
+    Let `model(..., response_mask=, response_ids=, temperature=, with_entropy=)` return a `Reading` in place of logits.
+
+    Args:
+        model: causal language model, not yet wrapped; its forward without `response_mask` stays as it was.
+    """
+    original = model.forward
+    scale = head_scale(model)
+
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        *args: Any,
+        response_mask: Tensor | None = None,
+        response_ids: Tensor | None = None,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        if response_mask is None:
+            return original(*args, **kwargs)
+        length = response_mask.size(1)
+        states = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state[:, -length - 1 : -1]
+        if response_ids is None:
+            return Reading(None, None, states)
+        logits = None
+        if scale is None:  # the head does more than multiply (a soft cap): ask the model itself
+            logits = original(*args, use_cache=False, logits_to_keep=length + 1, **kwargs).logits[:, :-1]
+        return _score(self, states, logits, response_ids, response_mask, scale, temperature, with_entropy)
+
+    model.forward = types.MethodType(forward, model)
+    model.reads_responses = True
+
+
+def reads_responses(model: Any) -> bool:
+    """Whether `add_reader` was called on this model, or on the one inside its wrappers."""
+    while not getattr(model, "reads_responses", False):
+        inner = getattr(model, "module", None)
+        if inner is None and hasattr(model, "get_base_model"):
+            inner = model.get_base_model()
+        if inner is None:
+            return False
+        model = inner
+    return True
+
+
+@torch.no_grad()
+def head_scale(model: Any) -> float | None:
+    """
+    The constant by which a model multiplies what its head gives (Granite, Cohere); None where it does something else.
+
+    Asked of the model on a few tokens, so that no list of architectures has to be kept.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        embeddings = model.get_input_embeddings()  # the first token may be padding, whose embedding is zero
+        ids = torch.arange(min(8, embeddings.num_embeddings), device=embeddings.weight.device).unsqueeze(0)
+        wanted = model(input_ids=ids, use_cache=False).logits.float()
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        found = model.get_output_embeddings()(states).float()
+    finally:
+        model.train(was_training)
+    size = (found * found).sum()
+    scale = float((wanted * found).sum() / size) if size > 0 else 1.0
+    close = (wanted - scale * found).abs().max() <= 1e-2 * wanted.abs().max().clamp(min=1e-6)
+    return scale if bool(close) else None
+
+
+def _score(model, states, logits, ids, mask, scale, temperature, with_entropy) -> Reading:
+    """Log-probabilities of the chosen tokens, actions only."""
+    if logits is None:
+        head = model.get_output_embeddings()
+        outputs = ("log_probs", "entropy") if with_entropy else ("log_probs",)
+        logprobs, entropies, *_ = ChunkedLogProbFunction.apply(
+            states[mask].to(head.weight.device),
+            head.weight,
+            head.bias,
+            ids[mask],
+            temperature,
+            VOCABULARY_TILE,
+            None,
+            scale,
+            outputs,
+        )
+    else:
+        rows = torch.log_softmax(logits[mask].float() / temperature, dim=-1)
+        logprobs = rows.gather(-1, ids[mask].unsqueeze(-1)).squeeze(-1)
+        entropies = -(rows.exp() * rows).sum(-1) if with_entropy else None
+    empty = states.new_zeros(mask.shape, dtype=torch.float32)
+    spread = [None if x is None else empty.masked_scatter(mask, x.float()) for x in (logprobs, entropies)]
+    return Reading(*spread, states)

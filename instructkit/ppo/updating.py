@@ -1,0 +1,205 @@
+"""The second half of PPO's loop: a rollout becomes gradients, for the policy and for the critic."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instructkit.ppo import figures, losses, rollout
+from instructkit.ppo.masks import masked_mean, masked_sum
+from instructkit.ppo.ptx import learned_tokens
+from instructkit.ppo.reader import Reading
+
+EARLY_STOP_FACTOR = 1.5  # of `target_kl`, as in TRL 0.11
+
+
+class Updating:
+    """Part of `PPOTrainer`: from micro-batches to optimizer steps."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch; Trainer clears the gradients of its model after a step, and the critic's are ours to clear."""
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self.critic.zero_grad()
+        return super().training_step(*args, **kwargs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """`policy loss + vf_coef * value loss`, each a sum over tokens by the tokens of the optimizer step."""
+        if self._left_early:  # no gradient at all, so the optimizer leaves every weight where it is
+            return self._nothing()
+        if self._unwrapped_critic().reads == "role":
+            value, loss = self._learn_in_role(model, inputs), self._nothing()
+            reading = None if self._warming_up() else self._read_for_update(model, inputs)
+        else:
+            reading, values = self._first_pass() or self._read_both(model, inputs)
+            value = self._value_loss(values, inputs)
+            loss = self.args.vf_coef * value.loss
+        policy = None
+        if not self._warming_up():
+            policy = self._policy_loss(reading, inputs)
+            loss = loss + policy.loss
+            if self.args.entropy_coef:
+                mean = masked_mean(reading.entropies, *self._policy_tokens(inputs))
+                loss = loss - self.args.entropy_coef * mean
+            self._leave_early_if_far(reading, inputs)
+            if self.args.ptx_coef:
+                self._learn_text(model)
+        self._record_update(policy, value, reading, inputs)
+        return (
+            loss * self.accelerator.num_processes
+        )  # DDP averages gradients; the denominators are already global
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+
+    def _warming_up(self) -> bool:
+        """Whether this rollout trains the critic alone."""
+        return self.model.training and 0 < self.state_of_ppo.rollouts <= self.args.value_warmup_steps
+
+    # -- readings with gradients --------------------------------------------------------------------------------------
+
+    def _first_pass(self) -> tuple[Reading, Tensor] | None:
+        """The rollout's own reading, once, where it was kept with its graph."""
+        kept, self._kept = self._kept, None
+        return kept
+
+    def _read_for_update(self, model: Any, inputs: dict[str, Tensor]) -> Reading:
+        return self._read(model, inputs, entropy=self.args.entropy_coef != 0)
+
+    def _read_both(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Reading, Tensor]:
+        with torch.no_grad() if self._warming_up() else contextlib.nullcontext():
+            reading = self._read_for_update(model, inputs)
+        return reading, self._values(model, inputs, reading)
+
+    def _learn_in_role(self, model: Any, inputs: dict[str, Tensor]) -> losses.ValueLoss:
+        """
+        The backward pass of a critic that shares the backbone, before the backbone is the policy again.
+
+        Gradient checkpointing repeats a forward pass in whatever role the backbone is in when the gradient arrives: with
+        both losses in one backward pass the policy's gradient would be computed under the critic's adapter, silently.
+        """
+        critic = self._unwrapped_critic()
+        with critic.role(self.accelerator.unwrap_model(model)):
+            values = self.critic(rollout.read_states(model, inputs)).float()
+            value = self._value_loss(values, inputs)
+            self.accelerator.backward(self.args.vf_coef * value.loss * self.accelerator.num_processes)
+        return losses.ValueLoss(value.loss.detach(), value.clip_fraction)
+
+    # -- losses -------------------------------------------------------------------------------------------------------
+
+    def _value_loss(self, values: Tensor, inputs: dict[str, Tensor]) -> losses.ValueLoss:
+        mask, tokens = inputs["response_mask"], inputs["tokens_in_step"]
+        return losses.value_loss(
+            values,
+            inputs["old_values"],
+            inputs["returns"],
+            mask,
+            clip=self.args.cliprange_value,
+            weights=self._weights(mask, tokens, inputs),
+            denominator=tokens,
+        )
+
+    def _policy_loss(self, reading: Reading, inputs: dict[str, Tensor]) -> losses.PolicyLoss:
+        mask, tokens = self._policy_tokens(inputs)
+        weights = self._weights(mask, tokens, inputs)
+        if "sampler_weights" in inputs:
+            weights = inputs["sampler_weights"] * (1.0 if weights is None else weights)
+        return losses.policy_loss(
+            reading.logprobs,
+            inputs["old_logprobs"],
+            inputs["advantages"],
+            mask,
+            epsilon_low=self.epsilon_low,
+            epsilon_high=self.epsilon_high,
+            dual_clip=self.args.dual_clip,
+            weights=weights,
+            denominator=tokens,
+        )
+
+    def _policy_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The actions that the policy learns from, and how many the optimizer step holds."""
+        return inputs.get("policy_mask", inputs["response_mask"]), inputs["policy_tokens_in_step"]
+
+    def _weights(self, mask: Tensor, tokens: Tensor, inputs: dict[str, Tensor]) -> Tensor | None:
+        if self.args.loss_aggregation == "token":
+            return None
+        return losses.sequence_weights(
+            mask, tokens=tokens, sequences=inputs["responses_in_step"].clamp(min=1)
+        )
+
+    def _leave_early_if_far(self, reading: Reading, inputs: dict[str, Tensor]) -> None:
+        """After an optimizer step that went too far, no further one on this rollout; decided alike on all processes."""
+        if self.args.target_kl is None:
+            return
+        mask, _ = self._policy_tokens(inputs)
+        gap = masked_sum((reading.logprobs.detach() - inputs["old_logprobs"]).square() / 2, mask)
+        self._far = self._far + gap if self._step % self.args.gradient_accumulation_steps else gap
+        if (self._step + 1) % self.args.gradient_accumulation_steps == 0:
+            far = self._sum_over_processes(self._far) / inputs["policy_tokens_in_step"].clamp(min=1)
+            self._left_early = bool(far > EARLY_STOP_FACTOR * self.args.target_kl)
+            self._note("policy/left_early", float(self._left_early))
+
+    def _learn_text(self, model: Any) -> None:
+        """PPO-ptx: the negative log-likelihood of text, in the same optimizer step, with a backward pass of its own."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        size = self.args.gradient_accumulation_steps
+        count = self.args.per_device_train_batch_size * self.args.ptx_rows_per_episode
+        first = self._step - self._step % size
+        tokens = learned_tokens(self.text.draw(first * world * count, size * world * count))
+        rows = self.text.draw((self._step * world + rank) * count, count)
+        batch = {name: x.to(self.accelerator.device) for name, x in self.text.batch(rows).items()}
+        logprobs = rollout.read(model, batch, temperature=1.0).logprobs
+        loss = -masked_mean(logprobs, batch["response_mask"], tokens)
+        self.accelerator.backward(self.args.ptx_coef * loss * world)
+        self._note("loss/ptx", loss.detach() * size * world)
+        if self._step == first:
+            gradients = [p.grad.norm() for p in self.policy_parameters() if p.grad is not None]
+            self._note("grad_norm/ptx", torch.stack(gradients).norm())
+
+    # -- optimizer ----------------------------------------------------------------------------------------------------
+
+    def policy_parameters(self) -> list[torch.nn.Parameter]:
+        """What the policy trains: everything trainable in its model but the critic's adapter."""
+        theirs = {id(p) for p in self.critic_parameters()}
+        return [p for p in self.model.parameters() if p.requires_grad and id(p) not in theirs]
+
+    def critic_parameters(self) -> list[torch.nn.Parameter]:
+        """What the critic trains: its own module, and its adapter where it stands on the policy's backbone."""
+        own = [p for p in self.critic.parameters() if p.requires_grad]
+        critic = self._unwrapped_critic()
+        return own + (critic.adapter_parameters(self.model) if critic.reads == "role" else [])
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """One optimizer, two learning rates: the policy's groups as Trainer makes them, then the critic's."""
+        if self.optimizer is None:
+            theirs = self.critic_parameters()
+            for parameter in theirs:
+                parameter.requires_grad_(False)
+            super().create_optimizer(*args, **kwargs)
+            for parameter in theirs:
+                parameter.requires_grad_(True)
+            self.optimizer.add_param_group({"params": theirs, "lr": self.args.value_learning_rate})
+        return self.optimizer
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clip policy and critic each by their own norm, so that neither shrinks the other's step."""
+        policy = self.accelerator.clip_grad_norm_(self.policy_parameters(), self.args.max_grad_norm)
+        value = self.accelerator.clip_grad_norm_(self.critic_parameters(), self.args.max_grad_norm)
+        self._note("grad_norm/policy", policy)
+        self._note("grad_norm/value", value)
+        self._note("lr/value", self.optimizer.param_groups[-1]["lr"])
+        return policy
+
+    # -- what is logged -----------------------------------------------------------------------------------------------
+
+    def _record_update(
+        self, policy: Any, value: Any, reading: Reading | None, inputs: dict[str, Tensor]
+    ) -> None:
+        share = float(inputs["tokens_in_step"] / inputs["response_mask"].sum().clamp(min=1))
+        self._note_all(figures.of_update(policy, value, share))
+        before_any_step = self._step % (self.args.steps_per_generation * self.num_iterations)
+        if policy is not None and before_any_step < self.args.gradient_accumulation_steps:
+            gap = torch.where(inputs["response_mask"], reading.logprobs - inputs["old_logprobs"], 0.0)
+            self._note("policy/first_pass_ratio_error", torch.expm1(gap.detach()).abs().max())

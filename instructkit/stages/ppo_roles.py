@@ -1,0 +1,211 @@
+"""Who is who in PPO: the critic and the reward models, on the policy's backbone where they can be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructkit import models
+from instructkit.errors import InputError
+from instructkit.stages.base import Frame
+from instructkit.stages.functions import load_function
+
+CRITIC_FOLDER = "critic"
+HEAD_FILE = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a critic begins: a saved value model and the scale of its head, or (None) as the policy with a zero head."""
+
+    source: models.Source | None
+    mean: float = 0.0
+    std: float = 1.0
+    told: str = "begins as the policy, with a zero head"
+
+
+# -- rewards ----------------------------------------------------------------------------------------------------------
+
+
+def scorer(frame: Frame, index: int, policy: Any) -> Callable[..., Any]:
+    """One entry of the recipe's `reward:` list as a callable of TRL's form."""
+    from instructkit.scoring import RewardScorer
+
+    item = frame.recipe.reward[index]
+    if item.function:
+        return load_function(item.function)
+    size = frame.recipe.trainer.get("reading_batch_size", 32)
+    source = frame.inputs.parents[f"reward[{index}]"]
+    if frame.recipe.lora is not None and source.adapter and source.base == frame.inputs.parents["model"].base:
+        frame.reporter.note(f"reward {source.name}: an adapter on the policy's backbone")
+        tokenizer = models.load_tokenizer(source, frame.recipe.model)
+        return RewardScorer.on_backbone(policy, source, tokenizer, f"reward_{index}", batch_size=size)
+    return RewardScorer.load(source, frame.recipe.model, frame.machine, batch_size=size)
+
+
+# -- the critic -------------------------------------------------------------------------------------------------------
+
+
+def kind_of_critic(recipe: Any) -> str:
+    """
+    The recipe's kind, `auto` resolved: an adapter on the policy's backbone under LoRA, a body of its own otherwise.
+
+    Raises:
+        InputError: for an adapter without LoRA, which has no backbone to share.
+    """
+    kind = recipe.critic.kind
+    if kind == "auto":
+        return "adapter" if recipe.lora else "separate"
+    if kind == "adapter" and recipe.lora is None:
+        raise InputError(
+            f"{recipe.source}: critic.kind is adapter, and the recipe trains all weights, so there is no frozen backbone",
+            hint="add a `lora:` section, or use critic.kind: separate or head",
+        )
+    return kind
+
+
+def build_critic(frame: Frame, model: Any, start: Start) -> Any:
+    """The critic that the recipe asks for, and a line that says which and how it begins."""
+    kind = kind_of_critic(frame.recipe)
+    what = {
+        "head": "a head on the policy's hidden states",
+        "adapter": "an adapter of its own on the policy's backbone",
+        "separate": "a model of its own",
+    }
+    frame.reporter.note(f"critic: {what[kind]}; it {start.told}")
+    return {"head": _head, "adapter": _adapter, "separate": _separate}[kind](frame, model, start)
+
+
+def _head(frame: Frame, model: Any, start: Start) -> Any:
+    from instructkit.ppo.critic import HeadCritic, load_state
+
+    critic = HeadCritic(model.config.get_text_config().hidden_size, detach=frame.recipe.critic.detach)
+    if start.source is not None:
+        from safetensors.torch import load_file
+
+        load_state(critic, load_file(str(Path(start.source.base) / HEAD_FILE)))
+    return critic
+
+
+def _adapter(frame: Frame, model: Any, start: Start) -> Any:
+    from instructkit import adapters
+    from instructkit.ppo.critic import AdapterCritic
+    from instructkit.scoring import saved_head
+
+    folder = start.source.adapter if start.source else None
+    role = adapters.add_critic(model, folder)
+    return AdapterCritic(
+        model.config.get_text_config().hidden_size,
+        role,
+        lambda name: adapters.adapter_of(name) == adapters.CRITIC,
+        head=saved_head(folder) if folder else None,
+        mean=start.mean,
+        std=start.std,
+    )
+
+
+def _separate(frame: Frame, model: Any, start: Start) -> Any:
+    from instructkit.ppo.critic import SeparateCritic
+
+    recipe = frame.recipe
+    source = start.source or frame.inputs.parents["model"]
+    classifier = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
+    return SeparateCritic(classifier, mean=start.mean, std=start.std, zero_head=start.source is None)
+
+
+def start_of_critic(frame: Frame, tokenizer: Any) -> Start:
+    """
+    Where the critic begins: as an earlier run's critic, as the reward model, or as the policy with a zero head.
+
+    Raises:
+        InputError: when the recipe names a start that this critic cannot have.
+    """
+    recipe, kind = frame.recipe, kind_of_critic(frame.recipe)
+    wanted = recipe.critic.init
+    if wanted not in ("auto", "reward", "zero"):
+        return _earlier(recipe, kind, frame.inputs.parents["critic"])
+    source = None if wanted == "zero" else _reward_as_start(frame, kind, tokenizer)
+    if source is None and wanted == "reward":
+        raise InputError(
+            f"{recipe.source}: critic.init is reward, and the critic cannot start from this reward model",
+            hint="that needs exactly one learned reward model with the policy's tokenizer, of the same kind as the critic: an "
+            "adapter on the policy's base for critic.kind adapter, a whole model for separate; use critic.init: zero",
+        )
+    if source is None:
+        return Start(None)
+    from instructkit.scoring import Offset
+
+    offset = Offset.read(source.run)
+    return Start(
+        source, offset.mean, offset.std, f"begins as the reward model {source.name}, scaled like the scores"
+    )
+
+
+def _reward_as_start(frame: Frame, kind: str, tokenizer: Any) -> models.Source | None:
+    """The one learned reward model, where a critic of this kind can hold its weights and reads the same tokens."""
+    recipe, parents = frame.recipe, frame.inputs.parents
+    learned = [parents[f"reward[{i}]"] for i, item in enumerate(recipe.reward) if item.model]
+    if len(recipe.reward) != 1 or len(learned) != 1:
+        return None
+    source = learned[0]
+    fits = {
+        "head": False,
+        "adapter": source.adapter is not None and source.base == parents["model"].base,
+        "separate": recipe.lora is None and source.adapter is None,
+    }[kind]
+    if not fits or models.load_tokenizer(source, recipe.model).get_vocab() != tokenizer.get_vocab():
+        return None
+    return source
+
+
+def locate_earlier(recipe: Any) -> models.Source | None:
+    """The critic of an earlier run that `critic.init` names, before anything is loaded."""
+    name = recipe.critic.init
+    if name in ("auto", "reward", "zero"):
+        return None
+    folder = Path(name) / CRITIC_FOLDER
+    if not (folder / "critic.json").exists():
+        raise InputError(
+            f"{recipe.source}: critic.init names {name}, and there is no critic in it",
+            hint="name the folder of a finished run of `instructkit ppo`, or use auto, reward or zero",
+        )
+    if (folder / HEAD_FILE).exists():
+        return models.Source(name, str(folder))
+    return models.locate(str(folder))
+
+
+def _earlier(recipe: Any, kind: str, source: models.Source) -> Start:
+    folder = Path(recipe.critic.init) / CRITIC_FOLDER
+    saved = json.loads((folder / "critic.json").read_text(encoding="utf-8"))
+    if saved["kind"] != kind:
+        raise InputError(
+            f"{recipe.source}: the critic of {recipe.critic.init} is of kind {saved['kind']}, and this one is of kind {kind}",
+            hint=f"set critic.kind: {saved['kind']}, or another critic.init",
+        )
+    return Start(source, saved["mean"], saved["std"], f"goes on from {recipe.critic.init}")
+
+
+def save_critic(trainer: Any, tokenizer: Any, folder: Path, source: models.Source) -> None:
+    """The critic in a folder of its own beside the policy, as `critic.init` of a next run reads it."""
+    from safetensors.torch import save_file
+
+    from instructkit import adapters
+    from instructkit.ppo.critic import copy_state
+
+    critic = trainer.accelerator.unwrap_model(trainer.critic)
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = {"policy": "head", "role": "adapter", "tokens": "separate"}[critic.reads]
+    if kind == "head":
+        save_file(copy_state(critic), folder / HEAD_FILE)
+    elif kind == "adapter":
+        adapters.save_critic(policy, critic.head, critic.role, folder, source.base)
+    else:
+        models.save_model(critic.classifier, tokenizer, folder, source)
+    scale = {"mean": getattr(critic, "mean", 0.0), "std": getattr(critic, "std", 1.0)}
+    (folder / "critic.json").write_text(
+        json.dumps({"kind": kind, **scale}, indent=1) + "\n", encoding="utf-8"
+    )

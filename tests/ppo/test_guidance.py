@@ -1,0 +1,80 @@
+"""Advice: each sign is told once, after enough evidence, and a healthy run is told nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from instructkit.ppo.guidance import RULES, WINDOW, Guidance
+
+CONFIG = {"value_warmup_steps": 0, "cliprange_value": 0.2, "gamma": 1.0, "bf16": False, "fp16": False}
+HEALTHY = {
+    "objective/kl": 3.0,
+    "policy/first_pass_ratio_error": 1e-6,
+    "completions/truncated_fraction": 0.05,
+    "policy/clipfrac_avg": 0.1,
+    "policy/approxkl_avg": 0.002,
+    "val/explained_variance": 0.4,
+    "policy/entropy_avg": 1.5,
+    "policy/score_decay": 0.3,
+    "val/return_std": 0.6,
+}
+
+
+def told(
+    figures: dict[str, float], *, times: int = 3 * WINDOW, first: dict[str, float] | None = None, **config
+) -> list[str]:
+    said: list[str] = []
+    guidance = Guidance(said.append)
+    settings = SimpleNamespace(**{**CONFIG, **config})
+    for i in range(times):
+        logs = {**HEALTHY, **((first if i == 0 and first else None) or figures)}
+        guidance.on_log(settings, None, None, logs=logs)
+    return said
+
+
+def test_a_healthy_run_is_told_nothing() -> None:
+    assert told({}) == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "config", "says"),
+    [
+        ({"policy/first_pass_ratio_error": 0.1}, {}, "dropout"),
+        ({"objective/kl": -0.5}, {}, "sampling filters"),
+        ({"completions/truncated_fraction": 0.5}, {}, "max_completion_length"),
+        ({"policy/clipfrac_avg": 0.5}, {}, "learning_rate"),
+        ({"policy/approxkl_avg": 0.5}, {}, "target_kl"),
+        ({"val/explained_variance": -0.2}, {}, "value_warmup_steps"),
+        ({"policy/score_decay": 0.001}, {}, "length_adaptive_alpha"),
+        ({"val/return_std": 3.0}, {}, "cliprange_value"),
+        ({}, {"gamma": 0.99}, "gamma: 1"),
+    ],
+)
+def test_each_sign_is_told_once_with_what_to_change(figures: dict, config: dict, says: str) -> None:
+    said = told(figures, **config)
+    assert len(said) == 1
+    assert says in said[0]
+
+
+def test_entropy_is_compared_with_its_start() -> None:
+    assert "beta" in told({"policy/entropy_avg": 0.05}, first={"policy/entropy_avg": 2.0})[0]
+    assert told({"policy/entropy_avg": 0.05}, first={"policy/entropy_avg": 0.06}) == []
+
+
+def test_one_bad_figure_is_not_yet_a_sign() -> None:
+    assert told({}, first={"objective/kl": -5.0, "completions/truncated_fraction": 0.7}) == []
+
+
+def test_a_critic_is_given_its_warm_up() -> None:
+    assert told({"val/explained_variance": -0.2}, times=WINDOW + 1) == []
+    assert told({"val/explained_variance": -0.2}, value_warmup_steps=50) == []
+
+
+def test_a_switched_off_value_clip_throttles_nothing() -> None:
+    assert told({"val/return_std": 3.0}, cliprange_value=None) == []
+
+
+def test_every_rule_was_seen_to_speak() -> None:
+    assert len(RULES) == 10

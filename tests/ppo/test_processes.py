@@ -1,0 +1,52 @@
+"""Two processes learn what one does (O-11, hazards 4 and 5 of section 4)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def run(folder: Path, out: Path, world: int, *, critic: str, checkpointing: str) -> dict[str, torch.Tensor]:
+    """The weights after one step of `world` processes."""
+    out.mkdir()
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    started = []
+    for rank in range(world):
+        spread = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        told = {name: str(value) for name, value in spread.items()} if world > 1 else {}
+        command = [sys.executable, str(SCRIPT), str(folder), str(out), critic, checkpointing]
+        environment = {**os.environ, **told, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        )
+    for process in started:
+        _, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint.decode()[-2000:]
+    return torch.load(out / "weights.pt", weights_only=True)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(("critic", "checkpointing"), [("head", "no"), ("adapter", "no"), ("adapter", "yes")])
+def test_two_processes_take_the_step_of_one(tiny_folder, tmp_path, critic: str, checkpointing: str) -> None:
+    options = {"critic": critic, "checkpointing": checkpointing}
+    one = run(tiny_folder, tmp_path / "one", 1, **options)
+    two = run(tiny_folder, tmp_path / "two", 2, **options)
+    names = {name.replace("module.", ""): tensor for name, tensor in two.items()}
+    for name, tensor in one.items():
+        torch.testing.assert_close(names[name], tensor, atol=2e-6, rtol=1e-4)

@@ -1,0 +1,48 @@
+"""One optimizer step of PPO on a fixed rollout, as one of several processes; run by `test_processes.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppo.small import build, fixed_rollout, weights
+
+
+def main(folder: str, out: str, critic: str, checkpointing: bool) -> None:
+    """Train one step on this process's share of eight responses, and write all weights."""
+    world = int(__import__("os").environ.get("WORLD_SIZE", "1"))
+    trainer = build(
+        Path(folder),
+        Path(out),
+        lora=True,
+        critic=critic,
+        per_device_train_batch_size=4 // world,
+        gradient_accumulation_steps=2,
+        steps_per_generation=2,
+        num_iterations=1,
+        max_steps=1,
+        ddp_backend="gloo",
+        gradient_checkpointing=checkpointing,
+        ptx_coef=0.5,
+        more={"text_rows": [{"input_ids": [5, 6, i], "labels": [-100, 6, i]} for i in range(20, 30)]},
+    )
+    whole = fixed_rollout(trainer)
+    rank = trainer.accelerator.process_index
+    mine = {name: tensor[rank::world] for name, tensor in whole.items()}
+
+    def given(inputs):
+        trainer.state_of_ppo.rollouts += 1
+        return mine
+
+    trainer._generate_and_score_completions = given
+    trainer.train()
+    if rank == 0:
+        torch.save(weights(trainer), Path(out) / "weights.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "yes")
