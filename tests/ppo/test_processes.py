@@ -38,7 +38,7 @@ def run(folder: Path, out: Path, world: int, *, critic: str, checkpointing: str)
     for process in started:
         _, complaint = process.communicate(timeout=300)
         assert process.returncode == 0, complaint.decode()[-2000:]
-    return torch.load(out / "weights.pt", weights_only=True)
+    return torch.load(out / "weights.pt", weights_only=True) if (out / "weights.pt").exists() else {}
 
 
 @pytest.mark.proof
@@ -50,3 +50,11 @@ def test_two_processes_take_the_step_of_one(tiny_folder, tmp_path, critic: str, 
     names = {name.replace("module.", ""): tensor for name, tensor in two.items()}
     for name, tensor in one.items():
         torch.testing.assert_close(names[name], tensor, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.proof
+def test_processes_say_other_words_to_equal_prompts(tiny_folder, tmp_path) -> None:
+    """R-8: two processes with the same prompts and one seed would learn from the same text twice."""
+    run(tiny_folder, tmp_path / "two", 2, critic="sample", checkpointing="no")
+    said = [torch.load(tmp_path / "two" / f"said-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert said[0] != said[1]

@@ -1,7 +1,8 @@
-"""One optimizer step of PPO on a fixed rollout, as one of several processes; run by `test_processes.py`."""
+"""One process of several: an optimizer step on a fixed rollout, or one rollout; run by `test_processes.py`."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ppo.small import build, fixed_rollout, weights
+from ppo.small import PROMPTS, build, fixed_rollout, weights
 
 
 def main(folder: str, out: str, critic: str, checkpointing: bool) -> None:
     """Train one step on this process's share of eight responses, and write all weights."""
-    world = int(__import__("os").environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = build(
         Path(folder),
         Path(out),
@@ -44,5 +45,15 @@ def main(folder: str, out: str, critic: str, checkpointing: bool) -> None:
         torch.save(weights(trainer), Path(out) / "weights.pt")
 
 
+def say(folder: str, out: str) -> None:
+    """Write what this process answers to the prompts that all are given."""
+    trainer = build(Path(folder), Path(out), per_device_train_batch_size=4, ddp_backend="gloo")
+    sampled = trainer.sample([{"prompt": prompt} for prompt in PROMPTS])
+    torch.save(sampled.texts(), Path(out) / f"said-{trainer.accelerator.process_index}.pt")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "yes")
+    if sys.argv[3] == "sample":
+        say(sys.argv[1], sys.argv[2])
+    else:
+        main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "yes")
