@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_SMOLLM2 := $(VENV)/.installed-smollm2
 KIT := $(BIN)/instructkit
 
-.PHONY: help setup test proofs lint format train-all sft reward ppo lora-update smollm2 bench clean
+.PHONY: help setup test proofs mutants lint format train-all sft reward ppo lora-update smollm2 bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,8 +36,12 @@ $(INSTALLED_SMOLLM2): $(INSTALLED)
 test: setup  ## the tests, without those above 20 s
 	$(BIN)/python -m pytest -q
 
-proofs: setup  ## the tests above 20 s
-	$(BIN)/python -m pytest -q -m proof
+proofs: setup  ## the tests above 20 s; their last output is kept
+	@mkdir -p benchmarks/results
+	$(BIN)/python -m pytest -m proof -v --durations=0 2>&1 | tee benchmarks/results/proofs.txt
+
+mutants: setup  ## break the code on purpose, one way at a time; every one must be noticed
+	$(BIN)/python tests/mutants.py
 
 lint: setup  ## ruff: rules and format, changing nothing
 	$(BIN)/ruff check .

@@ -24,7 +24,10 @@ def prompts(path: str, tokenizer: Any) -> list[list[int]]:
     """The token ids of the prompts, as the chat template renders them."""
     rows = [json.loads(line)["prompt"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
     encode = tokenizer.apply_chat_template
-    return [list(encode(row, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]) for row in rows]
+    return [
+        list(encode(row, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+        for row in rows
+    ]
 
 
 def messages(path: str) -> list[dict[str, Any]]:

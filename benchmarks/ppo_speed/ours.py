@@ -12,7 +12,12 @@ import common
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
 
 from instructkit import adapters, models
 from instructkit.ppo import rollout
@@ -28,7 +33,7 @@ class Clock(TrainerCallback):
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102 - transformers' signature
         if state.global_step % common.EPOCHS == 0:
             self.times.append(time.perf_counter())
 
@@ -98,6 +103,7 @@ def build(wanted: dict[str, Any], folder: Path, clock: Clock) -> PPOTrainer:
 
 
 def lora(task: str) -> LoraConfig:
+    """The adapter of every role."""
     more = {"modules_to_save": ["score"]} if task == "SEQ_CLS" else {}
     return LoraConfig(r=common.RANK, target_modules=common.TARGETS, task_type=task, **more)
 
@@ -135,7 +141,9 @@ def bare_passes(trainer: PPOTrainer, wanted: dict[str, Any]) -> dict[str, float]
             model.generate(**prompts, generation_config=trainer.generation_config)
 
     def learn() -> None:
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=length + 1).logits
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=length + 1
+        ).logits
         labels = batch["completion_ids"]
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten()).backward()
         model.zero_grad()

@@ -53,6 +53,35 @@ def ratio_interval(before: Sequence[float], after: Sequence[float], *, seed: int
     return float(second.sum() / first.sum()), *_bounds(ratios)
 
 
+def gain_at_equal_length(
+    before: Sequence[float],
+    after: Sequence[float],
+    lengths: tuple[Sequence[float], Sequence[float]],
+    *,
+    seed: int,
+) -> Interval:
+    """
+    What of a paired gain remains where the length has not changed: `a` of `after - before = a + b (length change)`.
+
+    Much of what RLHF gains is length (Singhal et al. 2023, 2310.03716); a gain that is all length has `a` about 0. A
+    straight line per item is the simplest such control; where no length has changed, this is the gain itself.
+
+    Args:
+        before, after: one score per item.
+        lengths: tokens of each answer before and after.
+    """
+    gain = _array(after) - _array(before, like=after)
+    longer = _array(lengths[1], like=after) - _array(lengths[0], like=after)
+    picks = _resampled(len(gain), seed)
+    return _intercept(gain, longer), *_bounds(np.array([_intercept(gain[i], longer[i]) for i in picks]))
+
+
+def _intercept(y: np.ndarray, x: np.ndarray) -> float:
+    spread = ((x - x.mean()) ** 2).sum()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 0 else 0.0
+    return float(y.mean() - slope * x.mean())
+
+
 def accuracy_interval(right: float, total: float) -> Interval:
     """
     A share with its Wilson score interval, which stays within [0, 1] (Wilson 1927).

@@ -33,7 +33,7 @@ def own_randomness(seed: int) -> Iterator[None]:
 
 def measure(trainer: Any, rows: list[dict[str, Any]], judges: dict[str, Judge]) -> dict[str, float]:
     """
-    Score, KL, length and the judges' opinion of one sampled answer to each prompt of this process.
+    Score, KL, length and the judges' opinion of one sampled answer to each prompt, the prompts shared out over processes.
 
     Args:
         trainer: a `PPOTrainer` in evaluation mode; its policy answers at the temperature of training.
@@ -43,14 +43,20 @@ def measure(trainer: Any, rows: list[dict[str, Any]], judges: dict[str, Judge]) 
     Returns:
         Means over all processes, under the names of training.
     """
+    world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+    mine = [rows[i % len(rows)] for i in range(rank, -(-len(rows) // world) * world, world)]
     found: dict[str, list[torch.Tensor]] = {}
     size = trainer.args.reading_batch_size
-    for start in range(0, len(rows), size):
-        sampled = trainer.sample(rows[start : start + size])
+    for start in range(0, len(mine), size):
+        sampled = trainer.sample(mine[start : start + size])
         for name, values in _of_batch(trainer, sampled, judges).items():
             found.setdefault(name, []).append(values.float())
     whole = {name: torch.cat(values) for name, values in found.items()}
-    gather = trainer.accelerator.gather
+
+    def gather(values: torch.Tensor) -> torch.Tensor:
+        """Every row's value once, in the order of the rows; those that only filled up the last process are left out."""
+        return trainer.accelerator.gather(values).view(world, -1).T.flatten()[: len(rows)]
+
     scores = figures.of_scores(whole["raw"], whole["used"], whole["lengths"], whole["ended"], gather)
     sequence_kl = gather(whole["kl"]).mean()
     told = {name: gather(values).mean() for name, values in whole.items() if name in judges}

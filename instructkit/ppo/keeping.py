@@ -39,11 +39,10 @@ class Keeping:
             metric_key_prefix: in front of each name.
         """
         rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
-        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad(), heldout.own_randomness(self.args.seed + self.accelerator.process_index):
-            found = heldout.measure(self, mine, self.judges)
+            found = heldout.measure(self, rows, self.judges)
         self._metrics[
             "eval"
         ].clear()  # TRL's own notes of the same responses, averaged by batch instead of by response

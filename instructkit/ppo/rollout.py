@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 from trl.trainer.utils import pad
 
@@ -123,6 +123,21 @@ def own_law(model: Any, stops: list[int]) -> Iterator[None]:
         yield
     finally:
         model.generation_config = shipped
+
+
+def silence_dropout(model: Any) -> None:
+    """
+    No dropout anywhere, in rollout and update alike (R-6).
+
+    TRL's `disable_dropout` reaches dropout layers; many attention layers (Llama's among them) keep a rate as a plain number
+    and drop by a function, which would go on in training mode.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:

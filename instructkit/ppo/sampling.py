@@ -96,7 +96,9 @@ class Sampling:
         self.state_of_ppo.rollouts += 1
         sampled = self.sample(inputs)
         batch, mask = sampled.batch, sampled.batch["response_mask"]
+        started = time.perf_counter()
         old, values, reference = self._read_rollout(batch)
+        self._note("time/read", time.perf_counter() - started)
         rewards = self._token_level(sampled, old.logprobs, reference)
         lam = self.args.lam
         if self.args.length_adaptive_alpha:

@@ -101,6 +101,9 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
             self.ref_model = self.accelerator.prepare_model(frozen, evaluation_mode=True)
         if settle is not None:
             settle(self.model)
+        if config.disable_dropout:
+            for model in (self.model, critic, *([frozen] if frozen is not None else [])):
+                rollout.silence_dropout(model)
         add_reader(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
         self._reference, self._settle, self.judges = reference, settle, judges or {}
         self._token_rewards = TokenRewards()
@@ -112,7 +115,7 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         # A rollout's own reading with its graph, where that is the first pass of its update (see `_read_rollout`).
         self._kept: tuple[Reading, Tensor] | None = None
         self._left_early = False
-        self._started = time.perf_counter()
+        self._started = self._rollout_done = time.perf_counter()
         self.watch_borders()
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -130,8 +133,11 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         """Hand out micro-batches of the current rollout, shuffled afresh for every epoch over it."""
         pieces = self.args.steps_per_generation
         if self._rollout is None or self._step % (pieces * self.num_iterations) == 0:
+            started = time.perf_counter()
+            if self._rollout is not None:
+                self._note("time/update", started - self._rollout_done)
             self._rollout = self._generate_and_score_completions(generation_batch)
-            self._left_early = False
+            self._rollout_done, self._left_early = time.perf_counter(), False
         if self._step % pieces == 0 or self._buffered_inputs is None:
             self._buffered_inputs = self._epoch(self._rollout)
         return self._buffered_inputs[self._step % pieces]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,10 +161,18 @@ def answers(frame: Frame, trainer: Any, tokenizer: Any) -> list[Any]:
     )
 
 
-def held_out_prompts(frame: Frame) -> list[Any]:
-    """The prompts that are only looked at: as many as `run.compare` says."""
+def held_out_rows(frame: Frame) -> list[dict[str, Any]]:
+    """The rows that are only looked at: as many as `run.compare` says, with the columns that all of them have."""
     rows = frame.inputs.data.get("eval")
-    return [row["prompt"] for row in rows.rows[: frame.recipe.run.compare]] if rows else []
+    if not rows:
+        return []
+    columns = columns_of(rows)
+    return [{name: row[name] for name in columns} for row in rows.rows[: frame.recipe.run.compare]]
+
+
+def held_out_prompts(frame: Frame) -> list[Any]:
+    """The prompts of those rows."""
+    return [row["prompt"] for row in held_out_rows(frame)]
 
 
 def kl_to_reference(trainer: Any, answered: list[Any]) -> list[float]:
@@ -194,20 +204,14 @@ def compare(
     """Judge, reward, KL and length on held-out prompts before and after, with the gates that the recipe asks for."""
     if not after:
         return [], []
-    prompts, wanted = held_out_prompts(frame), frame.recipe.gates
-    told = [a.text for a in before], [a.text for a in after]
-    lines, checks = [], []
+    wanted, lines, checks = frame.recipe.gates, [], []
     if wanted.judge:
-        judge = load_function(wanted.judge)
-        first, second = (list(judge(prompts, texts)) for texts in told)
-        change = metrics.paired_difference(first, second, seed=frame.seed)
-        spans = [metrics.bootstrap_mean(scores, seed=frame.seed)[1:] for scores in (first, second)]
-        told_spans = ", then ".join(f"{low:.3f} to {high:.3f}" for low, high in spans)
-        note = f"no training stage sees it; 95 % intervals {told_spans}"
-        lines.append(_line("judge's score", first, second, change, "higher", note))
+        told, change = judged(frame, before, after)
+        lines += told
         checks.append(gates.improved("judge's score", change, wanted.judge_gain_min))
     for score in scorers:
-        first, second = (scored(score, prompts, part) for part in (before, after))
+        both = zip(*(scored(score, held_out_rows(frame), part) for part in (before, after)), strict=True)
+        first, second = zip(*(pair for pair in both if None not in pair), strict=True)
         change = metrics.paired_difference(first, second, seed=frame.seed)
         lines.append(_line(f"reward {score.__name__}", first, second, change, "higher", None))
     mean, low, high = metrics.bootstrap_mean(kl, seed=frame.seed) if kl else (None, None, None)
@@ -226,13 +230,45 @@ def compare(
     return lines, checks
 
 
-def scored(score: Callable[..., Any], prompts: list[Any], answered: list[Any]) -> list[float]:
-    """Scores of answers by a reward function, called as TRL calls it in training: messages answer messages."""
+def judged(frame: Frame, before: list, after: list) -> tuple[list[dict[str, Any]], metrics.Interval]:
+    """What the judge says of both models' answers, as it is and at equal length; and the gain with its interval."""
+    judge, prompts = load_function(frame.recipe.gates.judge), held_out_prompts(frame)
+    first, second = (list(judge(prompts, [a.text for a in part])) for part in (before, after))
+    change = metrics.paired_difference(first, second, seed=frame.seed)
+    spans = [metrics.bootstrap_mean(scores, seed=frame.seed)[1:] for scores in (first, second)]
+    told_spans = ", then ".join(f"{low:.3f} to {high:.3f}" for low, high in spans)
+    note = f"no training stage sees it; 95 % intervals {told_spans}"
+    lengths = [len(a.ids) for a in before], [len(a.ids) for a in after]
+    even = metrics.gain_at_equal_length(first, second, lengths, seed=frame.seed)
+    at_equal_length = measurement(
+        "judge's gain at equal length",
+        unit="score",
+        n=len(after),
+        change=list(even),
+        better="higher",
+        note="where an answer's length has not changed, by a straight line over the answers",
+    )
+    return [_line("judge's score", first, second, change, "higher", note), at_equal_length], change
+
+
+def scored(score: Callable[..., Any], rows: list[dict[str, Any]], answered: list[Any]) -> list[float | None]:
+    """Scores of answers by a reward function, called as TRL calls it in training; None where it has nothing to say."""
+    prompts = [row["prompt"] for row in rows]
     told = [
         a.text if isinstance(prompt, str) else [{"role": "assistant", "content": a.text}]
         for prompt, a in zip(prompts, answered, strict=True)
     ]
-    return list(score(prompts=prompts, completions=told, completion_ids=[a.ids for a in answered]))
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    unheard = {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+    ids = [a.ids for a in answered]
+    found = score(prompts=prompts, completions=told, completion_ids=ids, **columns, **unheard)
+    if inspect.isawaitable(found):
+        found = asyncio.run(_awaited(found))
+    return [float(sum(x)) if isinstance(x, list | tuple) else x if x is None else float(x) for x in found]
+
+
+async def _awaited(answer: Any) -> Any:
+    return await answer
 
 
 def _line(name, before, after, change, better, note, *, unit: str = "score") -> dict[str, Any]:

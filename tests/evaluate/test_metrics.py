@@ -98,3 +98,20 @@ def test_nothing_measured_is_an_error() -> None:
         metrics.ratio_interval([0.0], [1.0], seed=0)
     with pytest.raises(ValueError, match="at least one"):
         metrics.accuracy_interval(0, 0)
+
+
+def test_a_gain_that_is_all_length_is_none_at_equal_length() -> None:
+    """Each token is worth 0.5: all of the gain is length; with 2 added to each, 2 remain."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 15, 80), rng.integers(10, 40, 80)
+    before, after = 0.5 * lengths[0], 0.5 * lengths[1]
+    gain = metrics.gain_at_equal_length(before, after, lengths, seed=0)
+    assert gain == pytest.approx((0.0, 0.0, 0.0), abs=1e-9)
+    assert metrics.gain_at_equal_length(before, after + 2, lengths, seed=0)[0] == pytest.approx(2.0)
+    noisy = metrics.gain_at_equal_length(before, after + 2 + rng.normal(0, 1, 80), lengths, seed=0)
+    assert noisy[1] < 2.0 < noisy[2]
+
+
+def test_without_a_change_of_length_it_is_the_gain_itself() -> None:
+    found = metrics.gain_at_equal_length([1.0, 2.0, 3.0], [2.0, 3.0, 7.0], ([4, 4, 4], [4, 4, 4]), seed=0)
+    assert found[0] == pytest.approx(2.0)

@@ -18,7 +18,13 @@ T = torch.tensor
 def test_returns_are_the_unwhitened_reward_to_go(tiny_folder, tmp_path) -> None:
     """A-2, S-8: with lambda 1 and no KL penalty every action's return is the score; the advantages are whitened."""
     trainer = build(
-        tiny_folder, tmp_path, steps_per_generation=4, lam=1.0, beta=0.0, missing_eos_penalty=0.0, critic="separate"
+        tiny_folder,
+        tmp_path,
+        steps_per_generation=4,
+        lam=1.0,
+        beta=0.0,
+        missing_eos_penalty=0.0,
+        critic="separate",
     )
     trainer.model.train()
     torch.nn.init.normal_(trainer.critic.classifier.score.weight)
@@ -38,7 +44,13 @@ def test_returns_are_the_unwhitened_reward_to_go(tiny_folder, tmp_path) -> None:
 def test_the_controller_counts_kl_by_response(tiny_folder, tmp_path) -> None:
     """O-17: each coefficient follows from the last one and the logged KL, in nats a response."""
     trainer = build(
-        tiny_folder, tmp_path, max_steps=16, beta=0.1, target_kl_per_sequence=0.3, kl_horizon=50, learning_rate=5e-3
+        tiny_folder,
+        tmp_path,
+        max_steps=16,
+        beta=0.1,
+        target_kl_per_sequence=0.3,
+        kl_horizon=50,
+        learning_rate=5e-3,
     )
     trainer.train()
     betas, kls = logged(trainer, "objective/kl_coef"), logged(trainer, "objective/kl")
@@ -58,7 +70,9 @@ def test_gradients_of_both_are_within_their_norm(tiny_folder, tmp_path) -> None:
             both = trainer.policy_parameters(), trainer.critic_parameters()
             norms.append(tuple(float(torch.stack([p.grad.norm() for p in part]).norm()) for part in both))
 
-    trainer = build(tiny_folder, tmp_path, lora=True, critic="adapter", max_grad_norm=1e-3, callbacks=[Look()])
+    trainer = build(
+        tiny_folder, tmp_path, lora=True, critic="adapter", max_grad_norm=1e-3, callbacks=[Look()]
+    )
     torch.nn.init.normal_(trainer.critic.head.weight)
     trainer.train()
     assert len(norms) == 4
@@ -71,7 +85,9 @@ def test_rates_follow_the_schedule_to_zero(tiny_folder, tmp_path) -> None:
     trainer = build(tiny_folder, tmp_path, max_steps=4, value_learning_rate=8e-3, lr_scheduler_type="linear")
     trainer.train()
     assert logged(trainer, "lr/value") == pytest.approx([8e-3, 6e-3, 4e-3, 2e-3])
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.0] * len(trainer.optimizer.param_groups)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.0] * len(
+        trainer.optimizer.param_groups
+    )
 
 
 def test_a_response_has_ended_at_any_of_the_stops() -> None:
@@ -126,18 +142,22 @@ def test_clip_higher_leaves_more_room_above() -> None:
 
 def test_the_penalty_in_the_log_is_the_one_in_the_rewards(tiny_folder, tmp_path) -> None:
     """TRL issue 1180: the KL that is told is the KL that is penalised."""
-    trainer = build(tiny_folder, tmp_path, steps_per_generation=4, learning_rate=5e-3, max_steps=9)
+    trainer = build(tiny_folder, tmp_path, learning_rate=5e-3, max_steps=9)
     seen: list[tuple[float, float]] = []
     original = kl.token_rewards
 
     def spy(scores, logprobs, reference, mask, *, beta, per_token=None):
         found = original(scores, logprobs, reference, mask, beta=beta, per_token=per_token)
-        seen.append((float(((logprobs - reference) * mask).sum(1).mean()), float(found.sum(1).mean() - scores.mean())))
+        seen.append(
+            (float(((logprobs - reference) * mask).sum(1).mean()), float(found.sum(1).mean() - scores.mean()))
+        )
         return found
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(kl, "token_rewards", spy)
         trainer.train()
     assert [pair[0] for pair in seen] == pytest.approx(logged(trainer, "objective/kl"), abs=1e-5)
-    assert [pair[1] for pair in seen] == pytest.approx(logged(trainer, "objective/non_score_reward"), abs=1e-5)
+    assert [pair[1] for pair in seen] == pytest.approx(
+        logged(trainer, "objective/non_score_reward"), abs=1e-5
+    )
     assert abs(seen[-1][0]) > 1e-3

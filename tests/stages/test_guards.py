@@ -101,12 +101,15 @@ def test_a_reward_model_of_all_weights_stands_above_an_adapter(workplace: Path) 
     torch.testing.assert_close(load_file("reward/model.safetensors")[name], merged[name])
 
 
-def test_a_reward_function_is_called_alike_in_training_and_measuring(workplace: Path) -> None:
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_reward_function_is_called_alike_in_training_and_measuring(workplace: Path, kind: str) -> None:
+    """With messages, with the columns of the data, waited for, and silent about some."""
     Path("own.py").write_text(
-        "def length(prompts, completions, **_):\n    return [float(len(c[0]['content'])) for c in completions]\n",
+        f"{kind} length(prompts, completions, wanted, **_):\n"
+        "    return [float(len(c[0]['content'])) + w for c, w in zip(completions, wanted)]\n",
         encoding="utf-8",
     )
-    prompts = rows("q.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT])
+    prompts = rows("q.jsonl", [{"prompt": r["messages"][:1], "wanted": i} for i, r in enumerate(CHAT)])
     record, _ = run(
         "ppo",
         f"model: {{name: tiny}}\nreward: [{{function: own.py:length}}]\ndata: {{train: {prompts}, eval: 0.3}}\n{LORA}"

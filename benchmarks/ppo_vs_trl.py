@@ -1,0 +1,217 @@
+"""
+Speed and memory of PPO beside TRL 1.12's, the last release that had a PPOTrainer, and beside the bare work.
+
+    python benchmarks/ppo_vs_trl.py              both response lengths, both critics; about 25 minutes on two cores
+    python benchmarks/ppo_vs_trl.py --lengths 24 --rollouts 3
+
+Same model (SmolLM2-135M-Instruct, prepared by `make smollm2`), prompts, response length, batch of 16, two epochs, LoRA r=16
+on all linear layers, learned reward of the same size, one process. Workers run one after another, TRL's first and last, so
+that a machine that warms up or slows down shows. TRL 1.12 gets an environment of its own. Writes
+benchmarks/results/ppo_vs_trl.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from golden_trl112 import prepare
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKERS = ROOT / "benchmarks" / "ppo_speed"
+RESULTS = ROOT / "benchmarks" / "results" / "ppo_vs_trl"
+EPOCHS, BATCH = 2, 16
+
+Figures = dict[str, Any]
+
+
+def main() -> int:
+    """Run the workers of every length, then print and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env", type=Path, default=ROOT / ".bench" / "trl112", help="home of TRL 1.12")
+    parser.add_argument(
+        "--model", type=Path, default=ROOT / "data/smollm2/model", help="made by recipes/smollm2/prepare.py"
+    )
+    parser.add_argument("--prompts", type=Path, default=ROOT / "data/smollm2/prompts.jsonl")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[24, 96], help="tokens of a response")
+    parser.add_argument("--rollouts", type=int, default=5, help="of each worker; the first is not counted")
+    parser.add_argument("--threads", default="2", help="of torch")
+    options = parser.parse_args()
+    if not (options.model / "config.json").exists():
+        print(
+            f"error: no model at {options.model}\nhint: run `make smollm2` first, or give --model",
+            file=sys.stderr,
+        )
+        return 2
+    python = prepare(options.env.resolve())
+    found = {length: measured(length, options, python) for length in options.lengths}
+    about = {
+        "machine": machine(),
+        "threads": options.threads,
+        "rollouts": options.rollouts - 1,
+        "command": " ".join(sys.argv),
+    }
+    RESULTS.with_suffix(".json").write_text(
+        json.dumps({**about, "found": found}, indent=1) + "\n", encoding="utf-8"
+    )
+    text = page(about, found)
+    RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+def measured(length: int, options: argparse.Namespace, python: Path) -> dict[str, Figures]:
+    """The figures of every worker at one response length."""
+    own = Path(sys.executable)
+    kinds = {
+        "TRL 1.12": (python, "theirs.py", {}),
+        "head": (own, "ours.py", {"critic": "head"}),
+        "adapter": (own, "ours.py", {"critic": "adapter"}),
+        "SFT": (own, "sft.py", {}),
+        "TRL 1.12, again": (python, "theirs.py", {}),
+    }
+    return {name: worker(*kind, length=length, options=options) for name, kind in kinds.items()}
+
+
+def worker(python: Path, script: str, more: Figures, *, length: int, options: argparse.Namespace) -> Figures:
+    """One worker in a process of its own, so that its peak of memory is its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        places = {
+            "model": str(options.model.resolve()),
+            "prompts": str(options.prompts.resolve()),
+            "out": str(out),
+        }
+        wanted = {
+            **places,
+            **more,
+            "length": length,
+            "rollouts": options.rollouts,
+            "bare": 5,
+            "device": "cpu",
+        }
+        quiet = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {**os.environ, **quiet, "OMP_NUM_THREADS": options.threads}
+        paths = [str(WORKERS)] + ([str(ROOT)] if python == Path(sys.executable) else [])
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        command = [str(python), str(WORKERS / script), json.dumps(wanted)]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{script} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        figures = json.loads(out.read_text(encoding="utf-8"))
+        told = f"{statistics.median(figures['seconds']):.2f} s a rollout" if "seconds" in figures else ""
+        print(
+            f"{length:4} tokens  {script:10} {more or ''} {told} peak {figures['peak_bytes'] / 2**30:.2f} GiB",
+            flush=True,
+        )
+        return figures
+
+
+def ratios(found: dict[str, Figures]) -> list[tuple[str, float, str]]:
+    """Each figure of the goal: what it is, what was measured, what was to be reached."""
+    theirs = statistics.median(found["TRL 1.12"]["seconds"] + found["TRL 1.12, again"]["seconds"])
+    their_peak = max(found[name]["peak_bytes"] for name in ("TRL 1.12", "TRL 1.12, again"))
+    rows = []
+    for critic, wanted in (("head", "at least 3"), ("adapter", "at least 2")):
+        figures = found[critic]
+        rows.append(
+            (
+                f"episodes per second, critic {critic}, against TRL 1.12",
+                theirs / middle(figures["seconds"]),
+                wanted,
+            )
+        )
+    for critic in ("head", "adapter"):
+        figures = found[critic]
+        rows.append(
+            (
+                f"peak memory, critic {critic}, against TRL 1.12",
+                figures["peak_of_training"] / their_peak,
+                "at most 0.40",
+            )
+        )
+    for critic, passes in (("head", 1), ("adapter", 2)):
+        phases, bare = found[critic]["phases"], found[critic]["bare"]
+        update = middle(phases["time/update"]) / EPOCHS / passes
+        rows.append(
+            (
+                f"update, tokens per second, critic {critic}, against a bare pass",
+                bare["learn"] / update,
+                "at least 0.8",
+            )
+        )
+        rollout = middle(phases["time/rollout"])
+        rows.append(
+            (
+                f"generation, critic {critic}, against a bare generate",
+                bare["generate"] / rollout,
+                "at least 0.9",
+            )
+        )
+    sft = found["adapter"]["peak_of_training"] / found["SFT"]["peak_bytes"]
+    rows.append(("peak memory, critic adapter, against LoRA SFT", sft, "at most 1.35"))
+    return rows
+
+
+def middle(values: list[float]) -> float:
+    """The median without the first, which warms up."""
+    return statistics.median(values[1:] or values)
+
+
+def machine() -> str:
+    """What it ran on, without names of places."""
+    import peft
+    import torch
+    import transformers
+    import trl
+
+    versions = ", ".join(
+        f"{library.__name__} {library.__version__}" for library in (torch, trl, transformers, peft)
+    )
+    return f"{os.cpu_count()} cores ({platform.machine()}), no GPU; {versions}; beside it trl 1.12.0"
+
+
+def page(about: Figures, found: dict[int, dict[str, Figures]]) -> str:
+    """The kept table."""
+    lines = [
+        "# PPO beside TRL 1.12",
+        "",
+        f"Command: `python {about['command']}`. Machine: {about['machine']}.",
+        "",
+    ]
+    lines += [
+        f"Batch {BATCH}, {EPOCHS} epochs, LoRA r=16, learned reward on the backbone; medians of {about['rollouts']} rollouts.",
+        "",
+    ]
+    lines += ["| figure | to reach | " + " | ".join(f"{length} tokens" for length in found) + " |"]
+    lines += ["|---|---|" + "---|" * len(found)]
+    columns = [ratios(figures) for figures in found.values()]
+    for row in zip(*columns, strict=True):
+        lines.append(
+            f"| {row[0][0]} | {row[0][2]} | " + " | ".join(f"{value:.2f}" for _, value, _ in row) + " |"
+        )
+    lines += ["", "| worker | " + " | ".join(f"{length} tokens: s a rollout, GiB" for length in found) + " |"]
+    lines += ["|---|" + "---|" * len(found)]
+    for name in next(iter(found.values())):
+        lines.append(f"| {name} | " + " | ".join(told(figures[name]) for figures in found.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def told(figures: Figures) -> str:
+    """Seconds and memory of one worker."""
+    seconds = f"{middle(figures['seconds']):.2f}, " if "seconds" in figures else ""
+    return seconds + f"{figures.get('peak_of_training', figures['peak_bytes']) / 2**30:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
