@@ -26,7 +26,7 @@ from typing import Any
 from golden_trl112 import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKERS = ROOT / "benchmarks" / "ppo_speed"
+WORKERS = ROOT / "benchmarks" / "ppo_vs_trl_parts"
 RESULTS = ROOT / "benchmarks" / "results" / "ppo_vs_trl"
 EPOCHS, BATCH = 2, 16
 

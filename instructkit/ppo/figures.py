@@ -42,14 +42,31 @@ def of_penalty(
 ) -> dict[str, Any]:
     """KL to the reference and entropy of the sampled tokens; log-probabilities `(B, T)` in nats."""
     sequence_kl = gather(torch.where(mask, kl.k1(logprobs, reference), 0.0).sum(1))
-    k3 = torch.where(mask, kl.k3(logprobs, reference), 0.0).sum(1)
     return {
         "objective/kl": sequence_kl.mean(),
-        "objective/kl_k3": gather(k3).sum() / gather(mask.sum(1)).sum().clamp(min=1),
+        "objective/kl_k3": _per_token(kl.k3(logprobs, reference), mask, gather),
         "objective/entropy": gather(torch.where(mask, -logprobs, 0.0).sum(1)).mean(),
         "objective/non_score_reward": -beta * sequence_kl.mean(),
         "objective/kl_coef": beta,
+        "objective/ref_perplexity": torch.exp(-_per_token(reference, mask, gather)),
     }
+
+
+def _per_token(x: Tensor, mask: Tensor, gather: Gather) -> Tensor:
+    return gather(torch.where(mask, x, 0.0).sum(1)).sum() / gather(mask.sum(1)).sum().clamp(min=1)
+
+
+def distinct_pairs(completion_ids: Tensor, mask: Tensor) -> Tensor:
+    """
+    Share of different pairs of neighbouring tokens in each response, `(B,)`: 1 says nothing twice, 0 repeats itself.
+
+    Falls when a policy collapses, while its reward may still rise (Zheng et al. 2023, 2307.04964). A response of one token has 1.
+    """
+    found = []
+    for row, length in zip(completion_ids.tolist(), mask.sum(1).tolist(), strict=True):
+        pairs = list(zip(row[: length - 1], row[1:length], strict=True))
+        found.append(len(set(pairs)) / len(pairs) if pairs else 1.0)
+    return torch.tensor(found, device=completion_ids.device)
 
 
 def of_estimates(

@@ -96,6 +96,9 @@ class Keeping:
         told = figures.of_scores(sampled.raw, sampled.used, mask.sum(1), sampled.ended, gather)
         told |= figures.of_penalty(old.logprobs, reference, mask, self.state_of_ppo.beta, gather)
         told["objective/rlhf_reward"] = told["objective/scores"] + told["objective/non_score_reward"]
+        told["completions/distinct_2"] = gather(
+            figures.distinct_pairs(sampled.batch["completion_ids"], mask)
+        ).mean()
         self.state_of_ppo.episodes += len(sampled.raw) * self.accelerator.num_processes
         told["episode"] = self.state_of_ppo.episodes
         now = time.perf_counter()

@@ -166,7 +166,8 @@ class Sampling:
         Where a rollout is one micro-batch and the critic is a head on the policy, the first pass of the update would
         read the same tokens with the same weights again; so this reading keeps its graph and is that pass (R-7).
         """
-        once = self.args.steps_per_generation == 1 and self._unwrapped_critic().reads == "policy"
+        alone = self.accelerator.num_processes == 1  # several processes need the update's own pass to meet
+        once = alone and self.args.steps_per_generation == 1 and self._unwrapped_critic().reads == "policy"
         with self.accelerator.autocast():
             if once and not self._warming_up():
                 reading = self._read(self.model, batch, entropy=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from ppo.small import PROMPTS, build, logged, weights
 
 from instructkit.ppo.heldout import own_randomness
 
+FRESH = Path(__file__).with_name("fresh_process.py")
 STATEFUL = {
     "target_kl_per_sequence": 0.5,
     "kl_horizon": 100,
@@ -51,6 +55,18 @@ def test_two_and_two_is_four(tiny_folder, tmp_path, lora: bool, critic: str) -> 
     assert straight.state_of_ppo.beta != 0.05
     for name in SAME:
         assert logged(straight, name) == logged(resumed, name), name
+
+
+@pytest.mark.proof
+def test_two_and_two_is_four_in_processes_of_their_own(tiny_folder, tmp_path) -> None:
+    """O-16 as a user meets it: the second half runs in a process that knows nothing but the checkpoint."""
+    for place, checkpoint in (("a", ""), ("b", str(tmp_path / "a" / "out" / "checkpoint-8"))):
+        command = [sys.executable, str(FRESH), str(tiny_folder), str(tmp_path / place), checkpoint]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / place / "kept.pt", weights_only=True) for place in ("a", "b"))
+    assert first["state"] == second["state"]
+    assert all(torch.equal(first["weights"][name], tensor) for name, tensor in second["weights"].items())
 
 
 def test_moments_of_the_optimizer_come_back(tiny_folder, tmp_path) -> None:
