@@ -70,7 +70,7 @@ def _of_batch(trainer: Any, sampled: Any, judges: dict[str, Judge]) -> dict[str,
     reading = rollout.read(trainer.model, sampled.batch, temperature=trainer.temperature)
     reference = trainer.reference_logprobs(sampled.batch) if trainer.beta else reading.logprobs
     opinions = {
-        name: torch.tensor(judge(prompts=sampled.prompts, completions=sampled.texts()), device=mask.device)
+        name: torch.tensor(judge(sampled.prompts, sampled.texts()), device=mask.device)
         for name, judge in judges.items()
     }
     return {

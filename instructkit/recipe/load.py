@@ -66,12 +66,12 @@ def _contradictions(recipe: Any) -> list[tuple[Place, str, str]]:
         hint = "set a small beta, add a `lora:` section (its reference costs nothing), or remove the gate"
         found.append((("gates", "kl_max_nats"), told, hint))
     critic = getattr(recipe, "critic", None)
-    is_head = critic and (critic.kind == "head" or critic.kind == "auto" and recipe.lora is not None)
-    if is_head and critic.init == "reward":
-        told = (
-            "`critic.init` is reward, and a head on the policy (what `auto` is with `lora:`) starts at zero"
-        )
-        found.append((("critic", "init"), told, "set kind: separate, or leave init out"))
+    if critic and critic.kind == "head" and critic.init == "reward":
+        told = "`critic.init` is reward, and a head on the policy starts at zero"
+        found.append((("critic", "init"), told, "set kind: adapter or separate, or leave init out"))
+    if critic and critic.kind == "adapter" and recipe.lora is None:
+        told = "`critic.kind` is adapter, and without `lora:` there is no frozen backbone to stand on"
+        found.append((("critic", "kind"), told, "add a `lora:` section, or set kind: separate or head"))
     return found
 
 

@@ -21,7 +21,6 @@ from instructkit.stages.ppo_roles import (
     CRITIC_FOLDER,
     Start,
     build_critic,
-    kind_of_critic,
     locate_earlier,
     save_critic,
     scorer,
@@ -38,7 +37,6 @@ def collect(recipe: Any) -> Inputs:
     if recipe.data.ptx:
         data["ptx"] = load_rows(recipe.data.ptx, kind="sft", every_column=False)
     _refuse_half_of_ptx(recipe)
-    kind_of_critic(recipe)
     parents = {"model": models.locate(recipe.model.name)}
     for i, item in enumerate(recipe.reward):
         if item.model:

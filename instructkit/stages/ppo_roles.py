@@ -50,20 +50,10 @@ def scorer(frame: Frame, index: int, policy: Any) -> Callable[..., Any]:
 
 
 def kind_of_critic(recipe: Any) -> str:
-    """
-    The recipe's kind, `auto` resolved: an adapter on the policy's backbone under LoRA, a body of its own otherwise.
-
-    Raises:
-        InputError: for an adapter without LoRA, which has no backbone to share.
-    """
+    """The recipe's kind, `auto` resolved: an adapter on the policy's backbone under LoRA, a body of its own otherwise."""
     kind = recipe.critic.kind
     if kind == "auto":
         return "adapter" if recipe.lora else "separate"
-    if kind == "adapter" and recipe.lora is None:
-        raise InputError(
-            f"{recipe.source}: critic.kind is adapter, and the recipe trains all weights, so there is no frozen backbone",
-            hint="add a `lora:` section, or use critic.kind: separate or head",
-        )
     return kind
 
 

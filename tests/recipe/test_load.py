@@ -260,11 +260,14 @@ def test_an_override_without_a_value_is_a_fault() -> None:
     assert told[0].startswith("command line: lora=: `lora` has no value")
 
 
-def test_a_head_takes_nothing_from_a_reward_model_whether_named_or_by_default() -> None:
+def test_a_critic_stands_on_what_the_recipe_has() -> None:
     path = str(RECIPE_FOLDER / "ppo.yaml")
-    for given in (["critic={kind: head, init: reward}"], ["critic={init: reward}", "lora={}"]):
-        assert "`critic.init` is reward, and a head on the policy" in faults(path, "ppo", given)[0]
-    assert load_recipe(path, "ppo", ["critic={init: reward}"]).critic.init == "reward"
+    told = faults(path, "ppo", ["critic={kind: head, init: reward}"])
+    assert "`critic.init` is reward, and a head on the policy starts at zero" in told[0]
+    told = faults(path, "ppo", ["critic={kind: adapter}"])
+    assert "without `lora:` there is no frozen backbone" in told[0]
+    for given in (["critic={init: reward}"], ["critic={init: reward}", "lora={}"]):
+        assert load_recipe(path, "ppo", given).critic.init == "reward"
 
 
 @pytest.mark.parametrize(
