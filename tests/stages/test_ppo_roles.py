@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,25 @@ from instructkit.errors import InputError, InstructKitError
 SHORT = "per_device_train_batch_size: 4, num_iterations: 1, max_completion_length: 5"
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SFT run and a reward model above it, both adapters on the embedded model; trained once."""
+    place = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(place)
+        patched.setenv("INSTRUCTKIT_CACHE", str(tiny_folder.parent))
+        sft("sft", extra=LORA)
+        pairs = rows("pairs.jsonl", PAIRS)
+        body = f"model: {{name: sft}}\ndata: {{train: {pairs}, eval: 0.3}}\n{LORA}{ONE_STEP}run: {{output: reward}}\n"
+        run("reward", body)
+        rows("prompts.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT])
+    return place
+
+
 @pytest.fixture()
-def line(workplace: Path) -> Path:
-    """An SFT run and a reward model above it, both adapters on the embedded model."""
-    sft("sft", extra=LORA)
-    pairs = rows("pairs.jsonl", PAIRS)
-    run(
-        "reward",
-        f"model: {{name: sft}}\ndata: {{train: {pairs}, eval: 0.3}}\n{LORA}{ONE_STEP}run: {{output: reward}}\n",
-    )
-    rows("prompts.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT])
+def line(workplace: Path, trained: Path) -> Path:
+    """A copy of that line to work in."""
+    shutil.copytree(trained, workplace, dirs_exist_ok=True)
     return workplace
 
 
