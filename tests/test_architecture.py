@@ -63,7 +63,7 @@ LIBRARY = " ".join(
     ]
 )
 SHARED_STAGES = (
-    "stages.base stages.functions stages.ppo_roles stages.replay stages.training stages.update_measures "
+    "stages.base stages.functions stages.ppo_measures stages.ppo_roles stages.replay stages.training stages.update_measures "
     "stages.updaters"
 )
 
