@@ -7,7 +7,7 @@ What each way of learning from a reward model makes of the same number of episod
 On the embedded default: for each seed the first two stages are trained as `make train-all` trains them; then our PPO, TRL 1.12's
 PPO (in an environment of its own), TRL's RLOO and GRPO, and best-of-n start from the same policy and reward model. Held-out
 prompts are answered by one function for all, and judged by the world's programmatic judge, which none of them sees.
-Learning rates were chosen for each method on seeds 1 to 3 among 1e-4, 2e-4 and 4e-4 (`--tune`); reported seeds are others.
+All methods take the learning rate of recipes/ppo.yaml. Delete the folder of `--work` after a change to the code.
 
 Writes benchmarks/results/ppo_quality.{json,md,svg}.
 """

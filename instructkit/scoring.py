@@ -13,6 +13,7 @@ import torch
 
 from instructkit import models
 from instructkit.encode import Prompt, answer_text, encode_answered
+from instructkit.evaluate.generate import evaluating
 from instructkit.machine import Machine
 
 
@@ -126,12 +127,10 @@ def score_rows(
     """
     scores: list[float] = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     body, head = inner.base_model, head or inner.score
-    with torch.no_grad():
+    device = next(model.parameters()).device
+    with torch.no_grad(), evaluating(model):
         for start in range(0, len(rows), batch_size):
             places = order[start : start + batch_size]
             batch = [rows[i] for i in places]
@@ -140,13 +139,8 @@ def score_rows(
             mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=device)
             last = torch.tensor([len(row) - 1 for row in batch], device=device)
             states = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            read = states[torch.arange(len(batch), device=device), last].to(head_dtype(head))
+            weight = next(head.parameters())
+            read = states[torch.arange(len(batch), device=device), last].to(weight.device, weight.dtype)
             for place, value in zip(places, head(read).squeeze(-1).float().tolist(), strict=True):
                 scores[place] = value
-    model.train(was_training)
     return scores
-
-
-def head_dtype(head: torch.nn.Module) -> torch.dtype:
-    """The number format that a head computes in."""
-    return next(head.parameters()).dtype

@@ -201,6 +201,10 @@ class PPOConfig(RLOOConfig):
                 raise ValueError(f"{name} ({value}) must be above 0")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"dual_clip ({self.dual_clip}) must be above 1, or it would cut the plain loss")
+        if self.missing_eos_mode == "scale" and not 0 <= self.missing_eos_penalty < 1:
+            raise ValueError(
+                f"missing_eos_penalty ({self.missing_eos_penalty}) is the factor of missing_eos_mode scale; it must lie in [0, 1)"
+            )
         if self.score_norm and not self.score_scaling:
             raise ValueError("score_norm needs score_scaling: true")
         if self.target_kl_per_sequence and not self.beta:
@@ -223,13 +227,18 @@ class PPOConfig(RLOOConfig):
                 f"{name} is set; PPO scores the whole distribution, so it must sample from all of it: leave {name} out"
             )
         instead = {
+            "fp16": (self.fp16, "use bfloat16 or float32: float16 has no loss scale for two clipped groups"),
+            "vllm_structured_outputs_regex": (
+                self.vllm_structured_outputs_regex is not None,
+                "it would sample from another law than the scored one; leave it out",
+            ),
             "mask_truncated_completions": (self.mask_truncated_completions, "use missing_eos_penalty"),
             "reward_clip_range": (self.reward_clip_range is not None, "use score_clip"),
             "sync_ref_model": (self.sync_ref_model, "the reference of PPO stays where it is; leave it out"),
         }
         for name, (is_on, remedy) in instead.items():
             if is_on:
-                raise ValueError(f"{name} has no effect in PPO: {remedy}")
+                raise ValueError(f"{name} is not for PPO: {remedy}")
 
     @property
     def mini_batches(self) -> int:

@@ -30,8 +30,7 @@ class HeadCritic(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Values `(B, T)` in units of the score, from hidden states `(B, T, H)` of the positions before each action."""
-        hidden = hidden.detach() if self.detach else hidden
-        return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+        return _valued(self.head, hidden.detach() if self.detach else hidden)
 
 
 class AdapterCritic(nn.Module):
@@ -73,8 +72,7 @@ class AdapterCritic(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Values `(B, T)` in units of the score, from the role's hidden states `(B, T, H)`."""
-        raw = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
-        return (raw.float() - self.mean) / self.std
+        return (_valued(self.head, hidden) - self.mean) / self.std
 
 
 class SeparateCritic(nn.Module):
@@ -93,9 +91,22 @@ class SeparateCritic(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.mean, self.std = mean, std
+        self._inner().score.float()
         if zero_head:
+            self.take_head(torch.zeros(()))
+
+    def checkpoint(self) -> None:
+        """Give up activations of the body and compute them again in the backward pass, as Trainer does for the policy."""
+        self.classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        if hasattr(self.classifier, "peft_config"):
+            self.classifier.enable_input_require_grads()
+        self.train()  # transformers checkpoints in training mode alone; dropout is off in any mode
+
+    def take_head(self, weight: Tensor) -> None:
+        """Set the score head, `(1, H)` or one number for all, wherever PEFT keeps copies of it."""
+        with torch.no_grad():
             for parameter in self._inner().score.parameters():
-                nn.init.zeros_(parameter)
+                parameter.copy_(weight.expand_as(parameter))
 
     def _inner(self) -> nn.Module:
         is_peft = hasattr(self.classifier, "peft_config") and hasattr(self.classifier, "get_base_model")
@@ -119,8 +130,13 @@ class SeparateCritic(nn.Module):
         out = body(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
         )
-        raw = inner.score(out.last_hidden_state[:, -length - 1 : -1]).squeeze(-1)
-        return (raw.float() - self.mean) / self.std
+        return (_valued(inner.score, out.last_hidden_state[:, -length - 1 : -1]) - self.mean) / self.std
+
+
+def _valued(head: nn.Module, hidden: Tensor) -> Tensor:
+    """A head's values `(B, T)` in float32 under autocast too: bfloat16 would leave three digits of them."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float()).squeeze(-1)
 
 
 def copy_state(critic: nn.Module) -> dict[str, Tensor]:

@@ -37,15 +37,19 @@ def of_scores(raw: Tensor, used: Tensor, lengths: Tensor, ended: Tensor, gather:
     }
 
 
+def of_entropy(logprobs: Tensor, mask: Tensor, gather: Gather) -> dict[str, Any]:
+    """Entropy of a response as its sampled tokens tell it, `-log pi` summed over them, in nats."""
+    return {"objective/entropy": gather(torch.where(mask, -logprobs, 0.0).sum(1)).mean()}
+
+
 def of_penalty(
     logprobs: Tensor, reference: Tensor, mask: Tensor, beta: float, gather: Gather
 ) -> dict[str, Any]:
-    """KL to the reference and entropy of the sampled tokens; log-probabilities `(B, T)` in nats."""
+    """KL to the reference, and how likely that finds the responses; log-probabilities `(B, T)` in nats."""
     sequence_kl = gather(torch.where(mask, kl.k1(logprobs, reference), 0.0).sum(1))
     return {
         "objective/kl": sequence_kl.mean(),
         "objective/kl_k3": _per_token(kl.k3(logprobs, reference), mask, gather),
-        "objective/entropy": gather(torch.where(mask, -logprobs, 0.0).sum(1)).mean(),
         "objective/non_score_reward": -beta * sequence_kl.mean(),
         "objective/kl_coef": beta,
         "objective/ref_perplexity": torch.exp(-_per_token(reference, mask, gather)),
@@ -86,14 +90,14 @@ def of_estimates(
     }
 
 
-def of_update(policy: Any, value: Any, share: float) -> dict[str, Any]:
-    """One micro-batch of an update; losses are per token of the optimizer step, so `share` scales them back to this part."""
-    found = {"loss/value_avg": value.loss.detach() * share, "val/clipfrac_avg": value.clip_fraction}
+def of_update(policy: Any, value: Any, policy_share: Tensor, value_share: Tensor) -> dict[str, Any]:
+    """One micro-batch of an update; losses are per token of the optimizer step, and the shares scale them back to this part."""
+    found = {"loss/value_avg": value.loss.detach() * value_share, "val/clipfrac_avg": value.clip_fraction}
     if policy is None:
         return found
     return {
         **found,
-        "loss/policy_avg": policy.loss.detach() * share,
+        "loss/policy_avg": policy.loss.detach() * policy_share,
         "policy/clipfrac_avg": policy.clip_fraction,
         "policy/approxkl_avg": policy.approx_kl,
         "policy/ratio_max": policy.ratio_max,

@@ -65,7 +65,7 @@ def _values_throttled(figures: Figures, config: Any) -> bool:
 
 def _first_pass(figures: Figures, config: Any) -> bool:
     values = figures["policy/first_pass_ratio_error"]
-    return bool(values) and max(values) > (1e-2 if config.bf16 or config.fp16 else 1e-4)
+    return bool(values) and max(values) > (1e-2 if config.bf16 or config.fp16 else 1e-5)
 
 
 RULES = (
@@ -138,7 +138,7 @@ class Guidance(TrainerCallback):
         self.figures: Figures = defaultdict(lambda: deque(maxlen=WINDOW))
 
     def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: D102 - transformers' signature
-        if not logs or "objective/kl" not in logs:
+        if not logs or "objective/scores" not in logs:
             return
         for name, value in logs.items():
             if isinstance(value, int | float) and value == value:

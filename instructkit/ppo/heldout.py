@@ -58,17 +58,20 @@ def measure(trainer: Any, rows: list[dict[str, Any]], judges: dict[str, Judge]) 
         return trainer.accelerator.gather(values).view(world, -1).T.flatten()[: len(rows)]
 
     scores = figures.of_scores(whole["raw"], whole["used"], whole["lengths"], whole["ended"], gather)
-    sequence_kl = gather(whole["kl"]).mean()
     told = {name: gather(values).mean() for name, values in whole.items() if name in judges}
-    rlhf = scores["objective/scores"] - trainer.state_of_ppo.beta * sequence_kl
-    both = {**scores, **told, "objective/kl": sequence_kl, "objective/rlhf_reward": rlhf}
-    return {name: float(value) for name, value in both.items()}
+    rlhf = scores["objective/scores"]
+    if "kl" in whole:
+        told["objective/kl"] = gather(whole["kl"]).mean()
+        rlhf = rlhf - trainer.state_of_ppo.beta * told["objective/kl"]
+    return {name: float(value) for name, value in {**scores, **told, "objective/rlhf_reward": rlhf}.items()}
 
 
 def _of_batch(trainer: Any, sampled: Any, judges: dict[str, Judge]) -> dict[str, torch.Tensor]:
-    mask = sampled.batch["response_mask"]
-    reading = rollout.read(trainer.model, sampled.batch, temperature=trainer.temperature)
-    reference = trainer.reference_logprobs(sampled.batch) if trainer.beta else reading.logprobs
+    mask, penalty = sampled.batch["response_mask"], {}
+    if trainer.beta:
+        reading = rollout.read(trainer.model, sampled.batch, temperature=trainer.temperature)
+        reference = trainer.reference_logprobs(sampled.batch)
+        penalty["kl"] = torch.where(mask, reading.logprobs - reference, 0.0).sum(1)
     opinions = {
         name: torch.tensor(judge(sampled.prompts, sampled.texts()), device=mask.device)
         for name, judge in judges.items()
@@ -78,6 +81,6 @@ def _of_batch(trainer: Any, sampled: Any, judges: dict[str, Judge]) -> dict[str,
         "used": sampled.used,
         "lengths": mask.sum(1),
         "ended": sampled.ended,
-        "kl": torch.where(mask, reading.logprobs - reference, 0.0).sum(1),
+        **penalty,
         **opinions,
     }

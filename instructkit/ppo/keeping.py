@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from instructkit.ppo import figures, heldout, rollout
 from instructkit.ppo.critic import copy_state, load_state
+from instructkit.ppo.guidance import Guidance
 from instructkit.ppo.reader import Reading
 from instructkit.ppo.state import State
 
@@ -21,9 +22,11 @@ CRITIC_FILE = "critic.pt"
 class Keeping:
     """Part of `PPOTrainer`: evaluation, checkpoints and the log."""
 
-    def watch_borders(self) -> None:
-        """Save and evaluate between rollouts only."""
+    def watch(self) -> None:
+        """Save and evaluate between rollouts only, and advise, unless the caller brought an adviser of its own."""
         self.add_callback(_OnRolloutBorders(self.args.num_iterations * self.args.mini_batches))
+        if not any(isinstance(callback, Guidance) for callback in self.callback_handler.callbacks):
+            self.add_callback(Guidance())
 
     # -- held-out prompts ---------------------------------------------------------------------------------------------
 
@@ -41,14 +44,14 @@ class Keeping:
         rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
         was_training = self.model.training
         self.model.eval()
-        with torch.no_grad(), heldout.own_randomness(self.args.seed + self.accelerator.process_index):
-            found = heldout.measure(self, rows, self.judges)
-        self._metrics[
-            "eval"
-        ].clear()  # TRL's own notes of the same responses, averaged by batch instead of by response
-        told = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(dict(told))
-        self.model.train(was_training)
+        try:
+            with torch.no_grad(), heldout.own_randomness(self.args.seed + self.accelerator.process_index):
+                found = heldout.measure(self, rows, self.judges)
+            self._metrics["eval"].clear()  # TRL's notes of them, averaged by batch instead of by response
+            told = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+            self.log(dict(told))
+        finally:
+            self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)
         return told
 
@@ -84,7 +87,10 @@ class Keeping:
         self._metrics["train" if self.model.training else "eval"][name].append(float(value))
 
     def _note_all(self, found: dict[str, Any]) -> None:
-        for name, value in found.items():
+        """Note figures, averaged over processes in one exchange."""
+        numbers = torch.tensor([float(value) for value in found.values()], device=self.accelerator.device)
+        numbers = self.accelerator.reduce(numbers, reduction="mean")
+        for name, value in zip(found, numbers.tolist(), strict=True):
             self._note(name, value)
 
     def _sum_over_processes(self, statistics: Tensor) -> Tensor:
@@ -94,8 +100,10 @@ class Keeping:
         """The figures of one rollout that need every response."""
         gather, mask = self.accelerator.gather, sampled.batch["response_mask"]
         told = figures.of_scores(sampled.raw, sampled.used, mask.sum(1), sampled.ended, gather)
-        told |= figures.of_penalty(old.logprobs, reference, mask, self.state_of_ppo.beta, gather)
-        told["objective/rlhf_reward"] = told["objective/scores"] + told["objective/non_score_reward"]
+        told |= figures.of_entropy(old.logprobs, mask, gather)
+        if self.beta:
+            told |= figures.of_penalty(old.logprobs, reference, mask, self.state_of_ppo.beta, gather)
+        told["objective/rlhf_reward"] = told["objective/scores"] + told.get("objective/non_score_reward", 0.0)
         told["completions/distinct_2"] = gather(
             figures.distinct_pairs(sampled.batch["completion_ids"], mask)
         ).mean()
@@ -115,7 +123,7 @@ class _OnRolloutBorders(TrainerCallback):
         self.save = self.measure = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        border = state.global_step % self.steps_per_rollout == 0
+        border = state.global_step % self.steps_per_rollout == 0 or state.global_step == state.max_steps
         self.save, self.measure = self.save or control.should_save, self.measure or control.should_evaluate
         control.should_save, control.should_evaluate = self.save and border, self.measure and border
         self.save, self.measure = self.save and not border, self.measure and not border

@@ -33,7 +33,8 @@ class Sampling:
         started = time.perf_counter()
         raw, per_token = self._raw_scores(inputs, prompts, completions, completion_ids)
         self._note("time/score", time.perf_counter() - started)
-        used = self._used_scores(raw, ended, batch["response_mask"].sum(1))
+        given = 0.0 if per_token is None else per_token.sum(1)
+        used = self._used_scores(raw - given, ended, batch["response_mask"].sum(1)) + given
         return rollout.Sampled(batch, prompts, completions, raw, used, per_token, ended)
 
     def _generate_single_turn(self, prompt_ids: Any, *rest: Any) -> list[list[int]]:
@@ -78,7 +79,11 @@ class Sampling:
         return raw, None if per_token is None else per_token.to(raw.device)
 
     def _used_scores(self, raw: Tensor, ended: Tensor, lengths: Tensor) -> Tensor:
-        """The score that is learned from: scaled, clipped, then charged for a missing end and for length (S-5, S-6)."""
+        """
+        The score that is learned from: scaled, clipped, then charged for a missing end and for length (S-5, S-6).
+
+        Rewards of single tokens stay as they were given: no scale of whole responses is theirs.
+        """
         args, used = self.args, raw
         if args.score_scaling:
             if self.model.training:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from trl import RLOOTrainer
 
 from instructkit.ppo import rollout
@@ -89,10 +90,12 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
             raise TypeError("PPOTrainer needs args=PPOConfig(...)")
         if config.ptx_coef and not text_rows:
             raise ValueError("ptx_coef is above 0, and there is no text to learn beside PPO")
+        if kwargs.get("optimizers", (None, None)) != (None, None):
+            raise ValueError("PPOTrainer makes its own optimizer, which has the critic's weights in it")
         if critic.reads == "role" and config.ddp_find_unused_parameters is None:
             config.ddp_find_unused_parameters = True  # each backward pass reaches one role's adapter alone
         # TRL would reload the reference by the model's name, which is the bare base where a parent was merged into it.
-        frozen = frozen_copy(kwargs.get("model")) if config.beta else None
+        frozen = frozen_copy(args[0] if args else kwargs.get("model")) if config.beta else None
         with without_reference(config) if frozen is not None else contextlib.nullcontext():
             super().__init__(*args, **kwargs)
         self.beta = config.beta
@@ -101,6 +104,11 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
             self.ref_model = self.accelerator.prepare_model(frozen, evaluation_mode=True)
         if settle is not None:
             settle(self.model)
+        self._refuse_what_would_train_nothing()
+        if hasattr(self.model, "peft_config"):  # TRL casts adapters of a quantised base to bfloat16
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         if config.disable_dropout:
             for model in (self.model, critic, *([frozen] if frozen is not None else [])):
                 rollout.silence_dropout(model)
@@ -108,6 +116,8 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         self._reference, self._settle, self.judges = reference, settle, judges or {}
         self._token_rewards = TokenRewards()
         self.reward_funcs = [self._token_rewards.wrapped(f, i) for i, f in enumerate(self.reward_funcs)]
+        if config.gradient_checkpointing and critic.reads == "tokens":
+            critic.checkpoint()
         self.critic = self.accelerator.prepare_model(critic.to(self.accelerator.device))
         self.state_of_ppo = State(beta=config.beta)
         self.text = TextRows(text_rows, seed=config.seed, pad_id=self._tokenizer.pad_token_id)
@@ -116,18 +126,33 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         self._kept: tuple[Reading, Tensor] | None = None
         self._left_early = False
         self._started = self._rollout_done = time.perf_counter()
-        self.watch_borders()
+        self.watch()
+
+    def _refuse_what_would_train_nothing(self) -> None:
+        """Fewer prompts than a rollout, or a warm-up as long as the run: Trainer would end without a word."""
+        args, size = self.args, self.args.generation_batch_size // self.num_generations
+        if hasattr(self.train_dataset, "__len__"):
+            prompts = len(self.train_dataset)
+            if prompts < size:
+                raise ValueError(
+                    f"{prompts} prompts are fewer than one rollout of {size} (per_device_train_batch_size x "
+                    "steps_per_generation x processes): nothing would be trained"
+                )
+            passes = args.num_train_epochs * (prompts // size)
+        else:
+            passes = float("inf")
+        steps = args.num_iterations * args.mini_batches
+        rollouts = args.max_steps / steps if args.max_steps > 0 else passes
+        if 0 < rollouts <= args.value_warmup_steps:
+            raise ValueError(
+                f"value_warmup_steps is {args.value_warmup_steps} and the run has {rollouts:g} rollouts: the policy would never "
+                "be trained; lower the one or raise max_steps"
+            )
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """TRL's order of prompts, drawn for each pass from seed and pass alone, so that a resumed run meets the same prompts."""
         sampler = super()._get_train_sampler(dataset)
-
-        def set_epoch(epoch: int) -> None:
-            if sampler.shuffle:
-                sampler.generator.manual_seed(self.args.seed + epoch)
-
-        sampler.set_epoch = set_epoch
-        return sampler
+        return _ByPass(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
         """Hand out micro-batches of the current rollout, shuffled afresh for every epoch over it."""
@@ -152,7 +177,24 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
     def _with_counts(self, parts: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         size = self.args.gradient_accumulation_steps
         masks = [(part["response_mask"], part.get("policy_mask", part["response_mask"])) for part in parts]
-        counts = torch.stack([torch.stack([a.sum(), p.sum(), p.any(1).sum()]) for a, p in masks])
-        counts = self.accelerator.reduce(counts.view(-1, size, 3).sum(1), reduction="sum")
-        names = ("tokens_in_step", "policy_tokens_in_step", "responses_in_step")
+        counted = [
+            torch.stack([x for mask in pair for x in (mask.sum(), mask.any(1).sum())]) for pair in masks
+        ]
+        counts = self.accelerator.reduce(torch.stack(counted).view(-1, size, 4).sum(1), reduction="sum")
+        names = ("tokens_in_step", "responses_in_step", "policy_tokens_in_step", "policy_responses_in_step")
         return [{**part, **dict(zip(names, counts[i // size], strict=True))} for i, part in enumerate(parts)]
+
+
+class _ByPass(Sampler):
+    """A sampler whose order depends on the pass over the data, however often and by whom it was wrapped or restarted."""
+
+    def __init__(self, inner: Any, seed: int, current: Callable[[], int]) -> None:
+        self.inner, self.seed, self.current = inner, seed, current
+
+    def __iter__(self) -> Iterator[int]:
+        if self.inner.shuffle:
+            self.inner.generator.manual_seed(self.seed + self.current())
+        return iter(self.inner)
+
+    def __len__(self) -> int:
+        return len(self.inner)

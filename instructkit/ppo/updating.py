@@ -29,6 +29,10 @@ class Updating:
         """`policy loss + vf_coef * value loss`, each a sum over tokens by the tokens of the optimizer step."""
         if self._left_early:  # no gradient at all, so the optimizer leaves every weight where it is
             return self._nothing()
+        if self.args.ptx_coef and not self._warming_up():
+            self._learn_text(
+                model
+            )  # whole before the others: DDP takes one forward pass and its backward at a time
         if self._unwrapped_critic().reads == "role":
             value, loss = self._learn_in_role(model, inputs), self._nothing()
             reading = None if self._warming_up() else self._read_for_update(model, inputs)
@@ -44,8 +48,6 @@ class Updating:
                 mean = masked_mean(reading.entropies, *self._policy_tokens(inputs))
                 loss = loss - self.args.entropy_coef * mean
             self._leave_early_if_far(reading, inputs)
-            if self.args.ptx_coef:
-                self._learn_text(model)
         self._record_update(policy, value, reading, inputs)
         return (
             loss * self.accelerator.num_processes
@@ -97,13 +99,13 @@ class Updating:
             inputs["returns"],
             mask,
             clip=self.args.cliprange_value,
-            weights=self._weights(mask, tokens, inputs),
+            weights=self._weights(mask, tokens, inputs["responses_in_step"]),
             denominator=tokens,
         )
 
     def _policy_loss(self, reading: Reading, inputs: dict[str, Tensor]) -> losses.PolicyLoss:
         mask, tokens = self._policy_tokens(inputs)
-        weights = self._weights(mask, tokens, inputs)
+        weights = self._weights(mask, tokens, inputs["policy_responses_in_step"])
         if "sampler_weights" in inputs:
             weights = inputs["sampler_weights"] * (1.0 if weights is None else weights)
         return losses.policy_loss(
@@ -122,12 +124,10 @@ class Updating:
         """The actions that the policy learns from, and how many the optimizer step holds."""
         return inputs.get("policy_mask", inputs["response_mask"]), inputs["policy_tokens_in_step"]
 
-    def _weights(self, mask: Tensor, tokens: Tensor, inputs: dict[str, Tensor]) -> Tensor | None:
+    def _weights(self, mask: Tensor, tokens: Tensor, responses: Tensor) -> Tensor | None:
         if self.args.loss_aggregation == "token":
             return None
-        return losses.sequence_weights(
-            mask, tokens=tokens, sequences=inputs["responses_in_step"].clamp(min=1)
-        )
+        return losses.sequence_weights(mask, tokens=tokens, sequences=responses.clamp(min=1))
 
     def _leave_early_if_far(self, reading: Reading, inputs: dict[str, Tensor]) -> None:
         """After an optimizer step that went too far, no further one on this rollout; decided alike on all processes."""
@@ -180,7 +180,8 @@ class Updating:
             super().create_optimizer(*args, **kwargs)
             for parameter in theirs:
                 parameter.requires_grad_(True)
-            self.optimizer.add_param_group({"params": theirs, "lr": self.args.value_learning_rate})
+            settings = {"lr": self.args.value_learning_rate, "weight_decay": self.args.weight_decay}
+            self.optimizer.add_param_group({"params": theirs, **settings})
         return self.optimizer
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -197,8 +198,10 @@ class Updating:
     def _record_update(
         self, policy: Any, value: Any, reading: Reading | None, inputs: dict[str, Tensor]
     ) -> None:
-        share = float(inputs["tokens_in_step"] / inputs["response_mask"].sum().clamp(min=1))
-        self._note_all(figures.of_update(policy, value, share))
+        mask, tokens = self._policy_tokens(inputs)
+        policy_share = tokens / mask.sum().clamp(min=1)
+        value_share = inputs["tokens_in_step"] / inputs["response_mask"].sum().clamp(min=1)
+        self._note_all(figures.of_update(policy, value, policy_share, value_share))
         before_any_step = self._step % (self.args.steps_per_generation * self.num_iterations)
         if policy is not None and before_any_step < self.args.gradient_accumulation_steps:
             gap = torch.where(inputs["response_mask"], reading.logprobs - inputs["old_logprobs"], 0.0)

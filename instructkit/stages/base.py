@@ -148,6 +148,8 @@ def run(
 def refuse_unfit_parents(recipe: Any, parents: dict[str, models.Source]) -> None:
     """A reward model may go on from any run; otherwise policies answer and reward models score."""
     for role, source in parents.items():
+        if role == "critic":
+            continue  # a part of a ppo run, which `critic.init` has looked for
         if role != "model" or recipe.stage != "reward":
             models.refuse_wrong_role(source, as_reward=role != "model")
     models.refuse_dora_above_an_adapter(parents["model"], recipe.lora)

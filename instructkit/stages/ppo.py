@@ -8,7 +8,7 @@ from typing import Any
 from instructkit import models
 from instructkit.data.prepare import load_split
 from instructkit.data.sources import load_rows
-from instructkit.encode import answer_text
+from instructkit.encode import IGNORED, answer_text
 from instructkit.errors import InputError
 from instructkit.stages.base import Frame, Inputs, Result, as_dataset, common_columns
 from instructkit.stages.functions import load_function
@@ -17,6 +17,7 @@ from instructkit.stages.ppo_roles import (
     CRITIC_FOLDER,
     Start,
     build_critic,
+    earlier,
     locate_earlier,
     save_critic,
     scorer,
@@ -39,8 +40,9 @@ def collect(recipe: Any) -> Inputs:
             parents[f"reward[{i}]"] = models.locate(item.model)
         else:
             load_function(item.function)
-    if earlier := locate_earlier(recipe):
-        parents["critic"] = earlier
+    if critic := locate_earlier(recipe):
+        parents["critic"] = critic
+        earlier(recipe, parents)
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
     return Inputs(data, parents)
@@ -73,7 +75,7 @@ def train(frame: Frame) -> Result:
     after = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
     kl = frame.timed("measure", lambda: kl_to_reference(trainer, after))
 
-    lines, checks = compare(frame, scorers, before, after, kl)
+    lines, checks = compare(frame, scorers, before, after, kl, trainer.state)
     return Result(
         save=lambda folder: save(trainer, tokenizer, folder, source),
         measurements=lines,
@@ -116,9 +118,13 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
 
 def defaults_of(recipe: Any, start: Start) -> dict[str, Any]:
     """What this stage prefers where the recipe is silent: a critic that knows nothing yet learns alone at first."""
+    given = recipe.trainer
+    steps = given.get("num_iterations", 4) * given.get("steps_per_generation", 1)
+    rollouts = given.get("max_steps", 0) // max(1, steps) or 4 * WARM_UP_OF_A_ZERO_HEAD
     return {
         "reward_weights": [item.weight for item in recipe.reward],
-        "value_warmup_steps": 0 if start.source else WARM_UP_OF_A_ZERO_HEAD,
+        "value_warmup_steps": 0 if start.source else min(WARM_UP_OF_A_ZERO_HEAD, rollouts // 4),
+        "missing_eos_penalty": 1.0 if any(item.model for item in recipe.reward) else 0.0,
     }
 
 
@@ -134,7 +140,11 @@ def text_rows(frame: Frame, tokenizer: Any, longest: int) -> list[dict[str, list
             encoded = encode_with_labels(tokenizer, row["messages"][:-1], row["messages"][-1]["content"])
         else:
             encoded = encode_with_labels(tokenizer, row["prompt"], answer_text(row["completion"]))
-        found.append({name: ids[:longest] for name, ids in encoded.items()})
+        cut = {name: ids[:longest] for name, ids in encoded.items()}
+        if any(label != IGNORED for label in cut["labels"][1:]):
+            found.append(cut)
+    if short := len(frame.inputs.data["ptx"].rows) - len(found):
+        frame.dropped[f"data.ptx: nothing to learn within {longest} tokens"] = short
     return found
 
 

@@ -65,7 +65,7 @@ def kl_to_reference(trainer: Any, answered: list[Any]) -> list[float]:
 
 
 def compare(
-    frame: Frame, scorers: list[Any], before: list, after: list, kl: list[float]
+    frame: Frame, scorers: list[Any], before: list, after: list, kl: list[float], state: Any
 ) -> tuple[list, list]:
     """Judge, reward, KL and length on held-out prompts before and after, with the gates that the recipe asks for."""
     if not after:
@@ -76,8 +76,14 @@ def compare(
         lines += told
         checks.append(gates.improved("judge's score", change, wanted.judge_gain_min))
     for score in scorers:
-        both = zip(*(scored(score, held_out_rows(frame), part) for part in (before, after)), strict=True)
-        first, second = zip(*(pair for pair in both if None not in pair), strict=True)
+        both = zip(
+            *(scored(score, held_out_rows(frame), part, state) for part in (before, after)), strict=True
+        )
+        pairs = [pair for pair in both if None not in pair]
+        if not pairs:
+            frame.reporter.note(f"reward {score.__name__}: it says nothing about any held-out prompt")
+            continue
+        first, second = zip(*pairs, strict=True)
         change = metrics.paired_difference(first, second, seed=frame.seed)
         lines.append(_line(f"reward {score.__name__}", first, second, change, "higher", None))
     mean, low, high = metrics.bootstrap_mean(kl, seed=frame.seed) if kl else (None, None, None)
@@ -117,7 +123,9 @@ def judged(frame: Frame, before: list, after: list) -> tuple[list[dict[str, Any]
     return [_line("judge's score", first, second, change, "higher", note), at_equal_length], change
 
 
-def scored(score: Callable[..., Any], rows: list[dict[str, Any]], answered: list[Any]) -> list[float | None]:
+def scored(
+    score: Callable[..., Any], rows: list[dict[str, Any]], answered: list[Any], state: Any
+) -> list[float | None]:
     """Scores of answers by a reward function, called as TRL calls it in training; None where it has nothing to say."""
     prompts = [row["prompt"] for row in rows]
     told = [
@@ -125,7 +133,7 @@ def scored(score: Callable[..., Any], rows: list[dict[str, Any]], answered: list
         for prompt, a in zip(prompts, answered, strict=True)
     ]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-    unheard = {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+    unheard = {"trainer_state": state, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
     ids = [a.ids for a in answered]
     found = score(prompts=prompts, completions=told, completion_ids=ids, **columns, **unheard)
     if inspect.isawaitable(found):

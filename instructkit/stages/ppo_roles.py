@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def scorer(frame: Frame, index: int, policy: Any) -> Callable[..., Any]:
         frame.reporter.note(f"reward {source.name}: an adapter on the policy's backbone")
         tokenizer = models.load_tokenizer(source, frame.recipe.model)
         return RewardScorer.on_backbone(policy, source, tokenizer, f"reward_{index}", batch_size=size)
-    return RewardScorer.load(source, frame.recipe.model, frame.machine, batch_size=size)
+    section = frame.recipe.model.model_copy(update={"revision": None})  # that is the policy's
+    return RewardScorer.load(source, section, frame.machine, batch_size=size)
 
 
 # -- the critic -------------------------------------------------------------------------------------------------------
@@ -99,11 +100,15 @@ def _adapter(frame: Frame, model: Any, start: Start) -> Any:
 
 def _separate(frame: Frame, model: Any, start: Start) -> Any:
     from instructkit.ppo.critic import SeparateCritic
+    from instructkit.scoring import saved_head
 
     recipe = frame.recipe
     source = start.source or frame.inputs.parents["model"]
     classifier = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
-    return SeparateCritic(classifier, mean=start.mean, std=start.std, zero_head=start.source is None)
+    critic = SeparateCritic(classifier, mean=start.mean, std=start.std, zero_head=start.source is None)
+    if start.source is not None and start.source.adapter:
+        critic.take_head(saved_head(start.source.adapter))  # a parent's head is not loaded with its adapter
+    return critic
 
 
 def start_of_critic(frame: Frame, tokenizer: Any) -> Start:
@@ -116,7 +121,7 @@ def start_of_critic(frame: Frame, tokenizer: Any) -> Start:
     recipe, kind = frame.recipe, kind_of_critic(frame.recipe)
     wanted = recipe.critic.init
     if wanted not in ("auto", "reward", "zero"):
-        return _earlier(recipe, kind, frame.inputs.parents["critic"])
+        return earlier(recipe, frame.inputs.parents)
     source = None if wanted == "zero" else _reward_as_start(frame, kind, tokenizer)
     if source is None and wanted == "reward":
         raise InputError(
@@ -128,9 +133,14 @@ def start_of_critic(frame: Frame, tokenizer: Any) -> Start:
         return Start(None)
     from instructkit.scoring import Offset
 
-    offset = Offset.read(source.run)
+    offset, weight = Offset.read(source.run), recipe.reward[0].weight
+    if weight == 0:
+        return Start(None)
     return Start(
-        source, offset.mean, offset.std, f"begins as the reward model {source.name}, scaled like the scores"
+        source,
+        offset.mean,
+        offset.std / weight,
+        f"begins as the reward model {source.name}, scaled like the scores",
     )
 
 
@@ -162,18 +172,31 @@ def locate_earlier(recipe: Any) -> models.Source | None:
             f"{recipe.source}: critic.init names {name}, and there is no critic in it",
             hint="name the folder of a finished run of `instructkit ppo`, or use auto, reward or zero",
         )
+    whole = models.locate(name)
     if (folder / HEAD_FILE).exists():
-        return models.Source(name, str(folder))
-    return models.locate(str(folder))
+        return models.Source(name, str(folder), run=whole.run)
+    return replace(models.locate(str(folder)), run=whole.run)
 
 
-def _earlier(recipe: Any, kind: str, source: models.Source) -> Start:
-    folder = Path(recipe.critic.init) / CRITIC_FOLDER
+def earlier(recipe: Any, parents: dict[str, models.Source]) -> Start:
+    """
+    The start that `critic.init` names by its run.
+
+    Raises:
+        InputError: when that critic is of another kind, or stands on another base.
+    """
+    kind = kind_of_critic(recipe)
+    source, folder = parents["critic"], Path(recipe.critic.init) / CRITIC_FOLDER
     saved = json.loads((folder / "critic.json").read_text(encoding="utf-8"))
     if saved["kind"] != kind:
         raise InputError(
             f"{recipe.source}: the critic of {recipe.critic.init} is of kind {saved['kind']}, and this one is of kind {kind}",
             hint=f"set critic.kind: {saved['kind']}, or another critic.init",
+        )
+    if kind == "adapter" and source.base != parents["model"].base:
+        raise InputError(
+            f"{recipe.source}: the critic of {recipe.critic.init} stands on {source.base}, the policy on {parents['model'].base}",
+            hint="name a run on the policy's own base, or use critic.init: auto",
         )
     return Start(source, saved["mean"], saved["std"], f"goes on from {recipe.critic.init}")
 

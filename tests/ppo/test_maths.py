@@ -372,7 +372,8 @@ def test_figures_of_the_penalty_by_hand() -> None:
     assert told["objective/kl"].item() == pytest.approx(1.25)
     assert told["objective/kl_k3"].item() == pytest.approx(k3, rel=1e-6)
     assert told["objective/non_score_reward"].item() == pytest.approx(-0.125)
-    assert told["objective/entropy"].item() == pytest.approx((1.5 - 1.0) / 2)
+    entropy = figures.of_entropy(logprobs, mask, lambda x: x)["objective/entropy"]
+    assert entropy.item() == pytest.approx((1.5 - 1.0) / 2)
     assert told["objective/ref_perplexity"].item() == pytest.approx(math.e)
 
 

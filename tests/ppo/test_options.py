@@ -144,7 +144,11 @@ def test_vllm_says_how_likely_it_found_its_tokens(tiny_folder, tmp_path) -> None
 
     for switch in (True, False):
         trainer = build(
-            tiny_folder, tmp_path, steps_per_generation=4, vllm_importance_sampling_correction=switch
+            tiny_folder,
+            tmp_path,
+            per_device_train_batch_size=2,
+            steps_per_generation=4,
+            vllm_importance_sampling_correction=switch,
         )
         trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, Engine(), 0
         trainer.model.train()
@@ -159,7 +163,9 @@ def test_vllm_says_how_likely_it_found_its_tokens(tiny_folder, tmp_path) -> None
 
 def test_a_masked_response_teaches_the_critic_and_not_the_policy(tiny_folder, tmp_path) -> None:
     """missing_eos_mode mask: responses that were cut off have no part in the policy loss or its count of tokens."""
-    trainer = build(tiny_folder, tmp_path, steps_per_generation=4, missing_eos_mode="mask")
+    trainer = build(
+        tiny_folder, tmp_path, per_device_train_batch_size=2, steps_per_generation=4, missing_eos_mode="mask"
+    )
     trainer.model.train()
     found = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS])
     ends = torch.tensor(trainer.eos_token_ids)
@@ -178,6 +184,20 @@ def test_the_sequence_mean_gives_every_response_one_voice() -> None:
     values = torch.tensor([[1.0, 9.0, 9.0], [5.0, 5.0, 5.0]])
     assert (values * weights_).sum() / 4 == 3.0
     assert weights_.sum() == 4.0
+
+
+def test_each_loss_counts_the_responses_that_it_learns_from(tiny_folder, tmp_path) -> None:
+    """By response, with half of them cut off and masked: 8 voices in the value loss, 4 in the policy loss."""
+    trainer, inputs = ready(tiny_folder, tmp_path, loss_aggregation="sequence", cliprange_value=None)
+    mask = inputs["response_mask"]
+    keep = torch.arange(8).unsqueeze(1) < 4
+    masked = trainer._with_counts([{**fixed_rollout(trainer), "policy_mask": mask & keep}])[0]
+    values = torch.zeros_like(masked["returns"])
+    each = (masked["returns"].square() / 2 * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(trainer._value_loss(values, masked).loss, each.mean())
+    reading = rollout.Reading(masked["old_logprobs"], None, None)  # ratio 1: the loss is minus the advantage
+    each = (-masked["advantages"] * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(trainer._policy_loss(reading, masked).loss, each[:4].mean())
 
 
 def test_a_first_pass_that_keeps_its_graph_is_the_same_step(tiny_folder, tmp_path) -> None:

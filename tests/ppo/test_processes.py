@@ -38,7 +38,10 @@ def run(folder: Path, out: Path, world: int, *, critic: str, checkpointing: str)
     for process in started:
         _, complaint = process.communicate(timeout=300)
         assert process.returncode == 0, complaint.decode()[-2000:]
-    return torch.load(out / "weights.pt", weights_only=True) if (out / "weights.pt").exists() else {}
+    found = [torch.load(file, weights_only=True) for file in sorted(out.glob("weights-*.pt"))]
+    for other in found[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in found[0].items())
+    return found[0] if found else {}
 
 
 @pytest.mark.proof

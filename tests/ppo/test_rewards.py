@@ -29,7 +29,13 @@ def rollout_of(trainer):
 
 def test_columns_of_the_dataset_reach_the_function(tiny_folder, tmp_path) -> None:
     trainer = build(
-        tiny_folder, tmp_path, rows=ROWS, rewards=[by_column], steps_per_generation=4, missing_eos_penalty=0.0
+        tiny_folder,
+        tmp_path,
+        rows=ROWS,
+        rewards=[by_column],
+        per_device_train_batch_size=2,
+        steps_per_generation=4,
+        missing_eos_penalty=0.0,
     )
     assert rollout_of(trainer).raw.tolist() == [row["wanted"] for row in ROWS]
 
@@ -92,6 +98,25 @@ def test_scores_are_scaled_clipped_and_charged_in_that_order(tiny_folder, tmp_pa
     trainer.model.eval()
     trainer._used_scores(torch.tensor([100.0]), torch.tensor([True]), torch.tensor([1]))
     assert trainer.state_of_ppo.scores.count == 2  # held-out scores are no part of the moments
+
+
+def test_the_scale_of_whole_responses_is_not_that_of_tokens(tiny_folder, tmp_path) -> None:
+    """score_clip bounds what was given for responses; what was given to tokens is learned from as it is."""
+    trainer = build(
+        tiny_folder,
+        tmp_path,
+        rewards=[per_token, by_column],
+        rows=ROWS,
+        score_clip=0.5,
+        missing_eos_penalty=0.0,
+    )
+    sampled = rollout_of(trainer)
+    lengths = sampled.batch["response_mask"].sum(1)
+    wanted = torch.tensor([float(row["wanted"]) for row in ROWS])
+    torch.testing.assert_close(sampled.raw, wanted + 0.5 * lengths)
+    torch.testing.assert_close(sampled.used, wanted.clamp(max=0.5) + 0.5 * lengths)
+    nothing = torch.zeros(sampled.batch["response_mask"].shape)
+    torch.testing.assert_close(trainer._token_level(sampled, nothing, nothing).sum(1), sampled.used)
 
 
 def test_text_prompts_system_messages_and_turns(tiny_folder, tmp_path) -> None:

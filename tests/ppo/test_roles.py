@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from instructkit import adapters, models
 from instructkit.ppo import rollout
-from instructkit.ppo.critic import AdapterCritic
+from instructkit.ppo.critic import AdapterCritic, HeadCritic
 from instructkit.scoring import Offset, RewardScorer, saved_head, score_rows
 
 BATCH = rollout.collate([[5, 6, 7], [8]], [[9, 10], [11, 12, 13]], pad_id=0)
@@ -280,6 +280,21 @@ def test_adapters_and_head_stay_in_float32_above_a_lower_base(tiny_folder, tmp_p
     kinds = {p.dtype for n, p in model.named_parameters() if adapters.adapter_of(n)}
     assert kinds == {torch.float32}
     assert critic.head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["head", "adapter"])
+def test_values_keep_their_digits_under_autocast(kind: str) -> None:
+    """Hazard 9: a head in half precision would know values to three digits."""
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 3, 16)
+    critic = (
+        HeadCritic(16) if kind == "head" else AdapterCritic(16, adapters.Role(["critic"]), owned_by_critic)
+    )
+    torch.nn.init.normal_(critic.head.weight, std=10)
+    with torch.autocast("cpu", dtype=torch.float16):
+        values = critic(hidden)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, critic(hidden), atol=0, rtol=0)
 
 
 def test_temperature_has_no_part_in_values(tiny_folder, tmp_path) -> None:

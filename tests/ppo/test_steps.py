@@ -20,6 +20,7 @@ def test_returns_are_the_unwhitened_reward_to_go(tiny_folder, tmp_path) -> None:
     trainer = build(
         tiny_folder,
         tmp_path,
+        per_device_train_batch_size=2,
         steps_per_generation=4,
         lam=1.0,
         beta=0.0,

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo.small import PROMPTS, build, fixed_rollout, logged, step_of_eight
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from ppo.small import PROMPTS, build, fixed_rollout, logged, step_of_eight, weights
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    TrainerCallback,
+)
 from trl import RLOOTrainer
 
 from instructkit.ppo import rollout
@@ -24,7 +30,13 @@ def test_the_seams_of_trl_are_there() -> None:
 
 
 def test_one_generation_is_allowed_and_other_faults_still_raise(tmp_path: Path) -> None:
-    config = PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, steps_per_generation=4)
+    config = PPOConfig(
+        output_dir=str(tmp_path),
+        bf16=False,
+        use_cpu=True,
+        per_device_train_batch_size=2,
+        steps_per_generation=4,
+    )
     assert (config.num_generations, config.mini_batches, config.adam_epsilon) == (1, 4, 1e-5)
     with pytest.raises(ValueError, match="missing_eos_mode"):
         PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, missing_eos_mode="no")
@@ -57,7 +69,7 @@ def test_what_ppo_would_ignore_or_sample_wrongly_is_refused(tmp_path: Path, name
 
 
 def test_generation_settings_of_the_checkpoint_do_not_reach_the_rollout(tiny_folder, tmp_path) -> None:
-    trainer = build(tiny_folder, tmp_path, steps_per_generation=4)
+    trainer = build(tiny_folder, tmp_path, per_device_train_batch_size=2, steps_per_generation=4)
     only = 7
     trainer.model.generation_config.suppress_tokens = [
         i for i in range(trainer.model.config.vocab_size) if i != only
@@ -149,7 +161,7 @@ def test_optimizer_steps_and_visits_are_exact(tiny_folder, tmp_path, epochs, pie
     rollouts = 2 * len(PROMPTS) // (2 * pieces)
     assert trainer.state.global_step == rollouts * epochs * pieces // accumulation
     assert len(visits) == rollouts * epochs * pieces * 2
-    assert all(visits.count(row) % epochs == 0 for row in visits)
+    assert all(visits.count(row) == epochs for row in visits)
 
 
 def test_each_epoch_over_a_rollout_has_an_order_of_its_own(tiny_folder, tmp_path) -> None:
@@ -186,12 +198,35 @@ def test_a_whole_step_of_the_trainer_does_not_depend_on_accumulation(tiny_folder
 
 
 def test_value_warmup_leaves_the_policy_bit_identical(tiny_folder, tmp_path) -> None:
-    trainer = build(tiny_folder, tmp_path, value_warmup_steps=1, weight_decay=0.1)
-    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-    value = {n: p.detach().clone() for n, p in trainer.critic.named_parameters()}
+    """O-18: one rollout of warm-up moves the critic alone; the next one moves both."""
+    seen: dict[int, dict] = {}
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen[state.global_step] = weights(trainer)
+
+    trainer = build(
+        tiny_folder, tmp_path, value_warmup_steps=1, weight_decay=0.1, max_steps=8, callbacks=[Look()]
+    )
+    start = weights(trainer)
     trainer.train()
-    assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
-    assert any(not torch.equal(p, value[n]) for n, p in trainer.critic.named_parameters())
+
+    def moved(first: dict, second: dict) -> set[bool]:
+        return {name.startswith("critic.") for name in first if not torch.equal(first[name], second[name])}
+
+    assert moved(start, seen[4]) == {True}
+    assert moved(seen[4], seen[8]) == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [("max_steps", 4, "never be trained"), ("steps_per_generation", 4, "fewer than one rollout")],
+)
+def test_a_run_that_would_train_nothing_is_refused(
+    tiny_folder, tmp_path, name: str, value: int, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        build(tiny_folder, tmp_path, **{"value_warmup_steps": 1, name: value})
 
 
 def test_loss_does_not_depend_on_the_micro_batch_size(tiny_folder, tmp_path) -> None:

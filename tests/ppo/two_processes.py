@@ -41,8 +41,7 @@ def main(folder: str, out: str, critic: str, checkpointing: bool) -> None:
 
     trainer._generate_and_score_completions = given
     trainer.train()
-    if rank == 0:
-        torch.save(weights(trainer), Path(out) / "weights.pt")
+    torch.save(weights(trainer), Path(out) / f"weights-{rank}.pt")
 
 
 def say(folder: str, out: str) -> None:

@@ -14,7 +14,11 @@ from stages.small import CHAT, LORA, ONE_STEP, PAIRS, rows, run, sft
 from transformers import AutoModelForSequenceClassification
 
 from instructkit.errors import InputError, InstructKitError
+from instructkit.recipe.load import load_recipe
+from instructkit.stages.ppo import defaults_of
+from instructkit.stages.ppo_roles import Start
 
+HEAD = "base_model.model.score.weight"
 SHORT = "per_device_train_batch_size: 4, num_iterations: 1, max_completion_length: 5"
 
 
@@ -64,7 +68,10 @@ def test_four_roles_on_one_backbone_and_a_critic_that_goes_on(line: Path) -> Non
     ]
     classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     loaded = PeftModel.from_pretrained(classifier, "first/critic")
-    assert any(bool(p.any()) for n, p in loaded.named_parameters() if "score" in n)
+    head = loaded.base_model.model.score.modules_to_save["default"].weight
+    torch.testing.assert_close(
+        head, load_file("first/critic/adapter_model.safetensors")[HEAD], atol=0, rtol=0
+    )
     started = load_file("reward/adapter_model.safetensors")
     trained = load_file("first/critic/adapter_model.safetensors")
     assert any(not torch.equal(started[name], tensor) for name, tensor in trained.items())
@@ -75,9 +82,8 @@ def test_four_roles_on_one_backbone_and_a_critic_that_goes_on(line: Path) -> Non
     assert any("it goes on from first" in note for note in notes)
 
 
-@pytest.mark.parametrize("kind", ["head", "separate"])
-def test_other_critics_are_saved_and_found_again(line: Path, kind: str) -> None:
-    lora = LORA if kind == "head" else ""
+@pytest.mark.parametrize(("kind", "lora"), [("head", LORA), ("separate", ""), ("separate", LORA)])
+def test_other_critics_are_saved_and_found_again(line: Path, kind: str, lora: str) -> None:
     model = "sft" if lora else "tiny"
     body = (
         f"model: {{name: {model}}}\nreward: [{{function: own.py:length}}]\ncritic: {{kind: {kind}%s}}\n{lora}"
@@ -90,6 +96,12 @@ def test_other_critics_are_saved_and_found_again(line: Path, kind: str) -> None:
     assert json.loads(Path("first/critic/critic.json").read_text(encoding="utf-8"))["kind"] == kind
     _, notes = run("ppo", body % (", init: first", "second"))
     assert any("it goes on from first" in note for note in notes)
+    if kind == "separate" and lora:
+        heads = [load_file(f"{run}/critic/adapter_model.safetensors")[HEAD] for run in ("first", "second")]
+        assert heads[0].abs().sum() > 0
+        assert (
+            heads[1] - heads[0]
+        ).abs().max() < 1e-2  # went on from it: one step away, and not anew from zero or chance
     with pytest.raises(InputError, match="is of kind"):
         run(
             "ppo",
@@ -99,15 +111,16 @@ def test_other_critics_are_saved_and_found_again(line: Path, kind: str) -> None:
 
 
 def test_a_critic_that_knows_nothing_learns_alone_at_first(line: Path) -> None:
-    record, notes = ppo("out", critic="critic: {init: zero}\n")
+    _, notes = ppo("out", critic="critic: {init: zero}\n")
     assert any("begins as the policy, with a zero head" in note for note in notes)
-    weights = load_file("out/adapter_model.safetensors")
-    parent = load_file("sft/adapter_model.safetensors")
-    fresh = {name: t for name, t in weights.items() if "lora_B" in name}
-    assert all(
-        not bool(t[:, :4].any()) for t in fresh.values()
-    )  # the new adapter's half: two rollouts of warm-up
-    assert any(bool(t.any()) for n, t in parent.items() if "lora_B" in n) or record
+    recipe = load_recipe("ppo.yaml", "ppo")
+    zero, known = Start(None), Start(object())
+    assert defaults_of(recipe, known)["value_warmup_steps"] == 0
+    for steps, wanted in ((400, 10), (8, 2), (2, 0)):
+        recipe.trainer["max_steps"] = steps
+        assert defaults_of(recipe, zero)["value_warmup_steps"] == wanted
+    with pytest.raises(InputError, match="the policy would never be trained"):
+        ppo("other", trainer=", value_warmup_steps: 2")
 
 
 def test_text_that_must_not_be_forgotten(line: Path) -> None:
