@@ -120,7 +120,8 @@ def defaults_of(recipe: Any, start: Start) -> dict[str, Any]:
     """What this stage prefers where the recipe is silent: a critic that knows nothing yet learns alone at first."""
     given = recipe.trainer
     steps = given.get("num_iterations", 4) * given.get("steps_per_generation", 1)
-    rollouts = given.get("max_steps", 0) // max(1, steps) or 4 * WARM_UP_OF_A_ZERO_HEAD
+    known = given.get("max_steps", -1)
+    rollouts = known // max(1, steps) if known > 0 else 4 * WARM_UP_OF_A_ZERO_HEAD
     return {
         "reward_weights": [item.weight for item in recipe.reward],
         "value_warmup_steps": 0 if start.source else min(WARM_UP_OF_A_ZERO_HEAD, rollouts // 4),

@@ -11,6 +11,7 @@ from instructkit.ppo.guidance import RULES, WINDOW, Guidance
 CONFIG = {"value_warmup_steps": 0, "cliprange_value": 0.2, "gamma": 1.0, "bf16": False, "fp16": False}
 HEALTHY = {
     "objective/kl": 3.0,
+    "objective/scores": 1.0,
     "policy/first_pass_ratio_error": 1e-6,
     "completions/truncated_fraction": 0.05,
     "policy/clipfrac_avg": 0.1,
