@@ -228,6 +228,7 @@ class PPOConfig(RLOOConfig):
             )
         instead = {
             "fp16": (self.fp16, "use bfloat16 or float32: float16 has no loss scale for two clipped groups"),
+            "log_completions": (self.log_completions, "samples are kept by the stage; leave it out"),
             "vllm_structured_outputs_regex": (
                 self.vllm_structured_outputs_regex is not None,
                 "it would sample from another law than the scored one; leave it out",

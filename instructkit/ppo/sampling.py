@@ -70,6 +70,10 @@ class Sampling:
             self._note(
                 f"rewards/{name}/std", per_function[:, i][~per_function[:, i].isnan()].std(correction=0)
             )
+        for name, values in self._pending_metrics.items():  # what functions told by TRL's `log_metric`
+            self._note(name, sum(values) / len(values))
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()  # columns of TRL's table of completions, which PPO does not print
         lengths = [len(ids) for ids in completion_ids]
         per_token = self._token_rewards.take(
             lengths, max(lengths), self.reward_weights.tolist(), self.reward_func_names

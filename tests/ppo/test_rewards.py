@@ -69,6 +69,17 @@ def test_rewards_of_tokens_stand_where_they_were_given(tiny_folder, tmp_path) ->
     torch.testing.assert_close(rewards, wanted)
 
 
+def test_what_a_function_tells_beside_its_scores_is_logged(tiny_folder, tmp_path) -> None:
+    def telling(prompts, completions, log_metric, **_):
+        log_metric("share of letters", 0.25)
+        return [1.0] * len(prompts)
+
+    trainer = build(tiny_folder, tmp_path, rewards=[telling])
+    trainer.train()
+    assert logged(trainer, "share of letters") == [0.25]
+    assert not trainer._pending_metrics
+
+
 def test_a_list_of_another_length_is_refused() -> None:
     kept = TokenRewards()
     asked = kept.wrapped(lambda **_: [[1.0, 2.0], 3.0], 0)
