@@ -41,15 +41,19 @@ def main() -> int:
     chosen = [mutant for mutant in listed if wanted in mutant.breaks]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        skip = shutil.ignore_patterns(".git", ".venv", "runs", "data", ".bench", "*.egg-info", "__pycache__")
-        shutil.copytree(ROOT, copy, ignore=skip)
-        shutil.copytree(ROOT / "instructkit" / "data", copy / "instructkit" / "data", dirs_exist_ok=True)
+        shutil.copytree(ROOT, copy, ignore=left_behind)
         rows = [tried(mutant, copy) for mutant in chosen]
     if not wanted:
         TABLE.write_text(table(rows), encoding="utf-8")
     survivors = [row for row in rows if row[1] == "SURVIVED"]
     print(f"{len(rows)} mutants, {len(survivors)} survivors")
     return 1 if survivors else 0
+
+
+def left_behind(folder: str, names: list[str]) -> list[str]:
+    """What a copy of the project does without: history, environments, and what was trained or fetched."""
+    top = {".git", ".venv", ".bench", "runs", "data"} if Path(folder) == ROOT else set()
+    return [name for name in names if name in top | {"__pycache__"} or name.endswith(".egg-info")]
 
 
 def tried(mutant: Mutant, copy: Path) -> tuple[str, str, str]:

@@ -62,6 +62,14 @@ def test_the_controller_counts_kl_by_response(tiny_folder, tmp_path) -> None:
     assert len({round(b / a, 6) for a, b in zip(betas, betas[1:], strict=False)}) > 1
 
 
+def test_the_controller_does_not_count_kl_by_token(tiny_folder, tmp_path) -> None:
+    """0.1 nats on each of 4 tokens is 0.4 a response: against 0.38 that is 5.3 % too much, well within the clip."""
+    trainer = build(tiny_folder, tmp_path, beta=0.1, target_kl_per_sequence=0.38, kl_horizon=50)
+    logprobs, mask = torch.full((8, 5), -1.0), torch.arange(5).expand(8, 5) < 4
+    trainer._adapt_beta(logprobs, logprobs - 0.1, mask)
+    assert trainer.state_of_ppo.beta == pytest.approx(0.1 * (1 + (0.4 / 0.38 - 1) * 8 / 50), rel=1e-5)
+
+
 def test_gradients_of_both_are_within_their_norm(tiny_folder, tmp_path) -> None:
     """O-20."""
     norms: list[tuple[float, float]] = []
