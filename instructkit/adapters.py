@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import save_file
@@ -154,6 +155,45 @@ def as_parent(model: PeftModel) -> Iterator[None]:
         with model.disable_adapter():
             yield
         settle(model)
+
+
+@contextlib.contextmanager
+def folded(model: PeftModel) -> Iterator[None]:
+    """
+    Within this context the active adapters are part of the weights they stand on, so that sampling pays nothing for them.
+
+    The weights come back bit for bit: they are put aside, not subtracted from. Only float32 is folded, since in fewer digits
+    the sum would be another policy than the one that is scored afterwards.
+    """
+    kept, embedding = [], model.get_input_embeddings().weight  # a head may share it, and words are no layer
+    try:
+        with torch.no_grad():
+            for layer in filter(_foldable, model.modules()):
+                names = [name for name in layer.active_adapters if name in layer.lora_A]
+                weight = layer.get_base_layer().weight
+                if weight is embedding:
+                    continue
+                kept.append((layer, weight, weight.data))
+                weight.data = sum((layer.get_delta_weight(name) for name in names), weight.data)
+                layer.merged_adapters = names
+        yield
+    finally:
+        for layer, weight, data in kept:
+            weight.data, layer.merged_adapters = data, []
+
+
+def _foldable(layer: torch.nn.Module) -> bool:
+    """A plain float32 layer with plain adapters that take part; a sharded weight is no matrix here and stays as it is."""
+    if not isinstance(layer, Linear) or layer.disable_adapters or layer.merged or layer.lora_variant:
+        return False
+    base = layer.get_base_layer()
+    plain = type(base) is torch.nn.Linear and type(base.weight) is torch.nn.Parameter
+    return (
+        plain
+        and base.weight.dtype == torch.float32
+        and base.weight.dim() == 2
+        and not any(layer.lora_bias.values())
+    )
 
 
 class SettleOnTrainBegin(TrainerCallback):

@@ -44,6 +44,39 @@ def encode_answered(tokenizer: Any, prompt: Prompt, answer: str) -> list[int]:
     )
 
 
+def encode_sampled(tokenizer: Any, prompt: Prompt, ids: list[int]) -> list[int] | None:
+    """
+    Token ids of a prompt with an answer that was sampled, and the end that `encode_answered` gives it.
+
+    The answer's own ids are kept: encoding its words again may cut them into other tokens (ppo.md, S-2).
+
+    Args:
+        ids: sampled token ids, the end token included where there is one.
+
+    Returns:
+        None where a template renders a prompt otherwise once it is answered, so that ids cannot be put between.
+    """
+    end = _end_of_answer(tokenizer, prompt)
+    if end is None:
+        return None
+    ended = bool(ids) and ids[-1] in tokenizer.all_special_ids
+    return encode_prompt(tokenizer, prompt) + list(ids[:-1] if ended else ids) + end
+
+
+def _end_of_answer(tokenizer: Any, prompt: Prompt) -> list[int] | None:
+    """The tokens behind an answer, found with a one-letter answer."""
+    if not is_chat(prompt):
+        return [tokenizer.eos_token_id]
+    start = encode_prompt(tokenizer, prompt) + tokenizer("x", add_special_tokens=False)["input_ids"]
+    whole = encode_answered(tokenizer, prompt, "x")
+    return whole[len(start) :] if whole[: len(start)] == start else None
+
+
+def same_tokens(first: Any, second: Any) -> bool:
+    """Whether two tokenizers cut words alike and render conversations alike."""
+    return first.get_vocab() == second.get_vocab() and first.chat_template == second.chat_template
+
+
 def encode_with_labels(tokenizer: Any, prompt: Prompt, answer: str) -> dict[str, list[int]]:
     """Token ids of prompt and answer, with the label `IGNORED` where the prompt stands."""
     ids = encode_answered(tokenizer, prompt, answer)

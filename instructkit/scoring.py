@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from instructkit import models
-from instructkit.encode import Prompt, answer_text, encode_answered
+from instructkit.encode import Prompt, answer_text, encode_answered, encode_sampled, same_tokens
 from instructkit.evaluate.generate import evaluating
 from instructkit.machine import Machine
+from instructkit.ppo import prefix
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class RewardScorer:
         offset: centring of its scores.
         role: context manager factory under which a policy's backbone is the reward model.
         head: the reward model's score head, where the backbone has none.
+        policy_tokenizer: where it cuts and renders words as the reward model's own does, sampled ids are read as they are.
     """
 
     def __init__(
@@ -55,24 +57,24 @@ class RewardScorer:
         batch_size: int = 32,
         role: Callable[[Any], contextlib.AbstractContextManager] = contextlib.nullcontext,
         head: Any = None,
+        policy_tokenizer: Any = None,
     ):
         self.model, self.tokenizer, self.offset, self.batch_size = model, tokenizer, offset, batch_size
         self.role, self.head = role, head
+        self.reads_ids = policy_tokenizer is not None and same_tokens(tokenizer, policy_tokenizer)
         self.__name__ = name
 
     @classmethod
-    def load(
-        cls, source: models.Source, section: Any, machine: Machine, *, batch_size: int = 32
-    ) -> RewardScorer:
+    def load(cls, source: models.Source, section: Any, machine: Machine, **options: Any) -> RewardScorer:
         """A reward model by run folder, folder or hub id, ready to score."""
         model = models.load_for_use(source, section, machine, task="SEQ_CLS")
         tokenizer = models.load_tokenizer(source, section)
         name = Path(source.name).name
-        return cls(model, tokenizer, Offset.read(source.run), name=name, batch_size=batch_size)
+        return cls(model, tokenizer, Offset.read(source.run), name=name, **options)
 
     @classmethod
     def on_backbone(
-        cls, policy: Any, source: models.Source, tokenizer: Any, adapter: str, *, batch_size: int = 32
+        cls, policy: Any, source: models.Source, tokenizer: Any, adapter: str, **options: Any
     ) -> RewardScorer:
         """
         A reward model that is an adapter on the policy's base: no second backbone is loaded.
@@ -91,19 +93,35 @@ class RewardScorer:
         head.requires_grad_(False)
         role = adapters.Role([adapter])
         name, offset = Path(source.name).name, Offset.read(source.run)
-        return cls(policy, tokenizer, offset, name=name, batch_size=batch_size, role=role, head=head)
+        return cls(policy, tokenizer, offset, name=name, role=role, head=head, **options)
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
         """Centred scores of answers to prompts, in units of the reward model's logit."""
-        rows = [encode_answered(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+        return self._score_rows(
+            [encode_answered(self.tokenizer, p, a) for p, a in zip(prompts, answers, strict=True)]
+        )
+
+    def _score_rows(self, rows: Sequence[list[int]]) -> list[float]:
         options = {"pad_id": self.tokenizer.pad_token_id, "batch_size": self.batch_size, "head": self.head}
         with self.role(self.model):
             raw = score_rows(self.model, rows, **options)
         return [(value - self.offset.mean) / self.offset.std for value in raw]
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **_: Any) -> list[float]:
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Any],
+        completion_ids: Sequence[list[int]] | None = None,
+        **_: Any,
+    ) -> list[float]:
         """TRL's interface of a reward function."""
-        return self.score(prompts, [answer_text(completion) for completion in completions])
+        if not self.reads_ids or completion_ids is None:
+            return self.score(prompts, [answer_text(completion) for completion in completions])
+        rows = []
+        for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True):
+            row = encode_sampled(self.tokenizer, prompt, ids)
+            rows.append(row or encode_answered(self.tokenizer, prompt, answer_text(completion)))
+        return self._score_rows(rows)
 
 
 def saved_head(adapter: Path) -> torch.Tensor:
@@ -138,9 +156,11 @@ def score_rows(
             ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in batch], device=device)
             mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=device)
             last = torch.tensor([len(row) - 1 for row in batch], device=device)
-            states = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            states, shared = prefix.states(body, ids, mask, needed=int(last.min()))
             weight = next(head.parameters())
-            read = states[torch.arange(len(batch), device=device), last].to(weight.device, weight.dtype)
+            read = states[torch.arange(len(batch), device=device), last - shared].to(
+                weight.device, weight.dtype
+            )
             for place, value in zip(places, head(read).squeeze(-1).float().tolist(), strict=True):
                 scores[place] = value
     return scores

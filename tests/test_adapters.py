@@ -145,3 +145,49 @@ def test_a_reward_head_is_trained_and_saved_above_a_policys_adapter(base: Path) 
     fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     loaded = PeftModel.from_pretrained(fresh, base.parent / "reward")
     torch.testing.assert_close(loaded(IDS).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]])
+def test_folded_adapters_say_the_same_and_leave_no_trace(base: Path, targets) -> None:
+    model = adapters.add_lora(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", ensure_weight_tying=False),
+        None,
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        wanted = model(ids).logits
+        down = []
+        handles = [
+            m.register_forward_hook(lambda *_: down.append(1))
+            for n, m in model.named_modules()
+            if n.endswith("lora_A.default")
+        ]
+        with adapters.folded(model):
+            torch.testing.assert_close(model(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+        assert len(down) == (0 if targets == "all-linear" else int(model.config.tie_word_embeddings))
+        for handle in handles:
+            handle.remove()
+        assert not torch.equal(wanted, _base_logits(model, ids))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    torch.testing.assert_close(model(ids).logits, wanted, atol=0, rtol=0)
+
+
+def _base_logits(model, ids):
+    with model.disable_adapter():
+        return model(ids).logits
+
+
+def test_what_is_not_float32_is_not_folded(base: Path) -> None:
+    model = adapters.add_lora(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16),
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        None,
+    )
+    weights = {id(p): p.data_ptr() for p in model.parameters()}
+    with adapters.folded(model):
+        assert {id(p): p.data_ptr() for p in model.parameters()} == weights

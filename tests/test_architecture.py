@@ -45,10 +45,10 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 FLOOR_1 = "errors recipe data.records data.demo runs evaluate.metrics feedback.gates"
 FLOOR_2 = f"{FLOOR_1} data.files data.sources data.prepare feedback"
-FLOOR_3 = f"{FLOOR_2} machine encode scoring adapters models tiny evaluate ppo.critic ppo.rollout"
+FLOOR_3 = f"{FLOOR_2} machine encode scoring adapters models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses ppo.scores"
 TRAINER_PARTS = (
-    *("config", "figures", "guidance", "heldout", "keeping", "ptx", "reader"),
+    *("config", "figures", "guidance", "heldout", "keeping", "prefix", "ptx", "reader"),
     *("rewarding", "rollout", "sampling", "state", "updating"),
 )
 LIBRARY = " ".join(

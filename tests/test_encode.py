@@ -9,7 +9,14 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from instructkit.encode import common_prefix, encode_answered, encode_prompt, encode_with_labels
+from instructkit.encode import (
+    common_prefix,
+    encode_answered,
+    encode_prompt,
+    encode_sampled,
+    encode_with_labels,
+    same_tokens,
+)
 
 CHAT = [{"role": "user", "content": "What is the opposite of hot?"}]
 
@@ -44,3 +51,33 @@ def test_labels_cover_the_answer_and_its_end(tiny_folder: Path) -> None:
 def test_common_prefix() -> None:
     assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
     assert common_prefix([], [1]) == 0
+
+
+@pytest.mark.parametrize("prompt", [CHAT, "Once upon"])
+def test_sampled_ids_stand_where_their_words_would(tiny_folder: Path, prompt) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    words = "cold day" if isinstance(prompt, list) else " cold day"
+    wanted = encode_answered(tokenizer, prompt, words)
+    ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+    assert encode_sampled(tokenizer, prompt, ids) == wanted
+    assert encode_sampled(tokenizer, prompt, [*ids, tokenizer.eos_token_id]) == wanted
+
+
+def test_sampled_ids_are_not_cut_anew(tiny_folder: Path) -> None:
+    """S-2: a policy may spell a word by letters; its words encoded again would be other tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    letters = [i for c in "cold" for i in tokenizer(c, add_special_tokens=False)["input_ids"]]
+    start = encode_prompt(tokenizer, CHAT)
+    assert encode_sampled(tokenizer, CHAT, letters)[len(start) : len(start) + len(letters)] == letters
+    assert encode_sampled(tokenizer, CHAT, [])[: len(start)] == start
+
+
+def test_a_template_that_renders_answered_prompts_otherwise_is_told_apart(tiny_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    other = AutoTokenizer.from_pretrained(tiny_folder)
+    assert same_tokens(tokenizer, other)
+    other.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    )
+    assert encode_sampled(other, CHAT, [5, 6]) is None
+    assert not same_tokens(tokenizer, other)

@@ -92,6 +92,7 @@ def build(wanted: dict[str, Any], folder: Path, clock: Clock) -> PPOTrainer:
         processing_class=tokenizer,
         critic=critic,
         reference=adapters.as_parent,
+        for_sampling=adapters.folded,
         settle=adapters.settle,
         callbacks=[clock],
     )

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 
+from instructkit.ppo import prefix
+
 VOCABULARY_TILE = 32_768
 
 
@@ -51,7 +53,7 @@ def add_reader(model: Any) -> None:
         if response_mask is None:
             return original(*args, **kwargs)
         length = response_mask.size(1)
-        states = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state[:, -length - 1 : -1]
+        states = _states(self.base_model, length, kwargs)
         if response_ids is None:
             return Reading(None, None, states)
         logits = None
@@ -96,6 +98,13 @@ def head_scale(model: Any) -> float | None:
     scale = float((wanted * found).sum() / size) if size > 0 else 1.0
     close = (wanted - scale * found).abs().max() <= 1e-2 * wanted.abs().max().clamp(min=1e-6)
     return scale if bool(close) else None
+
+
+def _states(body: Any, length: int, inputs: dict[str, Any]) -> Tensor:
+    """Hidden states of the positions before each of the last `length` tokens, `(B, T, H)`."""
+    batch = [inputs[name] for name in ("input_ids", "attention_mask", "position_ids")]
+    found, _ = prefix.states(body, *batch, needed=batch[0].size(1) - length - 1)
+    return found[:, -length - 1 : -1]
 
 
 def _score(model, states, logits, ids, mask, scale, temperature, with_entropy) -> Reading:

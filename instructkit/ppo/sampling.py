@@ -24,7 +24,8 @@ class Sampling:
         """One response a prompt from the policy, and what the reward functions say of it."""
         prompts = [row["prompt"] for row in inputs]
         started = time.perf_counter()
-        with rollout.own_law(self.accelerator.unwrap_model(self.model), list(self.eos_token_ids)):
+        policy = self.accelerator.unwrap_model(self.model)
+        with rollout.own_law(policy, list(self.eos_token_ids)), self._for_sampling(policy):
             prompt_ids, completion_ids, completions = self._generate(prompts)
         self._note("time/rollout", time.perf_counter() - started)
         batch = rollout.collate(prompt_ids, completion_ids, pad_id=self._tokenizer.pad_token_id)

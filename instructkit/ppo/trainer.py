@@ -58,6 +58,7 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         reference: context manager factory under which the policy's model is the reference; None takes TRL's way
             (a frozen copy after full fine-tuning, the adapter switched off or its copy under PEFT).
         settle: called once the trainer is built, to undo what TRL did to the adapters; needed with `reference`.
+        for_sampling: context manager factory under which the policy's model samples faster, without being another policy.
         text_rows: token rows for PPO-ptx, `input_ids` and `labels` each; needed when `ptx_coef` is above 0.
         judges: functions of prompts and answers, asked about held-out prompts alone, under the name `eval_NAME`.
         **kwargs: as for `trl.RLOOTrainer`; `args` is a `PPOConfig`.
@@ -78,6 +79,7 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         critic: nn.Module,
         reference: Callable[[Any], contextlib.AbstractContextManager] | None = None,
         settle: Callable[[Any], None] | None = None,
+        for_sampling: Callable[[Any], contextlib.AbstractContextManager] | None = None,
         text_rows: Sequence[Row] = (),
         judges: dict[str, Callable[..., list[float]]] | None = None,
         **kwargs: Any,
@@ -114,6 +116,7 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
                 rollout.silence_dropout(model)
         add_reader(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
         self._reference, self._settle, self.judges = reference, settle, judges or {}
+        self._for_sampling = for_sampling or contextlib.nullcontext
         self._token_rewards = TokenRewards()
         self.reward_funcs = [self._token_rewards.wrapped(f, i) for i, f in enumerate(self.reward_funcs)]
         if config.gradient_checkpointing and critic.reads == "tokens":

@@ -67,7 +67,7 @@ def train(frame: Frame) -> Result:
     tokenizer = models.load_tokenizer(source, recipe.model)
     tokenizer.padding_side = "left"
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
-    scorers = [scorer(frame, i, model) for i in range(len(recipe.reward))]
+    scorers = [scorer(frame, i, model, tokenizer) for i in range(len(recipe.reward))]
     trainer = build_trainer(frame, model, tokenizer, scorers)
 
     before = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
@@ -110,6 +110,7 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
         callbacks=[*callbacks(frame), Guidance(lambda text: frame.reporter.note(f"warning: {text}"))],
         critic=build_critic(frame, model, start),
         reference=adapters.as_parent if peft else None,
+        for_sampling=adapters.folded if peft else None,
         settle=adapters.settle if peft else None,
         text_rows=text_rows(frame, tokenizer, args.max_length_of_text) if "ptx" in data else (),
         judges={"judge": judge} if judge else {},

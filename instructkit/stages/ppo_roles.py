@@ -30,21 +30,24 @@ class Start:
 # -- rewards ----------------------------------------------------------------------------------------------------------
 
 
-def scorer(frame: Frame, index: int, policy: Any) -> Callable[..., Any]:
+def scorer(frame: Frame, index: int, policy: Any, tokenizer: Any) -> Callable[..., Any]:
     """One entry of the recipe's `reward:` list as a callable of TRL's form."""
     from instructkit.scoring import RewardScorer
 
     item = frame.recipe.reward[index]
     if item.function:
         return load_function(item.function)
-    size = frame.recipe.trainer.get("reading_batch_size", 32)
+    options = {
+        "batch_size": frame.recipe.trainer.get("reading_batch_size", 32),
+        "policy_tokenizer": tokenizer,
+    }
     source = frame.inputs.parents[f"reward[{index}]"]
     if frame.recipe.lora is not None and source.adapter and source.base == frame.inputs.parents["model"].base:
         frame.reporter.note(f"reward {source.name}: an adapter on the policy's backbone")
-        tokenizer = models.load_tokenizer(source, frame.recipe.model)
-        return RewardScorer.on_backbone(policy, source, tokenizer, f"reward_{index}", batch_size=size)
+        own = models.load_tokenizer(source, frame.recipe.model)
+        return RewardScorer.on_backbone(policy, source, own, f"reward_{index}", **options)
     section = frame.recipe.model.model_copy(update={"revision": None})  # that is the policy's
-    return RewardScorer.load(source, section, frame.machine, batch_size=size)
+    return RewardScorer.load(source, section, frame.machine, **options)
 
 
 # -- the critic -------------------------------------------------------------------------------------------------------

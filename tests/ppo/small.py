@@ -81,7 +81,11 @@ def build(
         processing_class=tokenizer,
         critic=value,
         callbacks=callbacks,
-        **({"reference": adapters.as_parent, "settle": adapters.settle} if lora else {}),
+        **(
+            {"reference": adapters.as_parent, "settle": adapters.settle, "for_sampling": adapters.folded}
+            if lora
+            else {}
+        ),
         **(more or {}),
     )
 

@@ -132,7 +132,7 @@ def test_the_reference_of_a_policy_above_an_adapter_is_that_adapter(tiny_folder,
 
 
 def roles() -> dict:
-    return {"reference": adapters.as_parent, "settle": adapters.settle}
+    return {"reference": adapters.as_parent, "settle": adapters.settle, "for_sampling": adapters.folded}
 
 
 def test_switching_roles_leaves_the_flags_of_training(tiny_folder) -> None:
@@ -225,6 +225,30 @@ def test_a_reward_model_on_the_backbone_scores_as_it_does_alone(tiny_folder, tmp
     wanted = alone.score(prompts, answers)
     assert shared.score(prompts, answers) == pytest.approx(wanted, abs=1e-4)
     assert max(wanted) - min(wanted) > 1e-2
+
+
+def test_the_reward_model_reads_the_sampled_ids_where_the_tokenizers_agree(tiny_folder, tmp_path) -> None:
+    """S-2: the same words cut into other tokens get the score of those tokens; another tokenizer reads the words."""
+    place = saved_reward(tiny_folder, tmp_path)
+    tokenizer, other = (AutoTokenizer.from_pretrained(tiny_folder) for _ in range(2))
+    other.chat_template = other.chat_template + " "
+    source = models.Source("reward", str(tiny_folder), adapter=place, run=place)
+    letters = [i for c in "cold" for i in tokenizer(c, add_special_tokens=False)["input_ids"]]
+    assert letters != tokenizer("cold", add_special_tokens=False)["input_ids"]
+    asked = {
+        "prompts": PROMPTS[:1],
+        "completions": [[{"role": "assistant", "content": "cold"}]],
+        "completion_ids": [letters],
+    }
+    found = []
+    for policy_tokenizer in (tokenizer, other):
+        model = policy(tiny_folder)
+        found.append(
+            RewardScorer.on_backbone(model, source, tokenizer, "reward_0", policy_tokenizer=policy_tokenizer)
+        )
+    words = found[1].score(PROMPTS[:1], ["cold"])
+    assert found[1](**asked) == pytest.approx(words, abs=1e-6)
+    assert abs(found[0](**asked)[0] - words[0]) > 1e-4
 
 
 def test_scoring_leaves_the_policy_as_it_was(tiny_folder, tmp_path) -> None:

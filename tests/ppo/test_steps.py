@@ -118,7 +118,7 @@ def test_dropout_is_off_in_rollout_and_update(tiny_folder, tmp_path) -> None:
 
 
 def roles() -> dict:
-    return {"reference": adapters.as_parent, "settle": adapters.settle}
+    return {"reference": adapters.as_parent, "settle": adapters.settle, "for_sampling": adapters.folded}
 
 
 def test_dual_clip_is_for_bad_actions_alone() -> None:
