@@ -7,6 +7,8 @@ from typing import Any
 
 from instructkit.errors import InputError
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -51,6 +53,27 @@ def choose(dtype: str = "auto", quantization: str = "none") -> Machine:
     if quantization != "none":
         reasons.append(f"base in {quantization}, computing in {chosen}")
     return Machine(device, chosen, tuple(reasons))
+
+
+def keep_freed_memory() -> bool:
+    """
+    Let the C library keep what tensors free on a CPU, in place of giving it back to the system and asking for it again.
+
+    Training makes and frees the same large tensors in every step, and each one from the system is paid for page by page:
+    a policy's forward and backward pass with its log-probabilities took 3.0 s by default and 2.4 s so (135M parameters, 16 rows
+    of 57 tokens, two cores). It costs what glibc's free lists hold between two steps.
+
+    Returns:
+        False where the C library is not glibc, and nothing was changed.
+    """
+    import ctypes
+    import platform
+
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    largest_threshold = 32 * 2**20  # glibc refuses a higher one on 64 bits
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, largest_threshold) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def hardware() -> dict[str, Any]:
