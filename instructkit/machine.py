@@ -73,7 +73,9 @@ def keep_freed_memory() -> bool:
         return False
     largest_threshold = 32 * 2**20  # glibc refuses a higher one on 64 bits
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_M_MMAP_THRESHOLD, largest_threshold) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(
+        libc.mallopt(_M_MMAP_THRESHOLD, largest_threshold) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    )
 
 
 def hardware() -> dict[str, Any]:

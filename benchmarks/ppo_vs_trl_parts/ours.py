@@ -19,7 +19,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from instructkit import adapters, models
+from instructkit import adapters, machine, models
 from instructkit.ppo import rollout
 from instructkit.ppo.config import PPOConfig
 from instructkit.ppo.critic import AdapterCritic, HeadCritic
@@ -41,6 +41,8 @@ class Clock(TrainerCallback):
 def main() -> None:
     """Train for the wanted rollouts, then time the bare passes on the same batch."""
     wanted = common.settings()
+    if wanted["device"] == "cpu":
+        machine.keep_freed_memory()  # as every stage does
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(wanted, Path(folder), clock)

@@ -19,7 +19,21 @@ from trl.kernels import ChunkedLogProbFunction
 
 from instructkit.ppo import prefix
 
-VOCABULARY_TILE = 32_768
+# Words whose logits stand in memory at once. A CPU is fastest where a tile stays in its caches: log-probabilities and gradients
+# of 1536 tokens over 49,152 words took 2.25 s with the GPU's tile and 1.20 s with this one (float32, two cores).
+TILE_ON_GPU, TILE_ON_CPU = 32_768, 2_048
+
+
+class HeadLaw(NamedTuple):
+    """What a model does with what its head gives: `scale` (Granite, Cohere), then a soft cap (Gemma)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, found: Tensor) -> Tensor:
+        """The model's logits, from its head's."""
+        scaled = self.scale * found
+        return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
 
 
 class Reading(NamedTuple):
@@ -38,7 +52,7 @@ def add_reader(model: Any) -> None:
         model: causal language model, not yet wrapped; its forward without `response_mask` stays as it was.
     """
     original = model.forward
-    scale = head_scale(model)
+    law = head_law(model)
 
     @functools.wraps(original)
     def forward(
@@ -57,9 +71,9 @@ def add_reader(model: Any) -> None:
         if response_ids is None:
             return Reading(None, None, states)
         logits = None
-        if scale is None:  # the head does more than multiply (a soft cap): ask the model itself
+        if law is None:  # the head does something else: ask the model itself
             logits = original(*args, use_cache=False, logits_to_keep=length + 1, **kwargs).logits[:, :-1]
-        return _score(self, states, logits, response_ids, response_mask, scale, temperature, with_entropy)
+        return _score(self, states, logits, response_ids, response_mask, law, temperature, with_entropy)
 
     model.forward = types.MethodType(forward, model)
     model.reads_responses = True
@@ -78,9 +92,9 @@ def reads_responses(model: Any) -> bool:
 
 
 @torch.no_grad()
-def head_scale(model: Any) -> float | None:
+def head_law(model: Any) -> HeadLaw | None:
     """
-    The constant by which a model multiplies what its head gives (Granite, Cohere); None where it does something else.
+    What a model does to its head's logits; None where that is neither a constant nor its config's soft cap.
 
     Asked of the model on a few tokens, so that no list of architectures has to be kept.
     """
@@ -95,9 +109,10 @@ def head_scale(model: Any) -> float | None:
     finally:
         model.train(was_training)
     size = (found * found).sum()
-    scale = float((wanted * found).sum() / size) if size > 0 else 1.0
-    close = (wanted - scale * found).abs().max() <= 1e-2 * wanted.abs().max().clamp(min=1e-6)
-    return scale if bool(close) else None
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    law = HeadLaw(1.0, cap) if cap else HeadLaw(float((wanted * found).sum() / size) if size > 0 else 1.0)
+    close = (wanted - law(found)).abs().max() <= 1e-2 * wanted.abs().max().clamp(min=1e-6)
+    return law if bool(close) else None
 
 
 def _states(body: Any, length: int, inputs: dict[str, Any]) -> Tensor:
@@ -107,7 +122,7 @@ def _states(body: Any, length: int, inputs: dict[str, Any]) -> Tensor:
     return found[:, -length - 1 : -1]
 
 
-def _score(model, states, logits, ids, mask, scale, temperature, with_entropy) -> Reading:
+def _score(model, states, logits, ids, mask, law, temperature, with_entropy) -> Reading:
     """Log-probabilities of the chosen tokens, actions only."""
     if logits is None:
         head = model.get_output_embeddings()
@@ -118,9 +133,9 @@ def _score(model, states, logits, ids, mask, scale, temperature, with_entropy) -
             head.bias,
             ids[mask],
             temperature,
-            VOCABULARY_TILE,
-            None,
-            scale,
+            TILE_ON_CPU if head.weight.device.type == "cpu" else TILE_ON_GPU,
+            law.softcap,
+            law.scale,
             outputs,
         )
     else:

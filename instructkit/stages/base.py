@@ -134,6 +134,8 @@ def run(
     frame = Frame(recipe, inputs, choose_machine(recipe), output, reporter, options.resume)
     for reason in [*frame.machine.reasons, *left_out(inputs)]:
         reporter.note(reason)
+    if frame.machine.on_cpu:
+        machines.keep_freed_memory()
     folder.start(
         resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume
     )

@@ -33,14 +33,23 @@ def model_of(family: str, folder):
         return AutoModelForCausalLM.from_pretrained(folder).eval()
     if family == "granite":  # divides its logits by a constant
         return GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0, initializer_range=0.3)).eval()
+    if family == "other":  # bends them in a way that no config tells
+        return Bent(Gemma2Config(**SMALL, final_logit_softcapping=None, initializer_range=0.3)).eval()
     config = Gemma2Config(**SMALL, final_logit_softcapping=2.0, initializer_range=0.3)  # bends its logits
     return Gemma2ForCausalLM(config).eval()
+
+
+class Bent(Gemma2ForCausalLM):
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits.sin()
+        return out
 
 
 BATCH = rollout.collate([[5, 6, 7], [8]], [[9, 10], [11, 12, 13, 14]], pad_id=0)
 
 
-@pytest.mark.parametrize("family", ["llama", "granite", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "granite", "gemma2", "other"])
 def test_log_probabilities_entropies_and_gradients_are_those_of_the_logits(tiny_folder, family: str) -> None:
     model = model_of(family, tiny_folder)
     ids, attention, positions = rollout.joined(BATCH)
@@ -64,9 +73,10 @@ def test_log_probabilities_entropies_and_gradients_are_those_of_the_logits(tiny_
 
 
 def test_what_a_head_does_is_asked_of_the_model(tiny_folder) -> None:
-    assert reader.head_scale(model_of("llama", tiny_folder)) == pytest.approx(1.0, abs=1e-5)
-    assert reader.head_scale(model_of("granite", tiny_folder)) == pytest.approx(0.25, abs=1e-5)
-    assert reader.head_scale(model_of("gemma2", tiny_folder)) is None
+    assert reader.head_law(model_of("llama", tiny_folder)).scale == pytest.approx(1.0, abs=1e-5)
+    assert reader.head_law(model_of("granite", tiny_folder)).scale == pytest.approx(0.25, abs=1e-5)
+    assert reader.head_law(model_of("gemma2", tiny_folder)) == (1.0, 2.0)
+    assert reader.head_law(model_of("other", tiny_folder)) is None
 
 
 def test_a_model_that_reads_still_answers_as_before(tiny_folder) -> None:
