@@ -133,7 +133,7 @@ def watch(trainer: PPOTrainer) -> dict[str, list[float]]:
 
 
 def bare_passes(trainer: PPOTrainer, wanted: dict[str, Any]) -> dict[str, float]:
-    """Median seconds of bare `generate`, and of a bare forward and backward pass, on the trainer's own last batch."""
+    """Median seconds of bare `generate`, forward with backward, and the same without a head, on the trainer's last batch."""
     batch, model = trainer._rollout, trainer.model
     ids, mask, positions = rollout.joined(batch)
     prompts = {"input_ids": batch["prompt_ids"], "attention_mask": batch["prompt_mask"]}
@@ -151,11 +151,20 @@ def bare_passes(trainer: PPOTrainer, wanted: dict[str, Any]) -> dict[str, float]
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten()).backward()
         model.zero_grad()
 
+    def value() -> None:
+        body = model.get_base_model().base_model
+        states = body(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        states[:, -length - 1 : -1].sum().backward()
+        model.zero_grad()
+
     model.train()
-    times = {"generate": [], "learn": []}
+    works = {"generate": generate, "learn": learn, "value": value}
+    times = {name: [] for name in works}
     for _ in range(wanted["bare"]):
-        times["generate"].append(common.seconds(generate))
-        times["learn"].append(common.seconds(learn))
+        for name, work in works.items():
+            times[name].append(common.seconds(work))
     return {name: statistics.median(found) for name, found in times.items()}
 
 

@@ -187,7 +187,10 @@ class Sampling:
             else:
                 with torch.no_grad():
                     read = self._read_in_parts(batch)
-            return *read, self.reference_logprobs(batch) if self.beta else read[0].logprobs
+            started = time.perf_counter()
+            reference = self.reference_logprobs(batch) if self.beta else read[0].logprobs
+            self._note("time/reference", time.perf_counter() - started)
+            return *read, reference
 
     def _read_in_parts(self, batch: dict[str, Tensor]) -> tuple[Reading, Tensor]:
         parts, shape = [], batch["response_mask"].shape
