@@ -4,10 +4,10 @@ Speed and memory of PPO beside TRL 1.12's, the last release that had a PPOTraine
     python benchmarks/ppo_vs_trl.py              both response lengths, both critics; about 25 minutes on two cores
     python benchmarks/ppo_vs_trl.py --lengths 24 --rollouts 3
 
-Same model (SmolLM2-135M-Instruct, prepared by `make smollm2`), prompts, response length, batch of 16, two epochs, LoRA r=16
+Same model (SmolLM2-135M-Instruct, prepared by `make smollm2`), prompts, response length, batch, two epochs, LoRA r=16
 on all linear layers, learned reward of the same size, one process. Workers run one after another, TRL's first and last, so
 that a machine that warms up or slows down shows. TRL 1.12 gets an environment of its own. Writes
-benchmarks/results/ppo_vs_trl.json and .md.
+benchmarks/results/ppo_vs_trl.json and .md, and where a CUDA device is at hand the same with `_cuda` (bfloat16, batch 256).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from golden_trl112 import prepare
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = ROOT / "benchmarks" / "ppo_vs_trl_parts"
 RESULTS = ROOT / "benchmarks" / "results" / "ppo_vs_trl"
-EPOCHS, BATCH = 2, 16
+EPOCHS = 2
+BATCHES = {"cpu": 16, "cuda": 256}
 
 Figures = dict[str, Any]
 
@@ -54,23 +55,36 @@ def main() -> int:
         )
         return 2
     python = prepare(options.env.resolve())
-    found = {length: measured(length, options, python) for length in options.lengths}
-    about = {
-        "machine": machine(),
-        "threads": options.threads,
-        "rollouts": options.rollouts - 1,
-        "command": f"benchmarks/ppo_vs_trl.py --lengths {' '.join(map(str, options.lengths))} --rollouts {options.rollouts}",
-    }
-    RESULTS.with_suffix(".json").write_text(
-        json.dumps({**about, "found": found}, indent=1) + "\n", encoding="utf-8"
-    )
-    text = page(about, found)
-    RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    pages = []
+    for device in devices():
+        found = {length: measured(length, device, options, python) for length in options.lengths}
+        about = {
+            "machine": machine(device),
+            "batch": BATCHES[device],
+            "rollouts": options.rollouts - 1,
+            "command": f"benchmarks/ppo_vs_trl.py --lengths {' '.join(map(str, options.lengths))} --rollouts {options.rollouts}",
+        }
+        out = RESULTS.with_name(RESULTS.name + ("" if device == "cpu" else "_cuda"))
+        out.with_suffix(".json").write_text(
+            json.dumps({**about, "found": found}, indent=1) + "\n", encoding="utf-8"
+        )
+        pages.append(page(about, found))
+        out.with_suffix(".md").write_text(pages[-1], encoding="utf-8")
+    print("\n".join(pages))
     return 0
 
 
-def measured(length: int, options: argparse.Namespace, python: Path) -> dict[str, Figures]:
+def devices() -> list[str]:
+    """The CPU, and a CUDA device where one is at hand; without one that is said."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ["cpu", "cuda"]
+    print(f"no CUDA device at hand: the table for one (bfloat16, batch {BATCHES['cuda']}) is skipped")
+    return ["cpu"]
+
+
+def measured(length: int, device: str, options: argparse.Namespace, python: Path) -> dict[str, Figures]:
     """The figures of every worker at one response length."""
     own = Path(sys.executable)
     kinds = {
@@ -80,10 +94,14 @@ def measured(length: int, options: argparse.Namespace, python: Path) -> dict[str
         "SFT": (own, "sft.py", {}),
         "TRL 1.12, again": (python, "theirs.py", {}),
     }
-    return {name: worker(*kind, length=length, options=options) for name, kind in kinds.items()}
+    return {
+        name: worker(*kind, length=length, device=device, options=options) for name, kind in kinds.items()
+    }
 
 
-def worker(python: Path, script: str, more: Figures, *, length: int, options: argparse.Namespace) -> Figures:
+def worker(
+    python: Path, script: str, more: Figures, *, length: int, device: str, options: argparse.Namespace
+) -> Figures:
     """One worker in a process of its own, so that its peak of memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
@@ -98,9 +116,12 @@ def worker(python: Path, script: str, more: Figures, *, length: int, options: ar
             "length": length,
             "rollouts": options.rollouts,
             "bare": 5,
-            "device": "cpu",
+            "device": device,
+            "batch": BATCHES[device],
         }
-        quiet = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        quiet = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        if device == "cpu":
+            quiet["CUDA_VISIBLE_DEVICES"] = ""
         environment = {**os.environ, **quiet, "OMP_NUM_THREADS": options.threads}
         paths = [str(WORKERS)] + ([str(ROOT)] if python == Path(sys.executable) else [])
         environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -161,7 +182,7 @@ def middle(values: list[float]) -> float:
     return statistics.median(values[1:] or values)
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """What it ran on, without names of places."""
     import peft
     import torch
@@ -171,7 +192,12 @@ def machine() -> str:
     versions = ", ".join(
         f"{library.__name__} {library.__version__}" for library in (torch, trl, transformers, peft)
     )
-    return f"{os.cpu_count()} cores ({platform.machine()}), no GPU; {versions}; beside it trl 1.12.0"
+    place = (
+        f"{os.cpu_count()} cores ({platform.machine()}), no GPU"
+        if device == "cpu"
+        else torch.cuda.get_device_name(0)
+    )
+    return f"{place}; {versions}; beside it trl 1.12.0"
 
 
 def page(about: Figures, found: dict[int, dict[str, Figures]]) -> str:
@@ -183,7 +209,8 @@ def page(about: Figures, found: dict[int, dict[str, Figures]]) -> str:
         "",
     ]
     lines += [
-        f"Batch {BATCH}, {EPOCHS} epochs, LoRA r=16, learned reward on the backbone; medians of {about['rollouts']} rollouts.",
+        f"Batch {about['batch']}, {EPOCHS} epochs, LoRA r=16, learned reward on the backbone;"
+        f" medians of {about['rollouts']} rollouts.",
         "",
     ]
     lines += [

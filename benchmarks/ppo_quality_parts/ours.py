@@ -25,6 +25,7 @@ from instructkit.recipe.schema import ModelSection
 from instructkit.scoring import RewardScorer
 
 ROLLOUTS, BATCH, EPOCHS, LONGEST = 30, 128, 2, 40  # what recipes/ppo.yaml does
+ASKED = 400
 SECTION = ModelSection(name="runs/sft")
 MACHINE = Machine("cpu", "float32", ())
 
@@ -40,7 +41,7 @@ def main() -> None:
         figures = best_of(wanted)
     else:
         place = {"instructkit PPO": ppo, "TRL 1.12 PPO": already}.get(wanted["method"], trl)(wanted)
-        figures = measured(Path(place), wanted["seed"])
+        figures = measured(Path(place), wanted)
     Path(f"{wanted['name']}.json").write_text(json.dumps(figures), encoding="utf-8")
 
 
@@ -130,12 +131,12 @@ def prompts(source: str) -> list[dict[str, Any]]:
     return load_rows(source, kind="prompt").rows
 
 
-def measured(place: Path, seed: int) -> dict[str, float]:
-    """Judge, KL to the SFT policy and length of one sampled answer to each held-out prompt."""
+def measured(place: Path, wanted: dict[str, Any]) -> dict[str, float]:
+    """Judge, KL to the SFT policy and length of one sampled answer to each of the first prompts of the wanted source."""
     tokenizer = AutoTokenizer.from_pretrained("runs/sft", padding_side="left")
     policy, reference = (AutoModelForCausalLM.from_pretrained(str(p)).eval() for p in (place, "runs/sft"))
-    asked = [row["prompt"] for row in prompts("demo/prompts-held-out")]
-    answers = answer(policy, tokenizer, asked, max_new_tokens=LONGEST, seed=seed)
+    asked = [row["prompt"] for row in prompts(wanted["prompts"])][:ASKED]
+    answers = answer(policy, tokenizer, asked, max_new_tokens=LONGEST, seed=wanted["seed"])
     batch = rollout.collate(
         [a.prompt_ids for a in answers], [a.ids for a in answers], pad_id=tokenizer.pad_token_id
     )
@@ -157,7 +158,7 @@ def best_of(wanted: dict[str, Any]) -> dict[str, float]:
     n = wanted["n"]
     tokenizer = AutoTokenizer.from_pretrained("runs/sft", padding_side="left")
     policy = AutoModelForCausalLM.from_pretrained("runs/sft").eval()
-    asked = [row["prompt"] for row in prompts("demo/prompts-held-out")]
+    asked = [row["prompt"] for row in prompts(wanted["prompts"])][:ASKED]
     tries = [
         answer(policy, tokenizer, asked, max_new_tokens=LONGEST, seed=1000 * wanted["seed"] + i)
         for i in range(n)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-BATCH, EPOCHS, RANK = 16, 2, 16
+EPOCHS, RANK = 2, 16
 BETA, LEARNING_RATE = 0.05, 1e-5
 TARGETS = "all-linear"
 
@@ -35,18 +35,33 @@ def messages(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def on_cpu(wanted: dict[str, Any]) -> bool:
+    """Whether this worker computes on the CPU, in float32; on a GPU it is bfloat16."""
+    return wanted["device"] == "cpu"
+
+
+def peak_bytes(wanted: dict[str, Any]) -> int:
+    """Largest memory so far: resident memory of this process, or what torch had allocated on the GPU."""
+    if on_cpu(wanted):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import torch
+
+    return torch.cuda.max_memory_allocated()
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long one call takes."""
+    """How long one call takes, and what it started on a GPU."""
+    import torch
+
     started = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
 def done(wanted: dict[str, Any], **figures: Any) -> None:
     """Hand the figures to the driver."""
-    Path(wanted["out"]).write_text(json.dumps({**figures, "peak_bytes": peak_bytes()}), encoding="utf-8")
+    Path(wanted["out"]).write_text(
+        json.dumps({**figures, "peak_bytes": peak_bytes(wanted)}), encoding="utf-8"
+    )

@@ -41,14 +41,14 @@ class Clock(TrainerCallback):
 def main() -> None:
     """Train for the wanted rollouts, then time the bare passes on the same batch."""
     wanted = common.settings()
-    if wanted["device"] == "cpu":
+    if common.on_cpu(wanted):
         machine.keep_freed_memory()  # as every stage does
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(wanted, Path(folder), clock)
         phases = watch(trainer)
         trainer.train()
-        peak = common.peak_bytes()
+        peak = common.peak_bytes(wanted)
         bare = bare_passes(trainer, wanted)
     gaps = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]
     common.done(wanted, seconds=gaps, phases=phases, bare=bare, peak_of_training=peak)
@@ -58,11 +58,14 @@ def build(wanted: dict[str, Any], folder: Path, clock: Clock) -> PPOTrainer:
     """The trainer: LoRA policy, learned reward as an adapter on its backbone, the wanted critic."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(wanted["model"], padding_side="left")
-    dtype = torch.float32 if wanted["device"] == "cpu" else torch.bfloat16
+    dtype = torch.float32 if common.on_cpu(wanted) else torch.bfloat16
     base = AutoModelForCausalLM.from_pretrained(wanted["model"], dtype=dtype)
     reward = saved_reward(wanted["model"], folder)
     policy = adapters.add_lora(base, lora("CAUSAL_LM"), None)
-    scorer = RewardScorer.on_backbone(policy, reward, tokenizer, "reward_0")
+    policy.to(wanted["device"])
+    scorer = RewardScorer.on_backbone(
+        policy, reward, tokenizer, "reward_0", policy_tokenizer=tokenizer, batch_size=wanted["batch"]
+    )
     hidden = policy.config.hidden_size
     if wanted["critic"] == "head":
         critic = HeadCritic(hidden)
@@ -71,15 +74,15 @@ def build(wanted: dict[str, Any], folder: Path, clock: Clock) -> PPOTrainer:
         critic = AdapterCritic(hidden, adapters.add_critic(policy, reward.adapter), owns)
     config = PPOConfig(
         output_dir=str(folder),
-        per_device_train_batch_size=common.BATCH,
+        per_device_train_batch_size=wanted["batch"],
         steps_per_generation=1,
         num_iterations=common.EPOCHS,
         max_steps=common.EPOCHS * wanted["rollouts"],
         max_completion_length=wanted["length"],
         learning_rate=common.LEARNING_RATE,
         beta=common.BETA,
-        use_cpu=wanted["device"] == "cpu",
-        bf16=wanted["device"] != "cpu",
+        use_cpu=common.on_cpu(wanted),
+        bf16=not common.on_cpu(wanted),
         gradient_checkpointing=False,
         report_to="none",
         save_strategy="no",

@@ -17,16 +17,18 @@ def main() -> None:
     wanted = common.settings()
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(wanted["model"])
-    base = AutoModelForCausalLM.from_pretrained(wanted["model"], dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(
+        wanted["model"], dtype=torch.float32 if common.on_cpu(wanted) else torch.bfloat16
+    )
     rows = [ids + ids[:1] * wanted["length"] for ids in common.prompts(wanted["prompts"], tokenizer)]
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
             output_dir=folder,
-            per_device_train_batch_size=common.BATCH,
+            per_device_train_batch_size=wanted["batch"],
             max_steps=3,
             max_length=4096,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=common.on_cpu(wanted),
+            bf16=not common.on_cpu(wanted),
             gradient_checkpointing=False,
             report_to="none",
             save_strategy="no",

@@ -34,28 +34,29 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(wanted["model"], padding_side="left")
     tokenizer.add_special_tokens({"pad_token": "<|im_start|>"})
-    policy = AutoModelForCausalLM.from_pretrained(wanted["model"], dtype=torch.float32)
+    dtype = torch.float32 if common.on_cpu(wanted) else torch.bfloat16
+    policy = AutoModelForCausalLM.from_pretrained(wanted["model"], dtype=dtype)
     policy.generation_config.eos_token_id = None  # every response has the full length
     classify = AutoModelForSequenceClassification.from_pretrained
-    reward, value = (classify(wanted["model"], num_labels=1, dtype=torch.float32) for _ in range(2))
+    reward, value = (classify(wanted["model"], num_labels=1, dtype=dtype) for _ in range(2))
     rows = [{"input_ids": ids} for ids in common.prompts(wanted["prompts"], tokenizer)]
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         config = PPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=common.BATCH,
+            per_device_train_batch_size=wanted["batch"],
             gradient_accumulation_steps=1,
             num_mini_batches=1,
             num_ppo_epochs=common.EPOCHS,
-            local_rollout_forward_batch_size=common.BATCH,
-            total_episodes=common.BATCH * wanted["rollouts"],
+            local_rollout_forward_batch_size=wanted["batch"],
+            total_episodes=wanted["batch"] * wanted["rollouts"],
             response_length=wanted["length"],
             learning_rate=common.LEARNING_RATE,
             kl_coef=common.BETA,
             temperature=1.0,
             num_sample_generations=0,
-            use_cpu=wanted["device"] == "cpu",
-            bf16=wanted["device"] != "cpu",
+            use_cpu=common.on_cpu(wanted),
+            bf16=not common.on_cpu(wanted),
             gradient_checkpointing=False,
             report_to="none",
             save_strategy="no",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from instructkit.ppo.masks import masked_sum
+from instructkit.ppo.masks import Reduce, alone, moments
 
 
 @torch.no_grad()
@@ -80,12 +80,6 @@ def length_adaptive_lam(mask: Tensor, *, alpha: float) -> Tensor:
 
 
 @torch.no_grad()
-def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(returns: Tensor, values: Tensor, mask: Tensor, reduce: Reduce = alone) -> Tensor:
     """`1 - Var(R - V) / Var(R)` over True positions: 1 is perfect, below 0 worse than a constant; NaN for constant R."""
-    return 1 - _variance(returns - values, mask) / _variance(returns, mask)
-
-
-def _variance(x: Tensor, mask: Tensor) -> Tensor:
-    count = mask.sum().clamp(min=1)
-    mean = masked_sum(x, mask) / count
-    return masked_sum((x - mean).square(), mask) / count
+    return 1 - moments(returns - values, mask, reduce)[1] / moments(returns, mask, reduce)[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from instructkit.ppo import kl
 from instructkit.ppo.advantages import explained_variance
-from instructkit.ppo.masks import masked_mean
+from instructkit.ppo.masks import Reduce, alone, moments
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -74,19 +74,29 @@ def distinct_pairs(completion_ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def of_estimates(
-    values: Tensor, advantages: Tensor, returns: Tensor, entropies: Tensor, mask: Tensor, lam: float | Tensor
+    values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    entropies: Tensor,
+    mask: Tensor,
+    lam: float | Tensor,
+    reduce: Reduce = alone,
 ) -> dict[str, Any]:
-    """What the critic and GAE made of a rollout, before whitening; all `(B, T)`, in units of the score."""
-    lengths = mask.sum(1).float()
+    """What the critic and GAE made of a rollout of all processes, before whitening; all `(B, T)`, in units of the score."""
+    columns = {"value": values, "return": returns, "advantage": advantages, "entropy": entropies}
+    found = {name: moments(x, mask, reduce) for name, x in columns.items()}
+    lengths, rows = mask.sum(1), mask.new_ones(len(mask))
+    mean_length = moments(lengths, rows, reduce)[0]
+    decays = (torch.as_tensor(lam).to(mask.device) ** mean_length).expand(len(mask))
     return {
-        "val/explained_variance": explained_variance(returns, values, mask),
-        "val/value_mean": masked_mean(values, mask),
-        "val/return_mean": masked_mean(returns, mask),
-        "val/return_std": deviation(returns, mask),
-        "policy/advantage_mean": masked_mean(advantages, mask),
-        "policy/advantage_std": deviation(advantages, mask),
-        "policy/entropy_avg": masked_mean(entropies, mask),
-        "policy/score_decay": (torch.as_tensor(lam) ** lengths.mean()).mean(),
+        "val/explained_variance": explained_variance(returns, values, mask, reduce),
+        "val/value_mean": found["value"][0],
+        "val/return_mean": found["return"][0],
+        "val/return_std": found["return"][1].sqrt(),
+        "policy/advantage_mean": found["advantage"][0],
+        "policy/advantage_std": found["advantage"][1].sqrt(),
+        "policy/entropy_avg": found["entropy"][0],
+        "policy/score_decay": moments(decays, rows, reduce)[0],
     }
 
 
@@ -110,8 +120,3 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
     """Pearson's r of two `(B,)` figures; NaN where one of them is constant."""
     x, y = first - first.mean(), second - second.mean()
     return (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
-
-
-def deviation(x: Tensor, mask: Tensor) -> Tensor:
-    """Population standard deviation over True positions."""
-    return masked_mean((x - masked_mean(x, mask)).square(), mask).sqrt()

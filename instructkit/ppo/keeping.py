@@ -37,11 +37,23 @@ class Keeping:
         Answer held-out prompts and tell score, KL and length as `eval_NAME`; training goes on as if nothing had been asked.
 
         Args:
-            eval_dataset: rows with a `prompt`; the trainer's own when None.
+            eval_dataset: rows with a `prompt`, or several such sets by name; the trainer's own when None.
             ignore_keys: of no use here; part of Trainer's interface.
             metric_key_prefix: in front of each name.
+
+        Raises:
+            ValueError: when there are no held-out prompts.
         """
-        rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        asked = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(asked, dict):
+            found = [
+                self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+                for name, part in asked.items()
+            ]
+            return {name: value for told in found for name, value in told.items()}
+        rows = list(asked or [])
+        if not rows:
+            raise ValueError("there are no held-out prompts to answer; give the trainer an eval_dataset")
         was_training = self.model.training
         self.model.eval()
         try:
@@ -86,12 +98,16 @@ class Keeping:
     def _note(self, name: str, value: Any) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(float(value))
 
-    def _note_all(self, found: dict[str, Any]) -> None:
-        """Note figures, averaged over processes in one exchange."""
-        numbers = torch.tensor([float(value) for value in found.values()], device=self.accelerator.device)
-        numbers = self.accelerator.reduce(numbers, reduction="mean")
-        for name, value in zip(found, numbers.tolist(), strict=True):
-            self._note(name, value)
+    def _note_all(self, found: dict[str, Any], weight: Tensor | float = 1.0) -> None:
+        """Note figures of all processes: weighted means, and the largest of what is called a maximum, in one exchange."""
+        numbers = [float(value) for value in found.values()]
+        device = self.accelerator.device
+        rows = self.accelerator.gather(torch.tensor([[float(weight), *numbers]], device=device))
+        weights = rows[:, :1] / rows[:, :1].sum().clamp(min=1e-12)
+        means = torch.where(weights > 0, weights * rows[:, 1:], 0.0).sum(0)
+        largest = rows[:, 1:].amax(0)
+        for name, mean, most in zip(found, means.tolist(), largest.tolist(), strict=True):
+            self._note(name, most if name.endswith("_max") else mean)
 
     def _sum_over_processes(self, statistics: Tensor) -> Tensor:
         return self.accelerator.reduce(statistics, reduction="sum")

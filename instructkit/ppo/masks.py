@@ -42,13 +42,30 @@ def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor | float | None
     return masked_sum(values, mask) / count.clamp(min=1)
 
 
+Reduce = Callable[[Tensor], Tensor]  # sums a tensor of statistics over processes
+
+
+def alone(statistics: Tensor) -> Tensor:
+    """The sum over one process."""
+    return statistics
+
+
+def moments(values: Tensor, mask: Tensor, reduce: Reduce = alone) -> tuple[Tensor, Tensor]:
+    """
+    Mean and population variance over True positions of all processes, in float32, in two passes.
+
+    Args:
+        reduce: sums the statistics `[n, sum]`, then `[sum of squared deviations]`, over processes.
+    """
+    values = torch.where(mask, values.float(), 0.0)
+    count, total = reduce(torch.stack([mask.sum().float(), values.sum()]))
+    mean = total / count.clamp(min=1)
+    squares = reduce(torch.where(mask, values - mean, 0.0).square().sum().unsqueeze(0))[0]
+    return mean, squares / count.clamp(min=1)
+
+
 def whiten(
-    values: Tensor,
-    mask: Tensor,
-    *,
-    keep_mean: bool = False,
-    reduce: Callable[[Tensor], Tensor] = lambda statistics: statistics,
-    epsilon: float = 1e-8,
+    values: Tensor, mask: Tensor, *, keep_mean: bool = False, reduce: Reduce = alone, epsilon: float = 1e-8
 ) -> Tensor:
     """
     `(x - mean) / (std + epsilon)` over True positions of all processes; zero elsewhere (A-3).
@@ -57,14 +74,10 @@ def whiten(
 
     Args:
         keep_mean: change the scale alone, `(x - mean) / (std + epsilon) + mean` (S-7).
-        reduce: sums the statistics `[n, sum]`, then `[sum of squared deviations]`, over processes.
+        reduce: as in `moments`.
 
     Source: Huang et al. 2024 (2403.17031), section 3; Xu et al. 2024 (2404.10719), section 5.
     """
-    values = torch.where(mask, values.float(), 0.0)
-    count, total = reduce(torch.stack([mask.sum().float(), values.sum()]))
-    mean = total / count.clamp(min=1)
-    deviations = torch.where(mask, values - mean, 0.0)
-    squares = reduce(deviations.square().sum().unsqueeze(0))[0]
-    white = deviations / ((squares / count.clamp(min=1)).sqrt() + epsilon)
-    return torch.where(mask, white + mean, 0.0) if keep_mean else white
+    mean, variance = moments(values, mask, reduce)
+    white = (values.float() - mean) / (variance.sqrt() + epsilon)
+    return torch.where(mask, white + mean if keep_mean else white, 0.0)

@@ -118,7 +118,8 @@ class Sampling:
             estimates.update(lam_value=1.0)  # warm-up fits the critic to what really came
         advantages, returns = advantages_and_returns(rewards, values, mask, **estimates)
         self._record_rollout(sampled, old, reference)
-        self._note_all(figures.of_estimates(values, advantages, returns, old.entropies, mask, lam))
+        read = (values, advantages, returns, old.entropies, mask)
+        self._note_all(figures.of_estimates(*read, lam, self._sum_over_processes))
         if self.normalize_advantages:
             advantages = whiten(advantages, mask, reduce=self._sum_over_processes)
         self._adapt_beta(old.logprobs, reference, mask)
@@ -151,9 +152,12 @@ class Sampling:
             cap = self.args.vllm_importance_sampling_cap
             found["sampler_weights"] = losses.importance_weights(old_logprobs, theirs, cap=cap)
             gap = torch.where(mask, (old_logprobs - theirs).abs(), 0.0)
-            self._note("sampling/logp_difference_max", gap.max())
-            self._note("sampling/logp_difference_mean", gap.sum() / mask.sum().clamp(min=1))
-            self._note("sampling/importance_ratio", found["sampler_weights"][mask].mean())
+            told = {
+                "sampling/logp_difference_max": gap.max(),
+                "sampling/logp_difference_mean": gap.sum() / mask.sum().clamp(min=1),
+                "sampling/importance_ratio": found["sampler_weights"][mask].mean(),
+            }
+            self._note_all(told, weight=mask.sum())
         return found
 
     def _adapt_beta(self, logprobs: Tensor, reference: Tensor, mask: Tensor) -> None:

@@ -201,8 +201,10 @@ class Updating:
         mask, tokens = self._policy_tokens(inputs)
         policy_share = tokens / mask.sum().clamp(min=1)
         value_share = inputs["tokens_in_step"] / inputs["response_mask"].sum().clamp(min=1)
-        self._note_all(figures.of_update(policy, value, policy_share, value_share))
+        found = figures.of_update(policy, value, policy_share, value_share)
+        self._note_all(found, weight=inputs["response_mask"].sum())
         before_any_step = self._step % (self.args.steps_per_generation * self.num_iterations)
         if policy is not None and before_any_step < self.args.gradient_accumulation_steps:
             gap = torch.where(inputs["response_mask"], reading.logprobs - inputs["old_logprobs"], 0.0)
-            self._note("policy/first_pass_ratio_error", torch.expm1(gap.detach()).abs().max())
+            worst = torch.expm1(gap.detach()).abs().max()
+            self._note("policy/first_pass_ratio_error", self.accelerator.gather(worst).max())

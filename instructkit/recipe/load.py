@@ -65,13 +65,39 @@ def _contradictions(recipe: Any) -> list[tuple[Place, str, str]]:
         told = "`gates.kl_max_nats` could not be measured: with `trainer.beta` 0 no reference is loaded"
         hint = "set a small beta, add a `lora:` section (its reference costs nothing), or remove the gate"
         found.append((("gates", "kl_max_nats"), told, hint))
-    critic = getattr(recipe, "critic", None)
-    if critic and critic.kind == "head" and critic.init == "reward":
-        told = "`critic.init` is reward, and a head on the policy starts at zero"
-        found.append((("critic", "init"), told, "set kind: adapter or separate, or leave init out"))
-    if critic and critic.kind == "adapter" and recipe.lora is None:
+    if recipe.stage == "ppo":
+        found += _about_critic(recipe)
+    return found
+
+
+def _about_critic(recipe: Any) -> list[tuple[Place, str, str]]:
+    """Kinds and starts of a critic that these roles cannot have."""
+    critic, found = recipe.critic, []
+    kind = critic.kind if critic.kind != "auto" else "adapter" if recipe.lora else "separate"
+    if kind == "adapter" and recipe.lora is None:
         told = "`critic.kind` is adapter, and without `lora:` there is no frozen backbone to stand on"
         found.append((("critic", "kind"), told, "add a `lora:` section, or set kind: separate or head"))
+    if critic.detach and kind != "head":
+        told = (
+            f"`critic.detach` is true, and a critic of kind {kind} shares no trained weight with the policy"
+        )
+        found.append((("critic", "detach"), told, "set kind: head, or leave detach out"))
+    if critic.init == "reward":
+        learned = [item for item in recipe.reward if item.model]
+        if kind == "head":
+            told, hint = (
+                "a head on the policy starts at zero",
+                "set kind: adapter or separate, or leave init out",
+            )
+        elif kind == "separate" and recipe.lora is not None:
+            told = "a critic of kind separate above `lora:` cannot hold a reward model's weights"
+            hint = "set kind: adapter, or leave init out"
+        elif len(recipe.reward) != 1 or not learned:
+            told = f"`reward` has {len(recipe.reward)} entries, {len(learned)} of them learned models"
+            hint = "a critic starts as the one learned reward model; leave init out, or use init: zero"
+        else:
+            return found
+        found.append((("critic", "init"), f"`critic.init` is reward, and {told}", hint))
     return found
 
 

@@ -97,6 +97,10 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
     start = start_of_critic(frame, tokenizer)
     args = arguments(PPOConfig, frame, recipe.trainer, **defaults_of(recipe, start))
     peft = recipe.lora is not None
+    if peft and recipe.lora.dropout and args.disable_dropout:
+        frame.reporter.note(
+            "lora.dropout plays no part: PPO scores a response with the very policy that wrote it"
+        )
     judge = load_function(recipe.gates.judge) if recipe.gates.judge else None
     return build(
         PPOTrainer,

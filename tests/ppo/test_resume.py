@@ -115,6 +115,15 @@ def test_the_same_held_out_answers_each_time_it_is_asked(tiny_folder, tmp_path) 
     assert judged[0] == judged[1]
 
 
+def test_held_out_sets_by_name_and_none_at_all(tiny_folder, tmp_path) -> None:
+    rows = [{"prompt": prompt} for prompt in PROMPTS[:2]]
+    trainer = build(tiny_folder, tmp_path, more={"eval_dataset": {"easy": rows[:1], "hard": rows[1:]}})
+    told = trainer.evaluate()
+    assert {"eval_easy_objective/scores", "eval_hard_objective/scores"} <= told.keys()
+    with pytest.raises(ValueError, match="no held-out prompts to answer"):
+        build(tiny_folder, tmp_path).evaluate()
+
+
 def test_randomness_of_its_own_is_given_back() -> None:
     torch.manual_seed(1)
     random.seed(1)

@@ -298,3 +298,13 @@ def test_resume_continues_from_a_rollout_border(tiny_folder, tmp_path) -> None:
     second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-8"))
     assert second.state.global_step == 12
     assert logged(second, "episode")[-1] == 3 * 8
+
+
+def test_figures_of_several_processes_count_their_tokens_alike(tiny_folder, tmp_path, monkeypatch) -> None:
+    """A process with three times the tokens has three times the say in a mean; of maxima the largest is told."""
+    trainer = build(tiny_folder, tmp_path)
+    other = torch.tensor([[30.0, 4.0, 1.5]])
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda mine: torch.cat([mine, other]))
+    trainer._note_all({"val/ratio": 8.0, "policy/ratio_max": 1.2}, weight=torch.tensor(10))
+    assert trainer._metrics["train"]["val/ratio"] == [5.0]
+    assert trainer._metrics["train"]["policy/ratio_max"] == [1.5]

@@ -266,6 +266,13 @@ def test_a_critic_stands_on_what_the_recipe_has() -> None:
     assert "`critic.init` is reward, and a head on the policy starts at zero" in told[0]
     told = faults(path, "ppo", ["critic={kind: adapter}"])
     assert "without `lora:` there is no frozen backbone" in told[0]
+    told = faults(path, "ppo", ["critic={kind: separate, init: reward}", "lora={}"])
+    assert "a critic of kind separate above `lora:` cannot hold a reward model's weights" in told[0]
+    for rewards in ("[{function: 'a:b'}]", "[{model: runs/reward}, {function: 'a:b'}]"):
+        told = faults(path, "ppo", ["critic={init: reward}", f"reward={rewards}"])
+        assert "`critic.init` is reward, and `reward` has" in told[0]
+    told = faults(path, "ppo", ["critic={detach: true}"])
+    assert "shares no trained weight with the policy" in told[0]
     for given in (["critic={init: reward}"], ["critic={init: reward}", "lora={}"]):
         assert load_recipe(path, "ppo", given).critic.init == "reward"
 
