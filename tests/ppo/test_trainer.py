@@ -303,6 +303,7 @@ def test_resume_continues_from_a_rollout_border(tiny_folder, tmp_path) -> None:
 def test_figures_of_several_processes_count_their_tokens_alike(tiny_folder, tmp_path, monkeypatch) -> None:
     """A process with three times the tokens has three times the say in a mean; of maxima the largest is told."""
     trainer = build(tiny_folder, tmp_path)
+    trainer.model.train()
     other = torch.tensor([[30.0, 4.0, 1.5]])
     monkeypatch.setattr(trainer.accelerator, "gather", lambda mine: torch.cat([mine, other]))
     trainer._note_all({"val/ratio": 8.0, "policy/ratio_max": 1.2}, weight=torch.tensor(10))
