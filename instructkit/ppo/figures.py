@@ -15,6 +15,9 @@ from instructkit.ppo.masks import Reduce, alone, moments
 Gather = Callable[[Tensor], Tensor]
 
 
+LARGEST = ("_max", "_error")  # names so ending tell the largest of their parts, all others a mean
+
+
 def of_scores(raw: Tensor, used: Tensor, lengths: Tensor, ended: Tensor, gather: Gather) -> dict[str, Any]:
     """
     Scores and lengths of a rollout; all `(B,)` of this process, gathered over all.
@@ -114,6 +117,19 @@ def of_update(policy: Any, value: Any, policy_share: Tensor, value_share: Tensor
         "val/ratio": policy.ratio_mean,
         "val/ratio_var": policy.ratio_var,
     }
+
+
+def over_parts(parts: list[tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:
+    """Figures of a micro-batch from tokens and figures of each of its passes: weighted means, the largest of each maximum."""
+    weights = torch.stack([weight for weight, _ in parts]).float()
+    weights = weights / weights.sum().clamp(min=1)
+    found = {}
+    for name in parts[0][1]:
+        column = torch.stack([torch.as_tensor(told[name]).float() for _, told in parts])
+        found[name] = (
+            column.max() if name.endswith(LARGEST) else torch.where(weights > 0, weights * column, 0.0).sum()
+        )
+    return found
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:

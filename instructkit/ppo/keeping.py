@@ -107,7 +107,7 @@ class Keeping:
         means = torch.where(weights > 0, weights * rows[:, 1:], 0.0).sum(0)
         largest = rows[:, 1:].amax(0)
         for name, mean, most in zip(found, means.tolist(), largest.tolist(), strict=True):
-            self._note(name, most if name.endswith("_max") else mean)
+            self._note(name, most if name.endswith(figures.LARGEST) else mean)
 
     def _sum_over_processes(self, statistics: Tensor) -> Tensor:
         return self.accelerator.reduce(statistics, reduction="sum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -71,11 +72,13 @@ def collate(
 def joined(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Input ids, attention mask and explicit positions of prompt and response together, each `(B, P + T)` (R-1)."""
     input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    attended = batch.get(
-        "attended", batch["response_mask"]
-    )  # text can be read without being learned (PPO-ptx)
-    attention_mask = torch.cat([batch["prompt_mask"], attended.long()], dim=1)
+    attention_mask = torch.cat([batch["prompt_mask"], _attended(batch).long()], dim=1)
     return input_ids, attention_mask, position_ids(attention_mask)
+
+
+def _attended(batch: dict[str, Tensor]) -> Tensor:
+    """The tokens behind the prompt that are read, `(B, T)`; text can be read without being learned (PPO-ptx)."""
+    return batch.get("attended", batch["response_mask"])
 
 
 def read(model: Any, batch: dict[str, Tensor], *, temperature: float, entropy: bool = False) -> Reading:
@@ -148,7 +151,7 @@ def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     start = int(batch["prompt_mask"].size(1) - batch["prompt_mask"].sum(1).max())
     total = batch["response_mask"].size(1)
-    end = max(1, int(batch["response_mask"].sum(1).max()))
+    end = max(1, int(_attended(batch).sum(1).max()))
 
     def cut(name: str, tensor: Tensor) -> Tensor:
         if name.startswith("prompt_"):
@@ -160,7 +163,7 @@ def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def lengths(batch: dict[str, Tensor]) -> Tensor:
     """Tokens of each row, prompt and response together, `(B,)`."""
-    return batch["prompt_mask"].sum(1) + batch["response_mask"].sum(1)
+    return batch["prompt_mask"].sum(1) + _attended(batch).sum(1)
 
 
 def rows_of(batch: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
@@ -176,6 +179,21 @@ def by_length(batch: dict[str, Tensor], size: int) -> list[tuple[Tensor, dict[st
     """Rows of like length together, at most `size` at once and trimmed: where each row came from, and the rows."""
     order = lengths(batch).argsort(stable=True)
     return [(index, trimmed(rows_of(batch, index))) for index in order.split(size)]
+
+
+def passes_needed(batch: dict[str, Tensor], most_tokens: int | None) -> int:
+    """How many passes of at most `most_tokens` tokens a batch takes, padding included; a row is never divided."""
+    rows, width = len(batch["prompt_ids"]), batch["prompt_ids"].size(1) + batch["completion_ids"].size(1)
+    if most_tokens is None:
+        return 1
+    return math.ceil(rows / max(1, most_tokens // width))
+
+
+def in_passes(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """A batch in `count` parts of even size, rows of like length together; a batch of fewer rows makes fewer."""
+    if count == 1:
+        return [batch]
+    return [part for _, part in by_length(batch, math.ceil(len(batch["prompt_ids"]) / count))]
 
 
 def put_back(parts: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Tensor:

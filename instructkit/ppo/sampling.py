@@ -177,11 +177,12 @@ class Sampling:
         """
         Old log-probabilities, old values and the reference's log-probabilities, `(B, T)` each.
 
-        Where a rollout is one micro-batch and the critic is a head on the policy, the first pass of the update would
+        Where one pass holds a whole rollout and the critic is a head on the policy, the first pass of the update would
         read the same tokens with the same weights again; so this reading keeps its graph and is that pass (R-7).
         """
         alone = self.accelerator.num_processes == 1  # several processes need the update's own pass to meet
-        once = alone and self.args.steps_per_generation == 1 and self._unwrapped_critic().reads == "policy"
+        whole = self.args.steps_per_generation == 1 and self._passes_needed(batch) == 1
+        once = alone and whole and self._unwrapped_critic().reads == "policy"
         with self.accelerator.autocast():
             if once and not self._warming_up():
                 reading = self._read(self.model, batch, entropy=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from instructkit.ppo import figures, losses, rollout
+from instructkit.ppo.config import TOKENS_PER_PASS_ON_CPU
 from instructkit.ppo.masks import masked_mean, masked_sum
 from instructkit.ppo.ptx import learned_tokens
 from instructkit.ppo.reader import Reading
@@ -26,13 +27,47 @@ class Updating:
         return super().training_step(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """`policy loss + vf_coef * value loss`, each a sum over tokens by the tokens of the optimizer step."""
+        """
+        `policy loss + vf_coef * value loss`, each a sum over tokens by the tokens of the optimizer step.
+
+        A micro-batch that is too large for one pass is learned in parts; the last part's backward pass is Trainer's.
+        """
         if self._left_early:  # no gradient at all, so the optimizer leaves every weight where it is
             return self._nothing()
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self._far = torch.zeros((), device=self.accelerator.device)
         if self.args.ptx_coef and not self._warming_up():
             self._learn_text(
                 model
             )  # whole before the others: DDP takes one forward pass and its backward at a time
+        parts = [inputs] if self._kept is not None else self._in_passes(inputs)
+        done, found = 0.0, []
+        for part in parts:
+            loss, figures_of_part = self._learn(model, part)
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # DDP averages gradients; the denominators are global
+            found.append((part["response_mask"].sum(), figures_of_part))
+            if part is not parts[-1]:
+                self.accelerator.backward(loss)
+                done = done + loss.detach()
+        self._note_all(figures.over_parts(found), weight=inputs["response_mask"].sum())
+        if not self._warming_up():
+            self._leave_early_if_far(inputs)
+        return loss + done
+
+    def _in_passes(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """A micro-batch in parts that each fit one pass; as many on every process, since DDP meets in each."""
+        count = torch.tensor(self._passes_needed(batch), device=self.accelerator.device)
+        return rollout.in_passes(batch, int(self.accelerator.gather(count).max()))
+
+    def _passes_needed(self, batch: dict[str, Tensor]) -> int:
+        on_cpu = self.accelerator.device.type == "cpu"
+        most = self.args.tokens_per_pass or (TOKENS_PER_PASS_ON_CPU if on_cpu else None)
+        return rollout.passes_needed(batch, most)
+
+    def _learn(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of what one pass holds, and its figures."""
         if self._unwrapped_critic().reads == "role":
             value, loss = self._learn_in_role(model, inputs), self._nothing()
             reading = None if self._warming_up() else self._read_for_update(model, inputs)
@@ -47,11 +82,10 @@ class Updating:
             if self.args.entropy_coef:
                 mean = masked_mean(reading.entropies, *self._policy_tokens(inputs))
                 loss = loss - self.args.entropy_coef * mean
-            self._leave_early_if_far(reading, inputs)
-        self._record_update(policy, value, reading, inputs)
-        return (
-            loss * self.accelerator.num_processes
-        )  # DDP averages gradients; the denominators are already global
+            mask, _ = self._policy_tokens(inputs)
+            gap = (reading.logprobs.detach() - inputs["old_logprobs"]).square() / 2
+            self._far = self._far + masked_sum(gap, mask)
+        return loss, self._figures(policy, value, reading, inputs)
 
     def _nothing(self) -> Tensor:
         return torch.zeros((), device=self.accelerator.device, requires_grad=True)
@@ -129,17 +163,13 @@ class Updating:
             return None
         return losses.sequence_weights(mask, tokens=tokens, sequences=responses.clamp(min=1))
 
-    def _leave_early_if_far(self, reading: Reading, inputs: dict[str, Tensor]) -> None:
+    def _leave_early_if_far(self, inputs: dict[str, Tensor]) -> None:
         """After an optimizer step that went too far, no further one on this rollout; decided alike on all processes."""
-        if self.args.target_kl is None:
+        if self.args.target_kl is None or (self._step + 1) % self.args.gradient_accumulation_steps:
             return
-        mask, _ = self._policy_tokens(inputs)
-        gap = masked_sum((reading.logprobs.detach() - inputs["old_logprobs"]).square() / 2, mask)
-        self._far = self._far + gap if self._step % self.args.gradient_accumulation_steps else gap
-        if (self._step + 1) % self.args.gradient_accumulation_steps == 0:
-            far = self._sum_over_processes(self._far) / inputs["policy_tokens_in_step"].clamp(min=1)
-            self._left_early = bool(far > EARLY_STOP_FACTOR * self.args.target_kl)
-            self._note("policy/left_early", float(self._left_early))
+        far = self._sum_over_processes(self._far) / inputs["policy_tokens_in_step"].clamp(min=1)
+        self._left_early = bool(far > EARLY_STOP_FACTOR * self.args.target_kl)
+        self._note("policy/left_early", float(self._left_early))
 
     def _learn_text(self, model: Any) -> None:
         """PPO-ptx: the negative log-likelihood of text, in the same optimizer step, with a backward pass of its own."""
@@ -150,10 +180,13 @@ class Updating:
         tokens = learned_tokens(self.text.draw(first * world * count, size * world * count))
         rows = self.text.draw((self._step * world + rank) * count, count)
         batch = {name: x.to(self.accelerator.device) for name, x in self.text.batch(rows).items()}
-        logprobs = rollout.read(model, batch, temperature=1.0).logprobs
-        loss = -masked_mean(logprobs, batch["response_mask"], tokens)
-        self.accelerator.backward(self.args.ptx_coef * loss * world)
-        self._note("loss/ptx", loss.detach() * size * world)
+        told = torch.zeros((), device=self.accelerator.device)
+        for part in self._in_passes(batch):
+            logprobs = rollout.read(model, part, temperature=1.0).logprobs
+            loss = -masked_mean(logprobs, part["response_mask"], tokens)
+            self.accelerator.backward(self.args.ptx_coef * loss * world)
+            told = told + loss.detach()
+        self._note("loss/ptx", told * size * world)
         if self._step == first:
             gradients = [p.grad.norm() for p in self.policy_parameters() if p.grad is not None]
             self._note("grad_norm/ptx", torch.stack(gradients).norm())
@@ -195,16 +228,15 @@ class Updating:
 
     # -- what is logged -----------------------------------------------------------------------------------------------
 
-    def _record_update(
+    def _figures(
         self, policy: Any, value: Any, reading: Reading | None, inputs: dict[str, Tensor]
-    ) -> None:
+    ) -> dict[str, Tensor]:
         mask, tokens = self._policy_tokens(inputs)
         policy_share = tokens / mask.sum().clamp(min=1)
         value_share = inputs["tokens_in_step"] / inputs["response_mask"].sum().clamp(min=1)
         found = figures.of_update(policy, value, policy_share, value_share)
-        self._note_all(found, weight=inputs["response_mask"].sum())
         before_any_step = self._step % (self.args.steps_per_generation * self.num_iterations)
         if policy is not None and before_any_step < self.args.gradient_accumulation_steps:
             gap = torch.where(inputs["response_mask"], reading.logprobs - inputs["old_logprobs"], 0.0)
-            worst = torch.expm1(gap.detach()).abs().max()
-            self._note("policy/first_pass_ratio_error", self.accelerator.gather(worst).max())
+            found["policy/first_pass_ratio_error"] = torch.expm1(gap.detach()).abs().max()
+        return found

@@ -230,6 +230,43 @@ def test_a_first_pass_that_keeps_its_graph_is_the_same_step(tiny_folder, tmp_pat
         torch.testing.assert_close(kept[False][name], kept[True][name], atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("critic", ["head", "adapter", "separate"])
+def test_a_step_in_many_passes_is_the_step_in_one(tiny_folder, tmp_path, critic) -> None:
+    """O-11, within a micro-batch: the same weights and the same figures, text of PPO-ptx included."""
+    trained = []
+    for most in (None, 20):
+        trainer = build(
+            tiny_folder,
+            tmp_path,
+            lora=True,
+            critic=critic,
+            tokens_per_pass=most,
+            per_device_train_batch_size=8,
+            steps_per_generation=1,
+            max_steps=2,
+            ptx_coef=0.5,
+            more={"text_rows": TEXT},
+        )
+        whole = {**fixed_rollout(trainer)}
+        trainer._generate_and_score_completions = lambda inputs, whole=whole: whole
+        trainer.train()
+        trained.append(trainer)
+    plain, divided = trained
+    assert plain._passes_needed(whole) == 1
+    assert divided._passes_needed(whole) > 2
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(divided)[name], tensor, atol=2e-6, rtol=1e-4)
+    for name in (
+        "loss",
+        "loss/policy_avg",
+        "loss/value_avg",
+        "loss/ptx",
+        "policy/approxkl_avg",
+        "policy/ratio_max",
+    ):
+        assert logged(divided, name) == pytest.approx(logged(plain, name), abs=2e-4)
+
+
 def test_entropy_bonus_raises_the_gradient_towards_the_uniform_law(tiny_folder, tmp_path) -> None:
     plain, inputs = ready(tiny_folder, tmp_path, lora=True)
     bonus, _ = ready(tiny_folder, tmp_path, lora=True, entropy_coef=0.5)

@@ -119,6 +119,19 @@ def test_trimming_cuts_shared_padding_alone() -> None:
     assert short["count"] == 7
 
 
+def test_passes_hold_no_more_than_they_may_and_every_row_once() -> None:
+    batch = rollout.collate([[i + 1] * 3 for i in range(8)], [[7] * (1 + i % 5) for i in range(8)], pad_id=0)
+    assert rollout.passes_needed(batch, None) == 1
+    assert rollout.passes_needed(batch, 64) == 1
+    assert rollout.passes_needed(batch, 63) == 2
+    assert rollout.passes_needed(batch, 3) == 8  # a row is never divided
+    for count in (1, 2, 3, 8, 9):
+        parts = rollout.in_passes(batch, count)
+        assert sorted(int(i) for part in parts for i in part["prompt_ids"][:, 0]) == list(range(1, 9))
+        assert len(parts) == min(count, 8)
+        assert all(len(part["prompt_ids"]) <= -(-8 // count) for part in parts)
+
+
 def test_an_epoch_visits_every_row_once_in_another_order() -> None:
     torch.manual_seed(0)
     batch = rollout.collate([[i + 1] for i in range(8)], [[i + 1] * (1 + i % 3) for i in range(8)], pad_id=0)

@@ -28,6 +28,7 @@ def main(folder: str, out: str, critic: str, checkpointing: bool) -> None:
         max_steps=1,
         **({"ddp_backend": "gloo"} if world > 1 else {}),
         gradient_checkpointing=checkpointing,
+        tokens_per_pass=40,  # the processes' rows differ in length, and so would their passes
         ptx_coef=0.5,
         more={"text_rows": [{"input_ids": [5, 6, i], "labels": [-100, 6, i]} for i in range(20, 30)]},
     )
