@@ -84,7 +84,7 @@ def line(seed: int, work: Path) -> None:
             [sys.executable, "-m", "instructkit", stage, str(recipe), f"run.seed={seed}", "--if-changed"],
             place,
         )
-    run([sys.executable, str(WORKERS / "ours.py"), json.dumps({"method": "prompts"})], place)
+    run([sys.executable, str(WORKERS / "ours.py"), json.dumps({"method": "prompts", "seed": seed})], place)
 
 
 def point(

@@ -43,8 +43,8 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
     return Room(*map(frozenset, named))
 
 
-FLOOR_1 = "errors recipe data.records data.demo runs evaluate.metrics feedback.gates"
-FLOOR_2 = f"{FLOOR_1} data.files data.sources data.prepare feedback"
+FLOOR_1 = "errors recipe data.records data.shapes data.demo runs evaluate.metrics feedback.gates"
+FLOOR_2 = f"{FLOOR_1} data.files data.readers data.sources data.prepare feedback"
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapters models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses ppo.scores"
 TRAINER_PARTS = (
@@ -54,6 +54,7 @@ TRAINER_PARTS = (
 LIBRARY = " ".join(
     [
         "errors",
+        "ppo.limits",
         MATHS,
         "ppo.critic",
         "ppo.reference",
@@ -73,16 +74,18 @@ ROOMS = {
     "__main__": room("cli"),
     "errors": room(),
     # Floor 1: errors only; pydantic and yaml only in recipe; never each other.
-    "recipe": room("errors", "pydantic pydantic_core yaml"),
+    "recipe": room("errors ppo.limits", "pydantic pydantic_core yaml"),
     # Run by hand to write the schema file from the pinned TRL; loading a recipe never imports it.
     "recipe.generate": room("errors recipe ppo.config", "", ANYTHING),
     "data": room("errors"),
     "data.records": room("errors"),
+    "data.shapes": room("errors data.records"),
     "data.demo": room("errors"),
     "runs": room("errors"),
     "evaluate.metrics": room("errors", "numpy"),
     "feedback.gates": room("errors"),
     "ppo": room(LIBRARY, "", TORCH_KIND | {"trl"}),
+    "ppo.limits": room(),
     "ppo.masks": room("", "torch"),
     "ppo.advantages": room("ppo.masks", "torch"),
     "ppo.kl": room("ppo.masks", "torch"),
@@ -91,7 +94,8 @@ ROOMS = {
     "ppo.scores": room("", "torch"),
     # Floor 2: datasets and what reads files inside function bodies.
     "data.files": room("errors data.records", "", "pyarrow"),
-    "data.sources": room(FLOOR_2, "", "datasets"),
+    "data.readers": room(FLOOR_2, "", "datasets"),
+    "data.sources": room(FLOOR_2),
     "data.prepare": room(FLOOR_2),
     "feedback": room(FLOOR_2),
     # Floor 3: torch, transformers, peft. Two helpers of TRL are used inside functions, and in the rollout.

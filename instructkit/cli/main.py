@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from instructkit.cli import chat, runs, train
+from instructkit.cli import chat, recipes, runs, train
 from instructkit.errors import InstructKitError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 train.register(app)
+recipes.register(app)
 runs.register(app)
 chat.register(app)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -9,6 +10,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,18 @@ from instructkit.data.records import Row
 from instructkit.errors import DataError, Fault, InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-NUMBERS = ("rating", "margin")
-Read = tuple[Row | Fault, str]  # a row, or why it cannot be read, and its place
+NUMBERS = ("rating", "margin", "chosen_rating", "rejected_rating")
+_NOT_UTF_8 = ("not UTF-8", "save the file as UTF-8")
+
+
+@dataclass(frozen=True)
+class Unread(Fault):
+    """Why a row cannot be read, and what stands in its place."""
+
+    found: str = ""
+
+
+Read = tuple[Row | Fault, str]  # a row, or why there is none, and its place
 
 
 def read_file(path: Path) -> Iterator[Read]:
@@ -36,14 +48,22 @@ def read_file(path: Path) -> Iterator[Read]:
 
 
 def _text_of(path: Path) -> str:
+    content = _bytes_of(path)
+    try:
+        return content.decode("utf-8-sig")  # line ends stay as they are
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError([Fault(f"{path}:{line}", *_NOT_UTF_8)], 1) from error
+
+
+def _bytes_of(path: Path) -> bytes:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as stream:
             content = stream.read()
-        return content.decode("utf-8-sig")  # line ends stay as they are
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError([Fault(f"{path}:{line}", "not UTF-8", "save the file as UTF-8")], 1) from error
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError([Fault(f"{path}:1", "UTF-16", "save the file as UTF-8")], 1)
+        return content
     except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut off
         raise InputError(
             f"{path} cannot be read: {error}", hint="check the file and its permissions"
@@ -52,18 +72,22 @@ def _text_of(path: Path) -> str:
 
 def _read_jsonl(path: Path) -> Iterator[Read]:
     # Not splitlines(): JSON lets U+2028 and its kind stand in a text, and only a line feed ends a row.
-    for i, line in enumerate(_text_of(path).split("\n"), start=1):
+    for i, line in enumerate(_bytes_of(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             yield _parsed(line, f"{path}:{i}"), f"{path}:{i}"
 
 
-def _parsed(line: str, place: str) -> Row | Fault:
+def _parsed(line: bytes, place: str) -> Row | Fault:
+    found = line.decode("utf-8", "replace")
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Unread(place, *_NOT_UTF_8, found)
     except (ValueError, RecursionError) as error:
-        return Fault(place, f"not JSON: {_why(error)}", "one JSON object a line")
+        return Unread(place, f"not JSON: {_why(error)}", "one JSON object a line", found)
     if not isinstance(row, dict):
-        return Fault(place, f"found {type(row).__name__}; wanted a JSON object", "one JSON object a line")
+        told = f"found {type(row).__name__}; wanted a JSON object"
+        return Unread(place, told, "one JSON object a line", found)
     return row
 
 
@@ -109,7 +133,7 @@ def _table_row(header: list[str], cells: list[str], place: str) -> Row | Fault:
     """A row of a table; an empty cell is no value."""
     if len(cells) > len(header):
         told = f"found {len(cells)} cells; the header names {len(header)}"
-        return Fault(place, told, "put quotes around cells that hold commas")
+        return Unread(place, told, "put quotes around cells that hold commas", ",".join(cells))
     return {name: cell or None for name, cell in itertools.zip_longest(header, cells)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 from instructkit.data.records import Row
@@ -18,8 +19,9 @@ def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None
     Raises:
         InputError: when the two share rows, or a share leaves one side empty.
     """
-    options = {"kind": kind, "columns": section.columns, "seed": seed}
-    train = load_rows(section.train, limit=section.limit, **options)
+    skip = section.on_fault == "skip"
+    options = {"kind": kind, "columns": section.columns, "seed": seed, "skip_faults": skip}
+    train = load_rows(section.train, limit=section.limit, shuffle=section.shuffle, **options)
     if section.eval is None:
         return train, None
     if isinstance(section.eval, str):
@@ -27,7 +29,8 @@ def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None
         check_leak(train, held_out)
         return train, held_out
     train, held_out = split(train, section.eval, seed)
-    return train, held_out.pick(list(range(len(held_out.rows)))[: section.eval_limit])
+    held_out = held_out.pick(list(range(len(held_out.rows)))[: section.eval_limit])
+    return train, replace(held_out, skipped=())  # they are told once, with the source that they stand in
 
 
 def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,18 @@ WANTED = {
     "prompt": "`prompt`",
     "feedback": "`prompt` or `messages`, `response`, and one of `rating`, `better`, `preferred`",
 }
+# Names that other data have for our fields, told as a remedy and never applied unasked.
+SYNONYMS = {
+    "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
+    "prompt": ("question", "query", "instruction", "input", "user", "context"),
+    "completion": ("answer", "response", "output", "assistant", "target"),
+    "response": ("answer", "completion", "output"),
+    "text": ("content", "document", "body"),
+    "chosen": ("preferred", "better", "winner", "accepted"),
+    "rejected": ("dispreferred", "worse", "loser"),
+}
 ROLES = ("system", "user", "assistant", "tool")
+LONGEST_CHARACTERS = 2_000_000
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -42,26 +54,55 @@ def check_rows(rows: Sequence[Row], kind: str, places: Sequence[str]) -> list[Fa
         places: where each row stands, as `file:line`.
     """
     faults: list[Fault] = []
-    first: tuple[str, ...] | None = (
-        None  # the form of the first good row: a bad one must not put all others in the wrong
-    )
+    forms: dict[str, tuple[str, ...]] = {}  # of the good rows: a bad one must not put all others in the wrong
     for row, place in zip(rows, places, strict=True):
         shape = detect_shape(row, kind)
         if shape is None:
-            found = ", ".join(f"`{key}`" for key in row) or "nothing"
-            faults.append(
-                Fault(place, f"found {found}; wanted {WANTED[kind]}", "map other names with `columns`")
-            )
-            continue
-        if messages := _CHECKS[kind](row, shape):
+            faults.append(_shapeless(row, kind, place))
+        elif messages := _CHECKS[kind](row, shape):
             faults.extend(Fault(place, message) for message in messages)
-            continue
-        form = _form(row, shape)
-        first = first or form
-        if form != first:
-            told = f"a row of another shape than the first: {_told(form)} instead of {_told(first)}"
-            faults.append(Fault(place, told, "keep one shape in a file"))
-    return faults
+        else:
+            forms[place] = _form(row, shape)
+    return faults + _strangers(forms)
+
+
+def _shapeless(row: Row, kind: str, place: str) -> Fault:
+    """A row without the fields of any shape: what it has, what is wanted, and which of its names may mean it."""
+    for shape in SHAPES[kind]:
+        if set(shape) <= set(row):
+            empty = next(field for field in shape if row[field] is None)
+            return Fault(place, f"`{empty}` has no value; wanted text or messages")
+    found = ", ".join(f"`{key}`" for key in row) or "nothing"
+    renamed = _renaming(row, kind)
+    hint = f"say `columns: {{{renamed}}}`" if renamed else "map other names with `columns: {found: wanted}`"
+    return Fault(place, f"found {found}; wanted {WANTED[kind]}", hint)
+
+
+def _renaming(row: Row, kind: str) -> str:
+    """The `columns` that would make a row one of a known shape; nothing where no names are near."""
+    for shape in SHAPES[kind]:
+        names = {
+            field: next((key for key in row if key in (field, *SYNONYMS.get(field, ()))), None)
+            for field in shape
+        }
+        if None not in names.values() and len(set(names.values())) == len(names):
+            return ", ".join(f"{key}: {field}" for field, key in names.items() if key != field)
+    return ""
+
+
+def _strangers(forms: dict[str, tuple[str, ...]]) -> list[Fault]:
+    """Rows of another form than most."""
+    if len(set(forms.values())) < 2:
+        return []
+    (usual, count), *_ = Counter(forms.values()).most_common()
+    told = f"instead of {_told(usual)}, as {count} of {len(forms)} rows"
+    return [
+        Fault(
+            place, f"a row of another shape than the rest: {_told(form)} {told}", "keep one shape in a file"
+        )
+        for place, form in forms.items()
+        if form != usual
+    ]
 
 
 def _form(row: Row, shape: tuple[str, ...]) -> tuple[str, ...]:
@@ -69,7 +110,7 @@ def _form(row: Row, shape: tuple[str, ...]) -> tuple[str, ...]:
     fields = (
         ("prompt", *shape) if shape == ("chosen", "rejected") and row.get("prompt") is not None else shape
     )
-    return tuple(f"{field} as {'text' if isinstance(row[field], str) else 'messages'}" for field in fields)
+    return tuple(f"`{field}` as {'text' if isinstance(row[field], str) else 'messages'}" for field in fields)
 
 
 def _told(form: tuple[str, ...]) -> str:
@@ -150,10 +191,16 @@ def _same_form(first: str, one: Any, second: str, other: Any) -> list[str]:
 
 
 def _text(field: str, value: Any) -> list[str]:
+    if value is None:
+        return [f"`{field}` has no value; wanted text"]
     if not isinstance(value, str):
         return [f"`{field}` is {type(value).__name__}; wanted text"]
     if _HALF_CHARACTER.search(value):  # no tokenizer and no file takes it
         return [f"`{field}` holds half a character (a lone surrogate)"]
+    if "\x00" in value:
+        return [f"`{field}` holds a NUL byte"]
+    if len(value) > LONGEST_CHARACTERS:
+        return [f"`{field}` has {len(value):,} characters; no model reads more than {LONGEST_CHARACTERS:,}"]
     return [] if value.strip() else [f"`{field}` is empty"]
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 from trl import RLOOConfig
 
-MissingEos = Literal["subtract", "replace", "scale", "mask", "none"]
-Aggregation = Literal["token", "sequence"]
+from instructkit.ppo import limits
 
 # What a pass keeps for its backward pass grows with its tokens, while on a CPU speed does not: with SmolLM2-135M (LoRA, 16 rows
 # of 129 tokens, two cores) a step takes as long in halves, and PPO's peak falls from 6.1 to 4.4 GiB, with the critic's adapter
@@ -61,7 +59,7 @@ class PPOConfig(RLOOConfig):
             "help": "Bound on the loss of bad actions, in advantages (3 is usual); null switches it off."
         },
     )
-    loss_aggregation: Aggregation = field(
+    loss_aggregation: str = field(
         default="token",
         metadata={
             "help": "Mean over the tokens of an optimizer step, or over its responses: token or sequence."
@@ -103,8 +101,8 @@ class PPOConfig(RLOOConfig):
     missing_eos_penalty: float = field(
         default=1.0, metadata={"help": "Penalty for a response that did not end, in units of the used score."}
     )
-    missing_eos_mode: MissingEos = field(
-        default="subtract", metadata={"help": f"One of {', '.join(get_args(MissingEos))}."}
+    missing_eos_mode: str = field(
+        default="subtract", metadata={"help": "One of subtract, replace, scale, mask, none."}
     )
     length_penalty: float = field(
         default=0.0, metadata={"help": "Taken from the used score for each token of a response."}
@@ -140,7 +138,7 @@ class PPOConfig(RLOOConfig):
         default=None,
         metadata={
             "help": "Tokens, padding included, that one backward pass holds; a micro-batch with more is read in parts, with "
-            f"the same gradient. null: {TOKENS_PER_PASS_ON_CPU} on a CPU, no bound on a GPU."
+            "the same gradient. null: 1536 on a CPU, no bound on a GPU."
         },
     )
     vllm_importance_sampling_correction: bool = field(
@@ -165,94 +163,8 @@ class PPOConfig(RLOOConfig):
             # is the critic. Every other check of TRL has run by then; a contract test holds that order.
             if self.num_generations != 1 or "at least 2 generations" not in str(error):
                 raise
-        self._refuse_wrong_names()
-        self._refuse_what_is_out_of_range()
-        self._refuse_what_ppo_would_ignore_or_missample()
-
-    def _refuse_wrong_names(self) -> None:
-        named = {
-            "missing_eos_mode": (self.missing_eos_mode, get_args(MissingEos)),
-            "loss_aggregation": (self.loss_aggregation, get_args(Aggregation)),
-        }
-        for name, (value, allowed) in named.items():
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; one of {', '.join(allowed)}")
-        if self.kl_estimator != "k1":
-            raise ValueError(
-                f"kl_estimator is {self.kl_estimator!r}; inside the reward only k1 has the gradient of the KL: that of k2 "
-                "is off by its whole size, and that of k3 vanishes near the reference, where the penalty has to hold "
-                "(Tang and Munos 2025, 2506.09477); leave kl_estimator out"
-            )
-
-    def _refuse_what_is_out_of_range(self) -> None:
-        if self.steps_per_generation % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "
-                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that no optimizer step "
-                "mixes two rollouts"
-            )
-        shares = {"lam": self.lam, "lam_value": self.lam_value}
-        for name, value in shares.items():
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} ({value}) must lie in [0, 1]")
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma ({self.gamma}) must lie in (0, 1]")
-        above_0 = (
-            "length_adaptive_alpha",
-            "target_kl_per_sequence",
-            "target_kl",
-            "kl_horizon",
-            "score_clip",
-            "reading_batch_size",
-            "tokens_per_pass",
-            "ptx_rows_per_episode",
-            "vllm_importance_sampling_cap",
-        )
-        for name in above_0:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} ({value}) must be above 0")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip ({self.dual_clip}) must be above 1, or it would cut the plain loss")
-        if self.missing_eos_mode == "scale" and not 0 <= self.missing_eos_penalty < 1:
-            raise ValueError(
-                f"missing_eos_penalty ({self.missing_eos_penalty}) is the factor of missing_eos_mode scale; it must lie in [0, 1)"
-            )
-        if self.score_norm and not self.score_scaling:
-            raise ValueError("score_norm needs score_scaling: true")
-        if self.target_kl_per_sequence and not self.beta:
-            raise ValueError(
-                "target_kl_per_sequence steers beta, and beta is 0; give it a start, such as 0.05"
-            )
-
-    def _refuse_what_ppo_would_ignore_or_missample(self) -> None:
-        """Fields of TRL that PPO would ignore, and filters that make the sampled law another than the scored one (R-3)."""
-        extra = self.generation_kwargs or {}
-        filters = {
-            "top_p": self.top_p != 1.0,
-            "top_k": self.top_k not in (0, None),
-            "min_p": self.min_p is not None,
-            "repetition_penalty": self.repetition_penalty != 1.0,
-            "generation_kwargs": isinstance(extra, str) or bool(set(extra) - {"cache_implementation"}),
-        }
-        for name in (name for name, is_on in filters.items() if is_on):
-            raise ValueError(
-                f"{name} is set; PPO scores the whole distribution, so it must sample from all of it: leave {name} out"
-            )
-        instead = {
-            "fp16": (self.fp16, "use bfloat16 or float32: float16 has no loss scale for two clipped groups"),
-            "log_completions": (self.log_completions, "samples are kept by the stage; leave it out"),
-            "vllm_structured_outputs_regex": (
-                self.vllm_structured_outputs_regex is not None,
-                "it would sample from another law than the scored one; leave it out",
-            ),
-            "mask_truncated_completions": (self.mask_truncated_completions, "use missing_eos_penalty"),
-            "reward_clip_range": (self.reward_clip_range is not None, "use score_clip"),
-            "sync_ref_model": (self.sync_ref_model, "the reference of PPO stays where it is; leave it out"),
-        }
-        for name, (is_on, remedy) in instead.items():
-            if is_on:
-                raise ValueError(f"{name} is not for PPO: {remedy}")
+        for _, told in limits.faults(vars(self)):
+            raise ValueError(told)
 
     @property
     def mini_batches(self) -> int:

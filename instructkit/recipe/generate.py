@@ -1,7 +1,8 @@
 """
-Make `trainer_fields.json` anew from the installed TRL: `python -m instructkit.recipe.generate`.
+Make `trainer_fields.json` anew from the installed TRL: `python -m instructkit.recipe.generate [FILE]`.
 
-This is the one place of the recipe room that imports TRL, and nothing imports this one but its test.
+This is the one place of the recipe room that imports TRL, and nothing imports this one but its test. Where another TRL is
+installed than the shipped file was made for, `trainer_fields` runs it in a process of its own.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import sys
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
-from instructkit.recipe.trainer_fields import FILE
+from instructkit.recipe.trainer_fields import FILE, installed
 
 _NAMES = {
     bool: "bool",
@@ -46,7 +49,7 @@ def generate() -> dict[str, Any]:
     made["lora-update"] = {
         key: value for key, value in parts[0].items() if all(key in part for part in parts)
     }
-    return made
+    return {**made, "made_for": installed()}
 
 
 def _fields(config: type) -> dict[str, Any]:
@@ -90,4 +93,5 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(generate(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else FILE
+    out.write_text(json.dumps(generate(), indent=1, sort_keys=True) + "\n", encoding="utf-8")

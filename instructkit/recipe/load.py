@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 import difflib
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from instructkit.errors import Fault, RecipeError
+from instructkit.errors import Fault, InputError, RecipeError
 from instructkit.recipe import trainer_fields
-from instructkit.recipe.document import Document, Place, apply_override, dotted, read_document
-from instructkit.recipe.schema import RECIPES, STAGES, sections
+from instructkit.recipe.document import Document, Place, dotted
+from instructkit.recipe.overrides import apply_override
+from instructkit.recipe.reading import read_document
+from instructkit.recipe.rules import contradictions
+from instructkit.recipe.schema import RECIPES, STAGES, Weighted, sections
+
+_EXAMPLES = {
+    "model": "write `model: {name: runs/sft}`",
+    "data": "write `data: {train: my.jsonl}`",
+    "run": "write `run: {output: runs/mine}`",
+    "reward": "write `reward: [{model: runs/reward}]`",
+    "feedback": "write `feedback: {events: my.jsonl}`",
+    "lora": "write `lora: {r: 16}`, or `lora: {}` for the defaults",
+    "trainer": "write `trainer: {learning_rate: 1.0e-5}`",
+}
+_ALIASES = {
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "dpo": "lora-update",
+    "kto": "lora-update",
+    "rm": "reward",
+    "rlhf": "ppo",
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a recipe without loading anything: its faults, and where there are none the recipe itself."""
+
+    path: str
+    stage: str | None
+    faults: list[Fault]
+    recipe: Any = None
+    document: Document | None = None
 
 
 def load_recipe(path: str, stage: str, overrides: list[str] | None = None) -> Any:
@@ -26,79 +62,41 @@ def load_recipe(path: str, stage: str, overrides: list[str] | None = None) -> An
         InputError: when there is no such file.
         RecipeError: with every fault of file and overrides.
     """
-    document = read_document(path)
+    checked = check_document(read_document(path), stage, overrides)
+    if checked.faults:
+        raise RecipeError(checked.faults)
+    return checked.recipe
+
+
+def check_recipe(path: str, stage: str | None = None, overrides: list[str] | None = None) -> Checked:
+    """Every fault of a recipe, of a file that cannot be read too; the stage is the recipe's own where none is given."""
+    try:
+        return check_document(read_document(path), stage, overrides)
+    except RecipeError as error:
+        return Checked(path, stage, error.faults)
+    except InputError as error:
+        told = error.message.replace(f" at {path}", "").removeprefix(f"{path} ")
+        return Checked(path, stage, [Fault(path, told, error.hint)])
+
+
+def check_document(document: Document, stage: str | None, overrides: list[str] | None = None) -> Checked:
+    """Lay overrides over a document, and check what comes out."""
     for override in overrides or []:
         apply_override(document, override)
-    faults = [*document.faults, *_wrong_stage(document, stage)]
-    if faults and _wrong_stage(document, stage):
-        raise RecipeError(faults)
-    faults += _unknown_keys(document, stage)
-    faults += trainer_fields.check(document, stage)
-    recipe, wrong_values = _validated(document, stage)
-    faults += wrong_values
+    wrong_stage = _wrong_stage(document, stage)
+    if wrong_stage or ("stage",) in document.spoiled:
+        return Checked(document.file, stage, [*document.faults, *wrong_stage])
+    stage = document.values["stage"]
+    recipe, faults = _validated(document, stage)
+    wrong_fields = trainer_fields.check(document, stage)
+    faults += _unknown_keys(document, stage) + wrong_fields
     if recipe is not None:
-        faults += [Fault(document.where(place), told, hint) for place, told, hint in _contradictions(recipe)]
-    if faults:
-        raise RecipeError(sorted(faults, key=_by_line))
-    return recipe
-
-
-def _contradictions(recipe: Any) -> list[tuple[Place, str, str]]:
-    """What each section allows and the recipe as a whole does not: place, what is wrong, the way on."""
-    found: list[tuple[Place, str, str]] = []
-    bits = recipe.model.quantization
-    if bits != "none" and recipe.lora is None:
-        told = f"`model.quantization` is {bits}, and quantised weights cannot be trained"
-        found.append((("model", "quantization"), told, "add a `lora:` section, or set quantization: none"))
-    set_gates = sorted(
-        name for name in recipe.gates.model_fields_set if getattr(recipe.gates, name) is not None
-    )
-    if set_gates and getattr(recipe, "data", None) and recipe.data.eval is None:
-        told = f"`data.eval` is null, so `gates.{set_gates[0]}` could not be measured"
-        found.append((("data", "eval"), told, "hold out a share, or name a held-out source"))
-    if (
-        recipe.stage == "ppo"
-        and recipe.gates.kl_max_nats is not None
-        and recipe.lora is None
-        and recipe.trainer.get("beta") == 0
-    ):
-        told = "`gates.kl_max_nats` could not be measured: with `trainer.beta` 0 no reference is loaded"
-        hint = "set a small beta, add a `lora:` section (its reference costs nothing), or remove the gate"
-        found.append((("gates", "kl_max_nats"), told, hint))
-    if recipe.stage == "ppo":
-        found += _about_critic(recipe)
-    return found
-
-
-def _about_critic(recipe: Any) -> list[tuple[Place, str, str]]:
-    """Kinds and starts of a critic that these roles cannot have."""
-    critic, found = recipe.critic, []
-    kind = critic.kind if critic.kind != "auto" else "adapter" if recipe.lora else "separate"
-    if kind == "adapter" and recipe.lora is None:
-        told = "`critic.kind` is adapter, and without `lora:` there is no frozen backbone to stand on"
-        found.append((("critic", "kind"), told, "add a `lora:` section, or set kind: separate or head"))
-    if critic.detach and kind != "head":
-        told = (
-            f"`critic.detach` is true, and a critic of kind {kind} shares no trained weight with the policy"
-        )
-        found.append((("critic", "detach"), told, "set kind: head, or leave detach out"))
-    if critic.init == "reward":
-        learned = [item for item in recipe.reward if item.model]
-        if kind == "head":
-            told, hint = (
-                "a head on the policy starts at zero",
-                "set kind: adapter or separate, or leave init out",
-            )
-        elif kind == "separate" and recipe.lora is not None:
-            told = "a critic of kind separate above `lora:` cannot hold a reward model's weights"
-            hint = "set kind: adapter, or leave init out"
-        elif len(recipe.reward) != 1 or not learned:
-            told = f"`reward` has {len(recipe.reward)} entries, {len(learned)} of them learned models"
-            hint = "a critic starts as the one learned reward model; leave init out, or use init: zero"
-        else:
-            return found
-        found.append((("critic", "init"), f"`critic.init` is reward, and {told}", hint))
-    return found
+        found = contradictions(recipe, trainer_is_sound=not wrong_fields)
+        faults += [Fault(document.where(place), told, hint) for place, told, hint in found]
+    silent = {f"`{dotted(place)}`" for place in document.spoiled}
+    faults = [fault for fault in faults if not any(fault.message.startswith(name) for name in silent)]
+    faults = sorted([*document.faults, *faults], key=_by_line)
+    return Checked(document.file, stage, faults, None if faults else recipe, document)
 
 
 def _by_line(fault: Fault) -> tuple[bool, str, int, str]:
@@ -108,17 +106,22 @@ def _by_line(fault: Fault) -> tuple[bool, str, int, str]:
     return (not in_file, file if in_file else fault.where, int(line) if in_file else 0, fault.message)
 
 
-def _wrong_stage(document: Document, stage: str) -> list[Fault]:
+def _wrong_stage(document: Document, stage: str | None) -> list[Fault]:
     given = document.values.get("stage")
-    if given == stage:
+    if given in STAGES and stage in (given, None):
         return []
     where = document.where(("stage",))
+    if ("stage",) in document.spoiled:
+        return []
     if given is None:
-        return [Fault(where, "`stage` is missing", f"a recipe for this command begins with `stage: {stage}`")]
+        begin = f"a recipe for this command begins with `stage: {stage}`"
+        return [Fault(where, "`stage` is missing", begin if stage else f"one of {', '.join(STAGES)}")]
     if given in STAGES:
         told = f"this recipe is for `instructkit {given}`, not for `instructkit {stage}`"
         return [Fault(where, told, f"run `instructkit {given} {document.file}`")]
-    return [Fault(where, f"no stage is called {given!r}", f"there are {', '.join(STAGES)}")]
+    near = nearest(given, list(STAGES)) if isinstance(given, str) else None
+    told = f"no stage is called {given!r}" if isinstance(given, str) else f"`stage` is {_shown(given)}"
+    return [Fault(where, told, near or f"there are {', '.join(STAGES)}")]
 
 
 def _unknown_keys(document: Document, stage: str) -> list[Fault]:
@@ -165,27 +168,57 @@ def _validated(document: Document, stage: str) -> tuple[Any, list[Fault]]:
         return RECIPES[stage].model_validate(values), []
     except ValidationError as error:
         # A value that fits none of several alternatives is one fault of the user: told by the alternative that read
-        # deepest into it, and there by the first.
-        found: dict[Place, Fault] = {}
+        # deepest into it, and there by the first that takes values of its kind.
+        found: dict[Place, dict[str, Any]] = {}
         for item in error.errors():
             place = _real_place(item, document.values)
-            if item["type"] != "extra_forbidden":
-                found.setdefault(place, _as_fault(item, place, document))
-            elif len(place) > 3:  # the keys of a section, and of its rows, are told by `_unknown_keys`
-                told = f"unknown key `{place[-1]}` in `{dotted(place[:-1])}`"
-                found.setdefault(place, Fault(document.where(place), told))
+            if item["type"] == "extra_forbidden" and len(place) <= 3:
+                continue  # the keys of a section, and of its rows, are told by `_unknown_keys`
+            if place not in found or _is_of_kind(found[place]):
+                found[place] = item
         deeper = {place[:i] for place in found for i in range(len(place))}
-        return None, [fault for place, fault in found.items() if place not in deeper]
+        return None, [
+            _as_fault(item, place, document) for place, item in found.items() if place not in deeper
+        ]
+
+
+def _is_of_kind(item: dict[str, Any]) -> bool:
+    """Whether a fault says only that a value is of another kind than wanted."""
+    return item["type"].endswith("_type")
 
 
 def _as_fault(item: dict[str, Any], place: Place, document: Document) -> Fault:
-    name = dotted(place)
-    if item["type"] == "missing":
-        return Fault(document.where(place), f"`{name}` is missing")
+    name, kind, where = dotted(place), item["type"], document.where(place)
+    if kind == "missing":
+        return Fault(where, f"`{name}` is missing")
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(place[-1]), list(Weighted.model_fields), n=1)
+        told = f"unknown key `{place[-1]}` in `{dotted(place[:-1])}`"
+        return Fault(where, told, f"did you mean `{near[0]}`?" if near else None)
+    given = item["input"]
+    if kind in ("model_type", "dict_type"):
+        return Fault(where, f"`{name}` is {_shown(given)}; wanted a section", _EXAMPLES.get(name))
+    if kind == "list_type":
+        return Fault(where, f"`{name}` is {_shown(given)}; wanted a list", _EXAMPLES.get(name))
+    if kind == "too_short":
+        return Fault(where, f"`{name}` is an empty list", "name at least one")
     message = item["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = item["input"] if not isinstance(item["input"], dict | list) else type(item["input"]).__name__
-    return Fault(document.where(place), f"`{name}` is {given!r}: {message}")
+    hint = None
+    if kind == "literal_error":
+        hint = nearest(str(given), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
+    return Fault(where, f"`{name}` is {_shown(given)}: {message[0].lower()}{message[1:]}", hint)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a mapping"
+    return repr(value)
+
+
+def nearest(given: str, names: list[str]) -> str | None:
+    """`did you mean ...?`, where one of the names is near."""
+    near = difflib.get_close_matches(_ALIASES.get(given, given), names, n=1, cutoff=0.6)
+    return f"did you mean `{near[0]}`?" if near else None
 
 
 def _real_place(item: dict[str, Any], values: Any) -> Place:

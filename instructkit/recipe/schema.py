@@ -36,8 +36,12 @@ class ModelSection(Section):
 class Weighted(Section):
     """One source of a mixture."""
 
-    source: str
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    source: str = Field(description="file, glob, folder, hub id, or demo/NAME")
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="share of the mixture, relative to the others"
+    )
+    split: str = Field("train", description="of a hub id or a saved dataset")
+    config: str | None = Field(None, description="of a hub id that has several")
 
 
 class DataSection(Section):
@@ -50,6 +54,10 @@ class DataSection(Section):
         0.05, description="a share of train, a source of its own, or null for none"
     )
     columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
+    on_fault: Literal["stop", "skip"] = Field(
+        "stop", description="stop: rows with faults are refused; skip: left out and kept in skipped.jsonl"
+    )
+    shuffle: bool = Field(False, description="bring training rows into an order of chance before `limit`")
     limit: Positive | None = Field(None, description="use only the first so many training rows")
     eval_limit: Positive | None = Field(None, description="use only the first so many held-out rows")
 
@@ -112,6 +120,9 @@ class FeedbackSection(Section):
     )
     general: str | None = Field(None, description="held-out rows of everything else; default: the SFT run's")
     columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
+    on_fault: Literal["stop", "skip"] = Field(
+        "stop", description="stop: events with faults are refused; skip: left out and kept in skipped.jsonl"
+    )
     limit: Positive | None = Field(None, description="use only the first so many events")
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import math
+import os
+import subprocess
+import sys
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from instructkit.errors import Fault
 from instructkit.recipe.document import Document, Place
 
+_LOG = logging.getLogger(__name__)
 FILE = Path(__file__).with_name("trainer_fields.json")
 UPDATE_PARTS = ("sft", "dpo", "kto")
 
@@ -87,8 +93,43 @@ _CHECKS = {
 
 @cache
 def schema() -> dict[str, Any]:
-    """Fields by stage: name to `{"types": [...], "default": ...}`."""
-    return json.loads(FILE.read_text(encoding="utf-8"))
+    """Fields by stage: name to `{"types": [...], "default": ...}`; derived anew where another TRL is installed."""
+    shipped = json.loads(FILE.read_text(encoding="utf-8"))
+    made_for, here = shipped.pop("made_for"), installed()
+    if here in (made_for, {}):
+        return shipped
+    derived = _derived(made_for, here)
+    return shipped if derived is None else derived
+
+
+def installed() -> dict[str, str]:
+    """The versions on which the fields depend; empty where one is not installed."""
+    try:
+        return {name: version(name) for name in ("trl", "transformers")}
+    except PackageNotFoundError:
+        return {}
+
+
+def _derived(made_for: dict[str, str], here: dict[str, str]) -> dict[str, Any] | None:
+    """The fields of the installed versions, worked out once in a process of its own and kept; None when that fails."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = cache_home / "instructkit" / f"fields-{'-'.join(here.values())}.json"
+    told = ", ".join(f"{name} {number} (made for {made_for[name]})" for name, number in here.items())
+    if not kept.is_file():
+        _LOG.warning(
+            "other versions are installed than the recipe schema was made for, deriving it: %s", told
+        )
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        half = kept.with_suffix(f".{os.getpid()}")
+        command = [sys.executable, "-m", "instructkit.recipe.generate", str(half)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            _LOG.warning("that failed, and the shipped schema is used: %s", done.stderr.strip()[-200:])
+            return None
+        half.replace(kept)
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    found.pop("made_for")
+    return found
 
 
 def fields(stage: str) -> dict[str, dict[str, Any]]:
@@ -138,7 +179,10 @@ def _check(
         if key in OURS:
             faults.append(Fault(where, f"`{section}.{key}` is not set here", OURS[key]))
         elif key not in allowed:
-            faults.append(Fault(where, f"unknown key `{key}` in `{section}`", _remedy(key, allowed, homes)))
+            told = f"unknown key `{key}` in `{section}`"
+            faults.append(
+                Fault(where, told, _remedy(key, allowed, homes, f"{document.values['stage']}.{section}"))
+            )
         elif not any(_CHECKS[kind](value) for kind in allowed[key]["types"]):
             wanted = " or ".join(allowed[key]["types"])
             faults.append(Fault(where, f"`{section}.{key}` is {value!r}; wanted {wanted}"))
@@ -164,7 +208,7 @@ def _nearest(value: str, choices: list[str]) -> str:
     return f"did you mean `{near[0]}`?" if near else f"it is one of {', '.join(choices)}"
 
 
-def _remedy(key: str, allowed: dict[str, Any], homes: tuple[str, ...]) -> str:
+def _remedy(key: str, allowed: dict[str, Any], homes: tuple[str, ...], topic: str) -> str:
     if FOREIGN.get(key) in allowed:
         return f"TRL's name for it is `{FOREIGN[key]}`"
     home = [part for part in homes if key in schema()[part]]
@@ -174,4 +218,4 @@ def _remedy(key: str, allowed: dict[str, Any], homes: tuple[str, ...]) -> str:
     others = [stage for stage, theirs in schema().items() if key in theirs]
     if others and not near:
         return f"it is a field of {' and '.join(others)}, not of this stage"
-    return f"did you mean `{near[0]}`?" if near else f"allowed are {', '.join(sorted(allowed))}"
+    return f"did you mean `{near[0]}`?" if near else f"`instructkit explain {topic}` lists the fields"

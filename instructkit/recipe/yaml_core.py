@@ -60,6 +60,22 @@ def write(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def inline(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=math.inf
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def resolved(text: str, node: yaml.ScalarNode) -> yaml.ScalarNode:
+    """A scalar with another text in the place of its own: quoted it stays a text, plain it is read anew."""
+    tag = node.tag
+    if node.style is None:
+        tag = Loader("").resolve(yaml.ScalarNode, text, (True, False))
+    return yaml.ScalarNode(tag, text, node.start_mark, node.end_mark, node.style)
+
+
 def convert(node: yaml.ScalarNode) -> Any:
     """
     The value of a scalar.

@@ -73,7 +73,15 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def write_samples(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as JSON lines, all or nothing."""
-    lines = [json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-    write_text_atomic(path, "".join(lines))
+def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines, all or nothing; what JSON has no form for is written as its text."""
+    write_text_atomic(path, "".join(_line(plain(row)) + "\n" for row in rows))
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half a character, which only an escape can hold
+        return json.dumps(row, allow_nan=False, default=str)
+    return text

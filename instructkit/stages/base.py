@@ -18,7 +18,7 @@ from instructkit.errors import GateRefused
 from instructkit.machine import Machine
 from instructkit.recipe.render import to_dict
 from instructkit.runs import lineage
-from instructkit.runs.metrics import MetricsWriter, write_samples
+from instructkit.runs.metrics import MetricsWriter, write_rows
 from instructkit.runs.record import RunFolder, read_run
 
 CHECKPOINTS = "checkpoints"
@@ -169,11 +169,14 @@ def _carry_out(
         parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
         synthetic=any(rows.synthetic for rows in inputs.data.values()),
     )
+    skipped = [{"role": role, **row.as_dict()} for role, rows in inputs.data.items() for row in rows.skipped]
+    if skipped:
+        write_rows(frame.folder / "skipped.jsonl", skipped)
     seed_everything(frame.seed)
     result = train(frame)
     frame.timed("save", lambda: result.save(frame.folder))
     drop_checkpoints(recipe, frame.folder)
-    write_samples(frame.folder / "samples.jsonl", result.samples)
+    write_rows(frame.folder / "samples.jsonl", result.samples)
     folder.update(peak_memory_bytes=peak_memory(), dropped=frame.dropped, **result.details)
     folder.complete(
         metrics=result.metrics,
@@ -213,13 +216,18 @@ def _refuse_again(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def left_out(inputs: Inputs) -> list[str]:
-    """What a mixture's weights leave out, in words."""
-    return [
-        f"data {role}: {used} of {of} rows of {source}, by its weight"
-        for role, rows in inputs.data.items()
-        for source, used, of in rows.shares
-        if used < of
-    ]
+    """What a mixture's weights and faults leave out, and what was read in another shape, in words."""
+    told = []
+    for role, rows in inputs.data.items():
+        for source, used, of in rows.shares:
+            if used < of:
+                told.append(f"data {role}: {used} of {of} rows of {source}, by its weight")
+        for shape, count in rows.shapes:
+            told.append(f"data {role}: {count} rows of {rows.source} read as {shape}")
+        if rows.skipped:
+            first = rows.skipped[0].fault
+            told.append(f"data {role}: {len(rows.skipped)} rows skipped for their faults, the first {first}")
+    return told
 
 
 def quiet_libraries() -> None:

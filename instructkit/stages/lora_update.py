@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from instructkit import models
@@ -19,14 +20,14 @@ def collect(recipe: Any) -> Inputs:
     """Feedback to train on and to test on, replay and general rows, and the parent that is updated."""
     wanted, seed = recipe.feedback, recipe.run.seed
     parent = models.locate(recipe.model.name)
-    options = {"kind": "feedback", "columns": wanted.columns, "limit": wanted.limit, "seed": seed}
-    events = sources.load_rows(wanted.events, **options)
+    skip = wanted.on_fault == "skip"
+    options = {"kind": "feedback", "columns": wanted.columns, "seed": seed, "skip_faults": skip}
+    events = sources.load_rows(wanted.events, limit=wanted.limit, **options)
     if isinstance(wanted.eval, str):
-        test = sources.load_rows(
-            wanted.eval, kind="feedback", columns=wanted.columns, seed=seed, every_column=False
-        )
+        test = sources.load_rows(wanted.eval, every_column=False, **options)
     else:
         events, test = prepare.split(events, wanted.eval, seed)
+        test = replace(test, skipped=())  # told once, with the source that they stand in
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
     prepare.check_leak(events, test)

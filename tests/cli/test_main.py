@@ -50,7 +50,7 @@ def test_a_recipe_fault_loads_no_torch() -> None:
         (
             ["sft", "recipes/ppo.yaml"],
             2,
-            "error: recipes/ppo.yaml:2: this recipe is for `instructkit ppo`",
+            "error: recipes/ppo.yaml:3: this recipe is for `instructkit ppo`",
             "",
         ),
         (["sft"], 2, "error: Missing argument", "hint: `instructkit --help`"),

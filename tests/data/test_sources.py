@@ -132,7 +132,7 @@ def test_all_rows_are_checked_the_first_twenty_shown_and_the_rest_counted() -> N
 
 def test_a_row_of_another_shape_is_a_fault() -> None:
     jsonl("a.jsonl", [ROWS[0], {"text": "b"}])
-    with pytest.raises(DataError, match=r"a\.jsonl:2: a row of another shape than the first"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: a row of another shape than the rest"):
         load_rows("a.jsonl", kind="sft")
 
 
@@ -292,7 +292,7 @@ ASKED = [{"role": "user", "content": "p"}]
         (
             "preference",
             [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"chosen": "a", "rejected": "b"}],
-            "a row of another shape than the first",
+            "a row of another shape than the rest",
         ),
         (
             "preference",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from instructkit.errors import InputError
-from instructkit.runs.metrics import MetricsWriter, read_metrics, write_samples
+from instructkit.runs.metrics import MetricsWriter, read_metrics, write_rows
 
 
 def test_each_row_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
@@ -33,9 +33,9 @@ def test_a_line_torn_by_a_kill_is_left_out_and_then_cut(tmp_path: Path) -> None:
 def test_unusual_text_stays_one_row(tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
     rows = [{"answer": "line\nbreak, \u2028 separator, \u00e4"}, {"answer": ""}]
-    write_samples(file, rows)
+    write_rows(file, rows)
     assert read_metrics(file) == rows
-    write_samples(file, [])
+    write_rows(file, [])
     assert read_metrics(file) == []
 
 

@@ -1,0 +1,190 @@
+"""`check`, `explain` and `schema`: all that can be known of a recipe without loading anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from instructkit.recipe.explain import Topic
+    from instructkit.recipe.load import Checked
+
+Json = Annotated[bool, typer.Option("--json", help="As data.")]
+STAGE_NAMES = "sft, reward, ppo, lora-update"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the three commands."""
+    app.command(
+        "check",
+        help="Check recipes whole, in a moment: every fault at once, with its line.\n\nExample: instructkit check recipes/*.yaml",
+    )(check)
+    app.command(
+        "explain",
+        help="What a part of a recipe means.\n\nExample: instructkit explain sft.trainer.packing",
+    )(explain)
+    app.command(
+        "schema",
+        help="The JSON Schema of a stage's recipes, for editors.\n\nExample: instructkit schema sft > sft.schema.json",
+    )(schema)
+
+
+def check(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Files, folders or globs; then overrides."),
+    ],
+    resolved: Annotated[
+        bool,
+        typer.Option(
+            "--resolved", help="Print the recipe with every default, and where each value comes from."
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check recipes; exit code 2 when one has a fault."""
+    from instructkit.errors import RecipeError
+    from instructkit.recipe.load import check_recipe
+
+    files, overrides = (
+        _files([name for name in recipes if not _is_override(name)]),
+        list(filter(_is_override, recipes)),
+    )
+    checked = [check_recipe(file, overrides=overrides) for file in files]
+    if json:
+        _print_json([_as_data(found) for found in checked])
+    else:
+        for found in checked:
+            _tell(found, resolved)
+    faults = [fault for found in checked for fault in found.faults]
+    if faults:
+        raise typer.Exit(2) if json else RecipeError(faults)
+
+
+def _is_override(name: str) -> bool:
+    return "=" in name and not Path(name).exists()
+
+
+def _files(names: list[str]) -> list[str]:
+    """The files that names stand for: themselves, the recipes of a folder, or what a glob finds."""
+    from instructkit.errors import InputError
+
+    found: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(str(file) for file in path.rglob("*.y*ml"))
+            if not inside:
+                raise InputError(f"{name} holds no .yaml file", hint="give a recipe, or the folder of some")
+            found += inside
+        elif set("*?[") & set(name) and not path.exists():
+            root = Path(path.anchor)
+            inside = sorted(
+                str(file) for file in root.glob(str(path.relative_to(path.anchor))) if file.is_file()
+            )
+            if not inside:
+                raise InputError(f"no file is like {name}", hint="check the pattern")
+            found += inside
+        else:
+            found.append(name)
+    if not found:
+        raise InputError("there is no recipe to check", hint="instructkit check recipes/sft.yaml")
+    return list(dict.fromkeys(found))
+
+
+def _tell(checked: Checked, resolved: bool) -> None:
+    if checked.faults:
+        return
+    if resolved:
+        from instructkit.recipe.render import with_origins
+
+        typer.echo(with_origins(checked.recipe, checked.document), nl=False)
+    else:
+        typer.echo(f"{checked.path}: a sound recipe for `instructkit {checked.recipe.stage}`")
+
+
+def _as_data(checked: Checked) -> dict[str, Any]:
+    from instructkit.recipe.render import origins, to_dict
+
+    told: dict[str, Any] = {
+        "file": checked.path,
+        "stage": checked.recipe.stage if checked.recipe else checked.stage,
+        "faults": [vars(fault) for fault in checked.faults],
+    }
+    if checked.recipe is not None:
+        told["resolved"] = to_dict(checked.recipe)
+        told["origins"] = origins(checked.recipe, checked.document)
+    return told
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def explain(
+    topic: Annotated[
+        str, typer.Argument(metavar="TOPIC", help=f"A stage ({STAGE_NAMES}), or a part of its recipe.")
+    ],
+    json: Json = False,
+) -> None:
+    """Print what a part of a recipe means."""
+    from instructkit.recipe.explain import explain as find
+
+    found = find(topic)
+    if json:
+        import dataclasses
+
+        _print_json(dataclasses.asdict(found))
+    else:
+        _print_topic(found)
+
+
+def _print_topic(topic: Topic) -> None:
+    import shutil
+    import textwrap
+
+    width = min(110, shutil.get_terminal_size((100, 24)).columns)
+    facts = [
+        topic.kind,
+        f"default {topic.default}" if topic.default else "",
+        topic.unit and f"in {topic.unit}",
+    ]
+    typer.echo(f"{topic.name}  ({'; '.join(fact for fact in facts if fact)})")
+    told = topic.meaning or "Nothing is said about it."
+    typer.echo(textwrap.indent(textwrap.fill(told, width - 2), "  "))
+    if topic.source != "instructkit":
+        typer.echo(f"  [{topic.source}]")
+    for part in topic.parts:
+        _print_part(part, width)
+
+
+def _print_part(part: Topic, width: int) -> None:
+    """One line for a field; a section lists its fields below, unless they are TRL's many."""
+    import textwrap
+
+    name = part.name.rpartition(".")[2]
+    told = f"{name}  ({part.kind}; {part.default})  {part.meaning}"
+    typer.echo("  " + textwrap.shorten(told, width - 2, placeholder=" ..."))
+    if len(part.parts) > 40:
+        typer.echo(f"    {len(part.parts)} fields: `instructkit explain {part.name}`")
+        return
+    for inner in part.parts:
+        told = f"{inner.name.rpartition('.')[2]}  ({inner.kind}; {inner.default})  {inner.meaning}"
+        typer.echo("    " + textwrap.shorten(told, width - 4, placeholder=" ..."))
+
+
+def schema(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {STAGE_NAMES}.")],
+) -> None:
+    """Print the JSON Schema of a stage's recipes."""
+    from instructkit.errors import InputError
+    from instructkit.recipe.json_schema import json_schema
+    from instructkit.recipe.schema import STAGES
+
+    if stage not in STAGES:
+        raise InputError(f"no stage is called {stage!r}", hint=f"there are {', '.join(STAGES)}")
+    _print_json(json_schema(stage))

@@ -1,0 +1,137 @@
+"""What the name of a source stands for, and its rows: demo sets, files, globs, folders, saved datasets, hub ids."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from instructkit.data.files import SUFFIXES, Read, read_file
+from instructkit.errors import InputError
+
+_HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
+_SAVED = ("dataset_info.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
+
+
+def read_source(source: str, *, split: str = "train", config: str | None = None) -> Iterator[Read]:
+    """
+    The rows of one source, each with its place.
+
+    Args:
+        source: `demo/NAME`, a file, a glob, a folder of files, a folder that `save_to_disk` wrote, or a hub id.
+        split, config: of a hub id or a saved dataset.
+
+    Raises:
+        InputError: when there is no such source.
+        DataError: when a file cannot be read as what it says it is.
+    """
+    if is_demo(source):
+        yield from _read_demo(source)
+    elif _is_saved(source):
+        yield from _read_saved(source, split)
+    elif paths := _paths(source):
+        for path in paths:
+            yield from read_file(path)
+    elif source.startswith("demo/"):
+        yield from _read_demo(source)
+    elif _HUB_ID.match(source) and not _meant_as_file(source):
+        yield from _read_hub(source, split, config)
+    else:
+        raise InputError(f"no data at {source}", hint=_near(source))
+
+
+def is_demo(source: str) -> bool:
+    """Whether a source is one of the sets that the package generates."""
+    from instructkit.data.demo import sets
+
+    return source in sets.DEMO_SETS
+
+
+def _is_saved(source: str) -> bool:
+    return _is_folder(Path(source)) and any((Path(source) / name).is_file() for name in _SAVED)
+
+
+def _meant_as_file(source: str) -> bool:
+    return (
+        Path(source.removesuffix(".gz")).suffix in SUFFIXES
+        or _is_folder(Path(source).parent)
+        and "/" in source
+    )
+
+
+def _paths(source: str) -> list[Path]:
+    try:
+        return _found(Path(source)) if source.strip() else []
+    except (OSError, ValueError):  # no pattern, and no name that a file can have
+        return []
+
+
+def _found(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(
+            item for item in path.iterdir() if Path(item.name.removesuffix(".gz")).suffix in SUFFIXES
+        )
+    folder, pattern = Path(path.anchor), str(path.relative_to(path.anchor))
+    return sorted(item for item in folder.glob(pattern) if item.is_file())
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _near(source: str) -> str:
+    folder = Path(source).parent
+    if source.strip() and _is_folder(Path(source)):
+        return f"the folder holds no {', '.join(SUFFIXES)} file"
+    names = [str(item) for item in folder.iterdir()] if _is_folder(folder) else []
+    near = difflib.get_close_matches(source, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return "give a .jsonl, .json, .csv or .parquet file, a glob, a folder, demo/NAME or a hub id"
+
+
+def _read_demo(name: str) -> Iterator[Read]:
+    from instructkit.data.demo import sets
+
+    if name not in sets.DEMO_SETS:
+        raise InputError(f"no demo set {name}", hint=f"there are {', '.join(sets.DEMO_SETS)}")
+    for i, row in enumerate(sets.load(name), start=1):
+        yield row, f"{name}:{i}"
+
+
+def _read_hub(name: str, split: str, config: str | None) -> Iterator[Read]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, config, split=split)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{name} cannot be loaded from the hub: {first}",
+            hint="check the id; offline, fill the cache first or give a local file",
+        ) from error
+    for i, row in enumerate(rows, start=1):
+        yield row, f"{name} row {i}"
+
+
+def _read_saved(folder: str, split: str) -> Iterator[Read]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(folder)
+    except Exception as error:
+        raise InputError(
+            f"{folder} is no saved dataset: {error}", hint="write it again with `save_to_disk`"
+        ) from error
+    if isinstance(found, DatasetDict):
+        if split not in found:
+            raise InputError(f"{folder} has no split {split!r}", hint=f"it has {', '.join(found)}")
+        found = found[split]
+    for i, row in enumerate(found, start=1):
+        yield row, f"{folder} row {i}"

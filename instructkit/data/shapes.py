@@ -1,0 +1,181 @@
+"""
+Rows in the shapes of other tools, read as ours. Pure: no file, no library.
+
+ShareGPT's `conversations`, Alpaca's `instruction, input, output`, OpenAI's preference pairs, pairs with a rating each, and
+answers with a label (TRL's unpaired feedback). A row that is in one of our own shapes already is left as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instructkit.data.records import Row, detect_shape
+
+_ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+    "system": "system",
+}
+
+
+def in_our_shape(row: Row, kind: str) -> tuple[Row, str | None]:
+    """
+    A row in our own shape.
+
+    Args:
+        row: fields as they were found, after `columns`.
+        kind: `sft`, `preference`, `prompt` or `feedback`.
+
+    Returns:
+        The row, and the name of the shape that it had; None where that is ours.
+
+    Raises:
+        ValueError: in words, when a row begins such a shape and does not hold it.
+    """
+    if kind == "preference":
+        return _preference(row)
+    if detect_shape(row, kind) is not None:
+        return row, None
+    readers = {"sft": (_sharegpt, _alpaca), "prompt": (_asked_messages, _asked_sharegpt, _asked_alpaca)}
+    for reader in readers.get(kind, (_labelled,)):
+        found = reader(row)
+        if found is not None:
+            return found
+    return row, None
+
+
+def _without(row: Row, *names: str) -> Row:
+    return {key: value for key, value in row.items() if key not in names}
+
+
+def _sharegpt(row: Row) -> tuple[Row, str] | None:
+    if row.get("conversations") is None:
+        return None
+    messages = _turns("conversations", row["conversations"])
+    if isinstance(row.get("system"), str) and row["system"].strip() and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": row["system"]}, *messages]
+    return {**_without(row, "conversations", "system"), "messages": messages}, "ShareGPT conversations"
+
+
+def _turns(field: str, turns: Any) -> list[dict[str, Any]]:
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"`{field}` is {type(turns).__name__ if turns else 'empty'}; wanted a list of turns")
+    return [_turn(f"{field}[{i}]", turn) for i, turn in enumerate(turns)]
+
+
+def _turn(field: str, turn: Any) -> dict[str, Any]:
+    """One turn as a message; some files mix `from, value` with `role, content`."""
+    if not isinstance(turn, dict):
+        raise ValueError(f"`{field}` is {type(turn).__name__}; wanted `from` and `value`")
+    names = ("from", "value") if "from" in turn else ("role", "content")
+    if not set(names) <= set(turn):
+        raise ValueError(
+            f"`{field}` has {', '.join(f'`{key}`' for key in turn) or 'nothing'}; wanted `from` and `value`"
+        )
+    speaker = turn[names[0]]
+    if speaker not in _ROLES:
+        raise ValueError(f"`{field}.{names[0]}` is {speaker!r}; wanted one of {', '.join(_ROLES)}")
+    return {"role": _ROLES[speaker], "content": turn[names[1]]}
+
+
+def _alpaca(row: Row) -> tuple[Row, str] | None:
+    if row.get("instruction") is None or row.get("output") is None:
+        return None
+    answer = [{"role": "assistant", "content": row["output"]}]
+    kept = _without(row, "instruction", "input", "output", "system", "history")
+    return {**kept, "prompt": _question(row), "completion": answer}, "Alpaca instructions"
+
+
+def _question(row: Row) -> list[dict[str, Any]]:
+    """The messages of an Alpaca row before its answer."""
+    asked, more = row["instruction"], row.get("input")
+    if isinstance(asked, str) and isinstance(more, str) and more.strip():
+        asked = f"{asked}\n\n{more}"
+    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for pair in row.get("history") or []:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError(f"`history` has {str(pair)[:40]!r}; wanted pairs of question and answer")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return [*messages, {"role": "user", "content": asked}]
+
+
+def _asked_messages(row: Row) -> tuple[Row, str] | None:
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return None
+    return {**_without(row, "messages"), "prompt": messages}, "messages"
+
+
+def _asked_sharegpt(row: Row) -> tuple[Row, str] | None:
+    found = _sharegpt(row)
+    return found and ({**_without(found[0], "messages"), "prompt": found[0]["messages"]}, found[1])
+
+
+def _asked_alpaca(row: Row) -> tuple[Row, str] | None:
+    if row.get("instruction") is None:
+        return None
+    kept = _without(row, "instruction", "input", "output", "system", "history")
+    return {**kept, "prompt": _question(row)}, "Alpaca instructions"
+
+
+def _labelled(row: Row) -> tuple[Row, str] | None:
+    """TRL's unpaired feedback: `prompt, completion, label`."""
+    if row.get("completion") is None or not isinstance(row.get("label"), bool):
+        return None
+    answer = row["completion"]
+    if isinstance(answer, list):
+        if len(answer) != 1 or not isinstance(answer[0], dict) or "content" not in answer[0]:
+            raise ValueError("`completion` is no single message; wanted one answer")
+        answer = answer[0]["content"]
+    kept = _without(row, "completion", "label")
+    return {**kept, "response": answer, "rating": 1.0 if row["label"] else -1.0}, "labelled answers"
+
+
+def _preference(row: Row) -> tuple[Row, str | None]:
+    found, shape = row, None
+    if row.get("preferred_output") is not None and isinstance(row.get("input"), dict):
+        found, shape = _openai(row), "OpenAI preference pairs"
+    elif row.get("chosen") is not None and row.get("prompt") is None:
+        if row.get("conversations") is not None:
+            asked, told = _sharegpt(row) or (row, "")
+            sides = {
+                side: [_turn(side, row[side])]
+                for side in ("chosen", "rejected")
+                if isinstance(row.get(side), dict)
+            }
+            found, shape = {**_without(asked, "messages"), "prompt": asked["messages"], **sides}, told
+        elif row.get("instruction") is not None:
+            sides = {
+                side: [{"role": "assistant", "content": row[side]}]
+                for side in ("chosen", "rejected")
+                if side in row
+            }
+            kept = _without(row, "instruction", "input", "system", "history")
+            found, shape = {**kept, "prompt": _question(row), **sides}, "Alpaca instructions"
+    elif isinstance(row.get("prompt"), str) and _whole(row.get("chosen")) and _whole(row.get("rejected")):
+        found, shape = _without(row, "prompt"), "whole conversations beside their prompt"
+    return _with_margin(found), shape
+
+
+def _openai(row: Row) -> Row:
+    sides = {"chosen": row["preferred_output"], "rejected": row.get("non_preferred_output")}
+    kept = _without(row, "input", "preferred_output", "non_preferred_output")
+    return {**kept, "prompt": row["input"].get("messages"), **sides}
+
+
+def _whole(answer: Any) -> bool:
+    """A conversation with its question, and not one answer."""
+    return isinstance(answer, list) and len(answer) > 1
+
+
+def _with_margin(row: Row) -> Row:
+    """Two ratings say how much better the chosen answer is."""
+    pair = row.get("chosen_rating"), row.get("rejected_rating")
+    if row.get("margin") is not None or not all(_is_number(rating) for rating in pair):
+        return row
+    return {**_without(row, "chosen_rating", "rejected_rating"), "margin": float(pair[0] - pair[1])}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

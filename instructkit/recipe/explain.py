@@ -1,0 +1,155 @@
+"""What a part of a recipe means: `explain("sft.trainer.packing")`. Ours from the schema, TRL's in TRL's own words."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from instructkit.errors import InputError
+from instructkit.recipe import field_docs, trainer_fields
+from instructkit.recipe.schema import RECIPES, STAGES, sections
+from instructkit.recipe.yaml_core import inline
+
+REQUIRED = "required"
+_UNITS = {
+    "_length": "tokens",
+    "_tokens": "tokens",
+    "_nats": "nats",
+    "_seconds": "seconds",
+    "_steps": "steps",
+    "_epochs": "epochs",
+    "learning_rate": "per optimizer step",
+    "batch_size": "rows",
+}
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One part of a recipe: its dotted name, what it means and who says so, and what it may be."""
+
+    name: str
+    meaning: str
+    kind: str
+    default: str = ""
+    unit: str = ""
+    source: str = "instructkit"
+    parts: tuple[Topic, ...] = ()
+
+
+def explain(name: str) -> Topic:
+    """
+    The part of a recipe with this dotted name, such as `sft`, `ppo.critic` or `sft.trainer.packing`.
+
+    Raises:
+        InputError: naming the nearest one when there is none.
+    """
+    parts = [part for part in name.split(".") if part]
+    stage = parts[0] if parts else ""
+    if stage not in STAGES:
+        raise InputError(f"no stage is called {stage!r}", hint=_nearest(stage, list(STAGES), "stages are"))
+    here = _recipe(stage)
+    for part in parts[1:]:
+        inner = {topic.name.rpartition(".")[2]: topic for topic in here.parts}
+        if part not in inner:
+            raise InputError(f"`{here.name}` has no `{part}`", hint=_elsewhere(part, stage, sorted(inner)))
+        here = inner[part]
+    return here
+
+
+def _recipe(stage: str) -> Topic:
+    recipe = RECIPES[stage]
+    parts = [
+        _section(f"{stage}.{name}", section, recipe.model_fields[name])
+        for name, section in sections(recipe).items()
+    ]
+    return Topic(stage, recipe.__doc__ or "", "recipe", parts=(*parts, _trainer(stage)))
+
+
+def _section(name: str, section: type[BaseModel], field: FieldInfo | None) -> Topic:
+    parts = tuple(_field(f"{name}.{key}", value) for key, value in section.model_fields.items())
+    default = "" if field is None or field.is_required() else "left out" if field.default is None else "{}"
+    return Topic(name, section.__doc__ or "", "section", default or REQUIRED, parts=parts)
+
+
+def _field(name: str, field: FieldInfo) -> Topic:
+    default = REQUIRED if field.is_required() else inline(field.get_default(call_default_factory=True))
+    return Topic(name, field.description or "", _kind(field), default, _unit(name))
+
+
+def _trainer(stage: str) -> Topic:
+    told = "Fields of the TRL config behind this stage, under its own names."
+    if stage != "lora-update":
+        return Topic(f"{stage}.trainer", told, "section", "{}", parts=_trl(f"{stage}.trainer", stage, stage))
+    parts = [
+        Topic(
+            f"{stage}.trainer.{part}",
+            told,
+            "section",
+            "{}",
+            parts=_trl(f"{stage}.trainer.{part}", part, part),
+        )
+        for part in trainer_fields.UPDATE_PARTS
+    ]
+    common = _trl(f"{stage}.trainer", stage, "sft")
+    return Topic(f"{stage}.trainer", told, "section", "{}", parts=(*common, *parts))
+
+
+def _trl(prefix: str, fields: str, config: str) -> tuple[Topic, ...]:
+    found = []
+    for name, field in trainer_fields.schema()[fields].items():
+        if name in trainer_fields.OURS:
+            continue
+        meaning, source = field_docs.meaning(config, name) or ("", "TRL")
+        kind = " | ".join(field["types"]) if "choices" not in field else " | ".join(field["choices"])
+        default = inline(field["default"])
+        found.append(Topic(f"{prefix}.{name}", meaning, kind, default, _unit(name), source))
+    return tuple(found)
+
+
+def _kind(field: FieldInfo) -> str:
+    bounds = [
+        f"{word} {getattr(rule, key):g}"
+        for rule in field.metadata
+        for key, word in _BOUNDS.items()
+        if getattr(rule, key, None) is not None
+    ]
+    return ", ".join([_annotation(field.annotation), *bounds])
+
+
+def _annotation(kind: Any) -> str:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(dict.fromkeys(_annotation(part) for part in inner))
+    if origin is typing.Annotated:
+        bounds = [rule for part in inner[1:] for rule in getattr(part, "metadata", [part])]
+        told = [f"{_BOUNDS[key]} {getattr(b, key):g}" for b in bounds for key in _BOUNDS if hasattr(b, key)]
+        return " ".join([_annotation(inner[0]), *([f"({', '.join(told)})"] if told else [])])
+    if origin is typing.Literal:
+        return " | ".join(map(str, inner))
+    if origin in (list, dict):
+        return f"{origin.__name__} of {', '.join(_annotation(part) for part in inner)}"
+    return "null" if kind is type(None) else getattr(kind, "__name__", str(kind)).lower()
+
+
+def _unit(name: str) -> str:
+    return next((unit for end, unit in _UNITS.items() if name.endswith(end)), "")
+
+
+def _nearest(given: str, names: list[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else f"{otherwise} {', '.join(names)}"
+
+
+def _elsewhere(part: str, stage: str, names: list[str]) -> str:
+    """The sections of this stage that have it, else the nearest name, else all of them."""
+    homes = [
+        topic.name for topic in _recipe(stage).parts if any(t.name.endswith(f".{part}") for t in topic.parts)
+    ]
+    return f"`instructkit explain {homes[0]}.{part}`" if homes else _nearest(part, names, "it has")

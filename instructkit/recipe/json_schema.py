@@ -1,0 +1,83 @@
+"""JSON Schemas of recipes, with which editors complete and check them: `instructkit schema sft`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instructkit.recipe import trainer_fields
+from instructkit.recipe.schema import RECIPES
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_TYPES = {
+    "bool": "boolean",
+    "int": "integer",
+    "float": "number",
+    "str": "string",
+    "list": "array",
+    "dict": "object",
+    "null": "null",
+}
+# A value of another kind may come from the environment: `${NAME}` or `${NAME:-default}`.
+_REFERENCE = {"type": "string", "pattern": r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"}
+
+
+def json_schema(stage: str) -> dict[str, Any]:
+    """What a recipe of a stage may hold, the fields of its trainer included."""
+    made = RECIPES[stage].model_json_schema()
+    made["properties"].pop("source")
+    made["properties"]["trainer"] = _trainer(stage)
+    made["properties"]["extends"] = {
+        "description": "a recipe, or several, that this one is laid over; paths are relative to this file",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
+    }
+    made.pop("required")  # what is missing here may stand in the recipe that this one extends
+    return {"$schema": DRAFT, **_with_references(made), "title": f"instructkit {stage} recipe"}
+
+
+def _trainer(stage: str) -> dict[str, Any]:
+    fields = _fields(stage)
+    if stage == "lora-update":
+        fields |= {part: _object(_fields(part)) for part in trainer_fields.UPDATE_PARTS}
+    return _object(fields)
+
+
+def _object(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "additionalProperties": False}
+
+
+def _fields(stage: str) -> dict[str, Any]:
+    return {
+        name: _field(name, field)
+        for name, field in trainer_fields.schema()[stage].items()
+        if name not in trainer_fields.OURS
+    }
+
+
+def _field(name: str, field: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {"default": field["default"]}
+    if "any" not in field["types"]:
+        kinds = [_TYPES[kind] for kind in field["types"]]
+        made["type"] = kinds[0] if len(kinds) == 1 else kinds
+    if "choices" in field and field["types"] == ["str"]:
+        made["enum"] = field["choices"]
+    if name in trainer_fields.ABOVE_0:
+        made["exclusiveMinimum"] = 0
+    if name in trainer_fields.NOT_BELOW_0:
+        made["minimum"] = 0
+    return made
+
+
+def _with_references(node: Any) -> Any:
+    """Wherever a number, a truth value or one of several words is wanted, a reference to the environment will do too."""
+    if isinstance(node, list):
+        return [_with_references(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: _with_references(value) for key, value in node.items()}
+    kinds = made.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    needs_one = {"number", "integer", "boolean"} & set(kinds) or "enum" in made
+    if not needs_one or "string" in kinds and "enum" not in made:
+        return made
+    about = {key: made.pop(key) for key in ("description", "title", "default") if key in made}
+    return {**about, "anyOf": [made, _REFERENCE]}

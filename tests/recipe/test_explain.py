@@ -1,0 +1,73 @@
+"""Help on fields: every part of every recipe has a meaning, TRL's in the words of the installed TRL."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from instructkit.errors import InputError
+from instructkit.recipe.explain import explain
+from instructkit.recipe.schema import STAGES
+
+
+def everything(topic):
+    yield topic
+    for part in topic.parts:
+        yield from everything(part)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_part_of_ours_has_a_meaning(stage: str) -> None:
+    silent = [
+        topic.name
+        for topic in everything(explain(stage))
+        if not topic.meaning and topic.source == "instructkit"
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nearly_every_field_of_trl_has_one_too(stage: str) -> None:
+    fields = [topic for topic in everything(explain(f"{stage}.trainer")) if not topic.parts]
+    silent = [topic.name for topic in fields if not topic.meaning]
+    assert len(fields) > 100
+    assert len(silent) <= len(fields) // 50, silent
+
+
+def test_the_words_are_those_of_the_installed_config() -> None:
+    from trl import SFTConfig
+
+    field = next(f for f in dataclasses.fields(SFTConfig) if f.name == "packing")
+    found = explain("sft.trainer.packing")
+    assert found.meaning == " ".join(field.metadata["help"].split())
+    assert (found.source, found.kind, found.default) == ("SFTConfig", "bool", "false")
+
+
+def test_what_ppo_adds_is_explained_by_its_own_config() -> None:
+    found = explain("ppo.trainer.lam")
+    assert (found.source, found.default) == ("PPOConfig", "0.95")
+    assert "generalised advantage" in found.meaning
+
+
+def test_ours_say_type_bounds_default_and_what_is_required() -> None:
+    assert (explain("sft.lora.r").kind, explain("sft.lora.r").default) == ("int, above 0", "16")
+    assert explain("sft.model.name").default == "required"
+    assert explain("sft.model.dtype").kind == "auto | float32 | bfloat16 | float16"
+    assert explain("sft.trainer.max_length").unit == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("stf", "did you mean sft?"),
+        ("sft.modle", "did you mean model?"),
+        ("sft.model.r", "`instructkit explain sft.lora.r`"),
+        ("sft.learning_rate", "`instructkit explain sft.trainer.learning_rate`"),
+        ("", "stages are sft, reward, ppo, lora-update"),
+    ],
+)
+def test_what_there_is_not_is_answered_by_what_is_near(name: str, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        explain(name)
+    assert caught.value.hint == hint
