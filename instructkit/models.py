@@ -8,9 +8,12 @@ wrong name is reported before torch is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from instructkit.recipe.schema import LoraSection, ModelSection
 
 SCORE_FILE = "score_offset.json"
+_WEIGHTLESS: ContextVar[bool] = ContextVar("weightless", default=False)
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?$")
 
 
@@ -43,6 +47,16 @@ class Source:
             if self.adapter and (self.adapter / "tokenizer_config.json").exists()
             else self.base
         )
+
+
+@contextlib.contextmanager
+def weightless() -> Iterator[None]:
+    """Within this context models are built from their configs on torch's meta device: every shape, and no numbers."""
+    token = _WEIGHTLESS.set(True)
+    try:
+        yield
+    finally:
+        _WEIGHTLESS.reset(token)
 
 
 def cache_folder() -> Path:
@@ -197,7 +211,8 @@ def load_for_use(source: Source, section: ModelSection, machine: Machine, *, tas
     model = _load_base(source, section, machine, dtype=machine.dtype, task=task)
     if source.adapter is not None:
         model = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=False)
-    return model.requires_grad_(False).eval().to(machine.device)
+    model = model.requires_grad_(False).eval()
+    return model if _WEIGHTLESS.get() else model.to(machine.device)
 
 
 def lora_config(section: LoraSection, task: str) -> Any:
@@ -237,13 +252,14 @@ def _load_base(source: Source, section: ModelSection, machine: Machine, *, dtype
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
-    if section.quantization != "none":
+    if section.quantization != "none" and not _WEIGHTLESS.get():
         options["quantization_config"] = _quantization(section.quantization, machine.dtype)
         options["device_map"] = {"": machine.device}
+    load = _skeleton if _WEIGHTLESS.get() else _from_pretrained
     if task == "CAUSAL_LM":
-        return _differentiable(_from_pretrained(AutoModelForCausalLM, source, section, **options))
+        return _differentiable(load(AutoModelForCausalLM, source, section, **options))
     with suppress_seqcls_warning():
-        model = _from_pretrained(AutoModelForSequenceClassification, source, section, num_labels=1, **options)
+        model = load(AutoModelForSequenceClassification, source, section, num_labels=1, **options)
     model = _differentiable(model)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(source, section).pad_token_id
@@ -278,9 +294,27 @@ def _quantization(kind: str, dtype: str) -> Any:
     )
 
 
+def _skeleton(
+    loader: Any, source: Source, section: ModelSection, *, num_labels: int | None = None, **options: Any
+):
+    """A model of this config without numbers."""
+    import torch
+    from transformers import AutoConfig
+
+    config = _from_pretrained(AutoConfig, source, section)
+    if num_labels is not None:
+        config.num_labels = num_labels
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        return loader.from_config(config, trust_remote_code=section.trust_remote_code, **options)
+
+
 def _merged(model: Any, source: Source, task: str) -> Any:
     from peft import PeftConfig, PeftModel
 
+    if _WEIGHTLESS.get():  # merging changes numbers alone
+        return model
     config = PeftConfig.from_pretrained(str(source.adapter))
     if (
         config.task_type != task

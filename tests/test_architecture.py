@@ -113,11 +113,12 @@ ROOMS = {
     "ppo.trainer": room(LIBRARY, TORCH_KIND | {"trl", "accelerate"}),
     # Floor 5: everything below; not each other. `stages` itself only says which command is which stage.
     "stages": room(f"{FLOOR_3} {LIBRARY} {SHARED_STAGES}", ANYTHING),
-    # Floor 6.
+    # Floor 6. A plan builds the trainers of the stages; it alone reaches into torch's dispatcher.
+    "plan": room(f"{FLOOR_3} {LIBRARY} stages plan", TORCH_KIND, ANYTHING | {"psutil"}),
     "report": room(f"{FLOOR_2} evaluate report", "rich"),
     "chat": room(f"{FLOOR_3} chat report", TORCH_KIND | {"rich"}),
     # Floor 7: at import time typer, errors and its own helpers; that is tested separately.
-    "cli": room(f"{FLOOR_3} {LIBRARY} stages report chat", "typer rich click", ANYTHING),
+    "cli": room(f"{FLOOR_3} {LIBRARY} stages plan report chat", "typer rich click", ANYTHING),
 }
 STAGES = {"stages.sft", "stages.reward", "stages.ppo", "stages.lora_update"}
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from instructkit.errors import InputError
 
 ABOUT = {
     "sft": "Fine-tune a model on demonstrations and conversations.",
@@ -19,7 +21,11 @@ Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Stronger than the file.")
 ]
-Plan = Annotated[bool, typer.Option("--plan", help="Resolve, check and print; do not train.")]
+Plan = Annotated[
+    bool,
+    typer.Option("--plan", help="Tell steps, memory, disk and time, and whether it fits; train nothing."),
+]
+Json = Annotated[bool, typer.Option("--json", help="With --plan: the plan as data.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run at run.output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run at run.output.")]
 IfChanged = Annotated[
@@ -41,6 +47,7 @@ def _command(stage: str):
         recipe: Recipe,
         overrides: Overrides = None,
         plan: Plan = False,
+        json: Json = False,
         overwrite: Overwrite = False,
         resume: Resume = False,
         if_changed: IfChanged = False,
@@ -54,8 +61,39 @@ def _command(stage: str):
         from instructkit.cli.console import Console
         from instructkit.stages import RunOptions, run_stage
 
-        options = RunOptions(plan, overwrite, resume, if_changed, command=["instructkit", *sys.argv[1:]])
+        if json and not plan:
+            raise InputError(
+                "--json goes with --plan", hint="add --plan; a finished run: `instructkit runs show --json`"
+            )
+        if plan:
+            _print_plan(loaded, json, quiet)
+            return
+        options = RunOptions(overwrite, resume, if_changed, command=["instructkit", *sys.argv[1:]])
         with Console(quiet=quiet, debug=debug) as console:
             run_stage(loaded, options, console)
 
     return command
+
+
+def _print_plan(recipe: Any, as_json: bool, quiet: bool) -> None:
+    """The resolved recipe on stdout and everything else on stderr; as data, all of it on stdout."""
+    from instructkit.plan import page
+    from instructkit.plan.make import make
+    from instructkit.recipe.render import to_yaml
+    from instructkit.stages import collector
+    from instructkit.stages.base import quiet_libraries
+
+    quiet_libraries()
+    plan = make(recipe, collector(recipe))
+    if as_json:
+        import json
+
+        print(json.dumps(plan.as_dict(), indent=1, ensure_ascii=False))
+    else:
+        print(to_yaml(recipe), end="")
+        if not quiet:
+            print("\n".join(page.lines(plan)), file=sys.stderr)
+    if not plan.fits:
+        from instructkit.plan.make import refusal
+
+        raise refusal(plan)

@@ -98,6 +98,9 @@ def head_law(model: Any) -> HeadLaw | None:
 
     Asked of the model on a few tokens, so that no list of architectures has to be kept.
     """
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if model.device.type == "meta":  # a model without numbers can be asked nothing
+        return HeadLaw(1.0, cap)
     was_training = model.training
     model.eval()
     try:
@@ -109,7 +112,6 @@ def head_law(model: Any) -> HeadLaw | None:
     finally:
         model.train(was_training)
     size = (found * found).sum()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     law = HeadLaw(1.0, cap) if cap else HeadLaw(float((wanted * found).sum() / size) if size > 0 else 1.0)
     close = (wanted - law(found)).abs().max() <= 1e-2 * wanted.abs().max().clamp(min=1e-6)
     return law if bool(close) else None

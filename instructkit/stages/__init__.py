@@ -7,19 +7,24 @@ from typing import Any
 
 from instructkit.stages.base import Reporter, RunOptions, run
 
-_MODULES = {"sft": "sft", "reward": "reward", "ppo": "ppo", "lora-update": "lora_update"}
+MODULES = {"sft": "sft", "reward": "reward", "ppo": "ppo", "lora-update": "lora_update"}
 
 
-def run_stage(recipe: Any, options: RunOptions, reporter: Reporter) -> dict[str, Any] | None:
+def collector(recipe: Any) -> Any:
+    """The function that reads the data and finds the parents of a recipe's stage."""
+    return importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}").collect
+
+
+def run_stage(recipe: Any, options: RunOptions, reporter: Reporter) -> dict[str, Any]:
     """
     Carry out the stage of a recipe.
 
     Returns:
-        The run record; None for a plan.
+        The run record.
 
     Raises:
         InputError: for what the user can mend, before anything is written.
         GateRefused: when the run is done and a gate says no.
     """
-    stage = importlib.import_module(f"instructkit.stages.{_MODULES[recipe.stage]}")
+    stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
     return run(recipe, options, reporter, collect=stage.collect, train=stage.train)

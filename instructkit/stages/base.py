@@ -28,7 +28,6 @@ CHECKPOINTS = "checkpoints"
 class RunOptions:
     """What the command line says beside the recipe."""
 
-    plan: bool = False
     overwrite: bool = False
     resume: bool = False
     if_changed: bool = False
@@ -99,12 +98,12 @@ def run(
     *,
     collect: Callable[[Any], Inputs],
     train: Callable[[Frame], Result],
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """
     Carry out one stage: check everything that is cheap to check, then train, measure, save and decide.
 
     Returns:
-        The run record; None for `--plan`.
+        The run record.
 
     Raises:
         InputError: for what the user can mend, before anything is written.
@@ -113,9 +112,6 @@ def run(
     quiet_libraries()
     inputs = collect(recipe)
     refuse_unfit_parents(recipe, inputs.parents)
-    if options.plan:
-        show_plan(recipe, inputs, reporter)
-        return None
     output, resolved = Path(recipe.run.output), to_dict(recipe)
     data = {role: rows.fingerprint for role, rows in inputs.data.items()}
     parents = {role: parent_hash(source) for role, source in inputs.parents.items()}
@@ -250,26 +246,6 @@ def choose_machine(recipe: Any) -> Machine:
 def parent_hash(source: models.Source) -> str:
     """What identifies a parent: the run's hash, or the path or id of a model that is no run."""
     return lineage.run_hash(source.run) if source.run else f"model:{source.base}"
-
-
-def show_plan(recipe: Any, inputs: Inputs, reporter: Reporter) -> None:
-    """Print the resolved recipe and what it stands on, without loading a model."""
-    from instructkit.recipe.render import to_yaml
-
-    print(to_yaml(recipe), end="")
-    for role, rows in inputs.data.items():
-        label = " (synthetic)" if rows.synthetic else ""
-        reporter.note(
-            f"data {role}: {rows.source}, {len(rows.rows)} rows{label}, sha256 {rows.fingerprint[:12]}"
-        )
-    for line in left_out(inputs):
-        reporter.note(line)
-    for role, source in inputs.parents.items():
-        adapter = f" with the adapter {source.adapter}" if source.adapter else ""
-        reporter.note(f"{role}: {source.name} = {source.base}{adapter}")
-    for reason in choose_machine(recipe).reasons:
-        reporter.note(reason)
-    reporter.note(f"output: {recipe.run.output}; nothing was trained")
 
 
 def peak_memory() -> int:

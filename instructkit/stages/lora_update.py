@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from instructkit import models
-from instructkit.data import prepare, sources
+from instructkit.data import prepare as splits
+from instructkit.data import sources
 from instructkit.errors import InputError
 from instructkit.feedback import gates, preprocess
 from instructkit.runs import lineage
@@ -26,11 +27,11 @@ def collect(recipe: Any) -> Inputs:
     if isinstance(wanted.eval, str):
         test = sources.load_rows(wanted.eval, every_column=False, **options)
     else:
-        events, test = prepare.split(events, wanted.eval, seed)
+        events, test = splits.split(events, wanted.eval, seed)
         test = replace(test, skipped=())  # told once, with the source that they stand in
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
-    prepare.check_leak(events, test)
+    splits.check_leak(events, test)
     data = {"events": events, "test": test}
     for rows in data.values():
         refuse_mixed_prompts(rows)
@@ -40,7 +41,7 @@ def collect(recipe: Any) -> Inputs:
             data[role] = sources.load_rows(found, kind="sft", columns=columns, seed=seed, every_column=False)
     refuse_too_few(data)
     if "replay" in data and "general" in data:
-        prepare.check_leak(data["replay"], data["general"])
+        splits.check_leak(data["replay"], data["general"])
     return Inputs(data, {"model": parent})
 
 
@@ -80,6 +81,26 @@ def train(frame: Frame) -> Result:
     """Choose an objective, train, measure, decide; see the module."""
     from instructkit.stages.training import fit
 
+    source = frame.inputs.parents["model"]
+    trainer, tokenizer, made = prepare(frame)
+
+    before = frame.timed("measure", lambda: measure(frame, trainer.model, tokenizer))
+    figures = fit(trainer, frame)
+    after = frame.timed("measure", lambda: measure(frame, trainer.model, tokenizer))
+
+    lines, checks = compare(frame, before, after)
+    return Result(
+        save=lambda folder: models.save_model(trainer.model, tokenizer, folder, source),
+        measurements=lines,
+        gates=checks,
+        metrics=figures,
+        samples=samples(frame, before, after),
+        details={"verdict": gates.verdict(checks), **made},
+    )
+
+
+def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
+    """The trainer of a run, the tokenizer, and what became of the events."""
     recipe, source, data = frame.recipe, frame.inputs.parents["model"], frame.inputs.data
     objective, reason = preprocess.objective(data["events"].rows, recipe.feedback.objective)
     frame.reporter.note(f"objective {objective}: {reason}")
@@ -94,20 +115,7 @@ def train(frame: Frame) -> Result:
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
     trainer = build_trainer(frame, objective, rows, model, tokenizer)
     report_dropped(frame, len(rows) - len(trainer.train_dataset))
-
-    before = frame.timed("measure", lambda: measure(frame, trainer.model, tokenizer))
-    figures = fit(trainer, frame)
-    after = frame.timed("measure", lambda: measure(frame, trainer.model, tokenizer))
-
-    lines, checks = compare(frame, before, after)
-    return Result(
-        save=lambda folder: models.save_model(trainer.model, tokenizer, folder, source),
-        measurements=lines,
-        gates=checks,
-        metrics=figures,
-        samples=samples(frame, before, after),
-        details={"verdict": gates.verdict(checks), "objective": [objective, reason], "outcomes": outcomes},
-    )
+    return trainer, tokenizer, {"objective": [objective, reason], "outcomes": outcomes}
 
 
 def report_dropped(frame: Frame, dropped: int) -> None:

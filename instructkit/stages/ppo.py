@@ -63,13 +63,8 @@ def train(frame: Frame) -> Result:
     """Train, and compare answers to held-out prompts before and after; see the module."""
     from instructkit.stages.training import fit
 
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = models.load_tokenizer(source, recipe.model)
-    tokenizer.padding_side = "left"
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
-    scorers = [scorer(frame, i, model, tokenizer) for i in range(len(recipe.reward))]
-    trainer = build_trainer(frame, model, tokenizer, scorers)
-
+    source = frame.inputs.parents["model"]
+    trainer, tokenizer, scorers = prepare(frame)
     before = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
     figures = fit(trainer, frame)
     after = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
@@ -83,6 +78,16 @@ def train(frame: Frame) -> Result:
         metrics=figures,
         samples=samples(frame, before, after),
     )
+
+
+def prepare(frame: Frame) -> tuple[Any, Any, list[Any]]:
+    """The trainer of a run, the tokenizer, and what scores its responses."""
+    recipe, source = frame.recipe, frame.inputs.parents["model"]
+    tokenizer = models.load_tokenizer(source, recipe.model)
+    tokenizer.padding_side = "left"
+    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
+    scorers = [scorer(frame, i, model, tokenizer) for i in range(len(recipe.reward))]
+    return build_trainer(frame, model, tokenizer, scorers), tokenizer, scorers
 
 
 def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) -> Any:

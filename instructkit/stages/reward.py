@@ -43,11 +43,7 @@ def train(frame: Frame) -> Result:
     from instructkit.stages.training import fit
 
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = models.load_tokenizer(source, recipe.model)
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
-    pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
-    trainer = build_trainer(frame, model, tokenizer, pairs)
-
+    trainer, tokenizer, pairs = prepare(frame)
     held_out = pairs.get("eval", [])
     before = frame.timed("measure", lambda: score_pairs(trainer.model, tokenizer, held_out))
     figures = fit(trainer, frame)
@@ -65,6 +61,15 @@ def train(frame: Frame) -> Result:
         samples=samples(frame, after),
         details={"score_offset": offset},
     )
+
+
+def prepare(frame: Frame) -> tuple[Any, Any, dict[str, list[dict]]]:
+    """The trainer of a run, the tokenizer, and the comparisons as token ids."""
+    recipe, source = frame.recipe, frame.inputs.parents["model"]
+    tokenizer = models.load_tokenizer(source, recipe.model)
+    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
+    pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
+    return build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs
 
 
 def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, list[dict]]) -> Any:

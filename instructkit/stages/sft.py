@@ -24,12 +24,7 @@ def collect(recipe: Any) -> Inputs:
 def train(frame: Frame) -> Result:
     """Train and measure; see the module."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = models.load_tokenizer(source, recipe.model)
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
-    trainer = build_trainer(frame, model, tokenizer)
-    check_labels(trainer.train_dataset, recipe.source)
-    report_truncation(frame, trainer)
-
+    trainer, tokenizer = prepare(frame)
     before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer))
     figures = fit_trainer(trainer, frame)
     after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer))
@@ -42,6 +37,17 @@ def train(frame: Frame) -> Result:
         metrics=figures,
         samples=samples(frame, trainer.model, tokenizer),
     )
+
+
+def prepare(frame: Frame) -> tuple[Any, Any]:
+    """The trainer of a run, its data encoded and checked, and the tokenizer."""
+    recipe, source = frame.recipe, frame.inputs.parents["model"]
+    tokenizer = models.load_tokenizer(source, recipe.model)
+    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
+    trainer = build_trainer(frame, model, tokenizer)
+    check_labels(trainer.train_dataset, recipe.source)
+    report_truncation(frame, trainer)
+    return trainer, tokenizer
 
 
 def build_trainer(frame: Frame, model: Any, tokenizer: Any) -> Any:

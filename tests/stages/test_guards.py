@@ -179,13 +179,13 @@ def test_a_run_is_not_used_as_what_it_is_not(workplace: Path) -> None:
     prompts = rows("q.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT])
     body = f"data: {{train: {prompts}, eval: 0.3}}\nrun: {{output: out}}\n"
     with pytest.raises(InputError, match="sft is a run of `sft`; a run of `instructkit reward` is wanted"):
-        run("ppo", f"model: {{name: sft}}\nreward: [{{model: sft}}]\n{body}", plan=True)
+        run("ppo", f"model: {{name: sft}}\nreward: [{{model: sft}}]\n{body}")
     run(
         "reward",
         f"model: {{name: sft}}\ndata: {{train: {rows('p.jsonl', PAIRS)}, eval: 0.3}}\n{ONE_STEP}run: {{output: reward}}\n",
     )
     with pytest.raises(InputError, match="reward is a run of `reward`; a model that answers is wanted"):
-        run("ppo", f"model: {{name: reward}}\nreward: [{{model: reward}}]\n{body}", plan=True)
+        run("ppo", f"model: {{name: reward}}\nreward: [{{model: reward}}]\n{body}")
     with pytest.raises(InputError, match="a model that answers is wanted"):
         open_session("reward")
 

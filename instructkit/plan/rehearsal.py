@@ -1,0 +1,219 @@
+"""The real trainer of a run, built without weights, taking the step that needs the most memory."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from instructkit import adapters, models
+from instructkit.machine import Machine
+from instructkit.plan import rollout as ppo
+from instructkit.plan.ledger import Ledger, rehearsing
+from instructkit.stages import MODULES
+from instructkit.stages.base import Frame, Inputs
+
+STATE_BYTES = {  # of an optimizer, for each trained weight
+    "adamw_8bit": 2,
+    "adamw_bnb_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "adamw_torch_8bit": 2,
+    "adamw_torch_4bit": 1,
+    "lion_32bit": 4,
+    "lion_8bit": 1,
+    "paged_lion_32bit": 4,
+    "paged_lion_8bit": 1,
+    "sgd": 0,
+    "adagrad": 4,
+    "rmsprop": 4,
+    "adafactor": 0.01,
+}
+_ADAPTERS = {
+    adapters.NEW: "new adapter",
+    adapters.PARENT: "parent's adapter",
+    adapters.CRITIC: "critic's adapter",
+}
+_TRAINED_BODIES = ("model", "policy")
+ADAM_STATE_BYTES = 8  # two moments in float32
+QUANTIZED_BYTES = {
+    "4bit": 0.5 + 0.016,
+    "8bit": 1.0 + 0.002,
+}  # of a weight, with its scales (nf4 in two levels, int8 by row)
+
+
+@dataclass
+class Rehearsal:
+    """
+    What one optimizer step holds, in bytes of tensors, and what the trainer says of its run.
+
+    Attributes:
+        weights: by role: the base, each adapter, a head.
+        gradients, optimizer: of everything that is trained.
+        phases: by name, the most that a phase holds beside weights and optimizer: activations, logits, caches, gradients.
+        batch: rows and tokens of the longest batch.
+        steps: what the trainer will do: epochs, steps, rows, batches.
+        trained: number of trained parameters, and all.
+    """
+
+    weights: dict[str, int]
+    gradients: int
+    optimizer: int
+    phases: dict[str, int]
+    batch: tuple[int, int]
+    steps: dict[str, Any]
+    trained: tuple[int, int]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """All of it, at the moment of the peak."""
+        return sum(self.weights.values()) + self.optimizer + max(self.phases.values())
+
+
+class Listener:
+    """A reporter that keeps what a stage says while its trainer is built."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a line."""
+        self.notes.append(text)
+
+    def stage_started(self, title: str, total_steps: int | None) -> None:
+        """Nothing starts here."""
+
+    def step(self, step: int, total: int, figures: dict[str, float]) -> None:
+        """Nothing steps here."""
+
+    def finished(self) -> None:
+        """Nothing ends here."""
+
+    def table(self, run: dict[str, Any]) -> None:
+        """There is no table."""
+
+
+def rehearse(recipe: Any, inputs: Inputs, machine: Machine) -> Rehearsal:
+    """
+    Build the trainer of a recipe on the meta device and take its heaviest step; nothing is loaded and nothing is left behind.
+
+    Raises:
+        InputError: for all that the stage refuses when it prepares its trainer.
+    """
+    stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
+    listener = Listener()
+    with tempfile.TemporaryDirectory() as folder, models.weightless(), rehearsing() as ledger:
+        frame = Frame(recipe, inputs, machine, Path(folder), listener, resume=False)
+        trainer, *rest = stage.prepare(frame)
+        scorers = rest[-1] if recipe.stage == "ppo" else []
+        bodies = {role: body.to("meta") for role, body in bodies_of(trainer, scorers).items()}
+        every = list({id(p): p for body in bodies.values() for p in body.parameters()}.values())
+        trained = [p for p in every if p.requires_grad]
+        if recipe.stage == "ppo":
+            phases, batch = ppo.phases(trainer, ledger, trained), ppo.shape(trainer)
+        else:
+            longest = longest_batch(trainer)
+            phases, batch = {"step": _heaviest_step(trainer, longest, ledger, trained)}, _shape(longest)
+        per_weight = STATE_BYTES.get(str(trainer.args.optim), ADAM_STATE_BYTES)
+        return Rehearsal(
+            weights=_weights(bodies, recipe.model.quantization),
+            gradients=sum(p.numel() * p.element_size() for p in trained),
+            optimizer=int(per_weight * sum(p.numel() for p in trained)),
+            phases=phases,
+            batch=batch,
+            steps=_steps(trainer),
+            trained=(sum(p.numel() for p in trained), sum(p.numel() for p in every)),
+            notes=listener.notes,
+        )
+
+
+def bodies_of(trainer: Any, scorers: list[Any]) -> dict[str, Any]:
+    """Every model of a run by role; one backbone with several adapters is one body."""
+    found = {"policy" if hasattr(trainer, "critic") else "model": trainer.model}
+    if getattr(trainer, "ref_model", None) is not None:
+        found["reference"] = trainer.ref_model
+    if hasattr(trainer, "critic"):
+        found["critic"] = trainer.critic
+    for scorer in scorers:
+        body = getattr(scorer, "model", None)
+        if body is not None and body is not trainer.model:
+            found[f"reward {scorer.__name__}"] = body
+    return found
+
+
+def longest_batch(trainer: Any) -> dict[str, Tensor]:
+    """The rows with the most tokens, as many as a device takes at once, through the trainer's own collator."""
+    rows = trainer.train_dataset
+    lengths = [max((len(v) for v in row.values() if isinstance(v, list)), default=0) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
+    batch = trainer.data_collator([rows[i] for i in order[: trainer.args.per_device_train_batch_size]])
+    return {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _heaviest_step(trainer: Any, batch: dict[str, Tensor], ledger: Ledger, trained: list[Any]) -> int:
+    """The most that a forward and backward pass holds beside the weights, gradients of an earlier micro-batch included."""
+    trainer.model.train()
+    before = ledger.now
+    for _ in range(min(2, trainer.args.gradient_accumulation_steps)):
+        ledger.forget_peak()
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        loss.backward()
+        del loss
+    forget_gradients(trained)
+    return ledger.peak - before
+
+
+def forget_gradients(trained: list[Any]) -> None:
+    """As after an optimizer step."""
+    for parameter in trained:
+        parameter.grad = None
+
+
+def _weights(bodies: dict[str, Any], quantization: str) -> dict[str, int]:
+    """Bytes of the weights by role; those of a quantised base's linear layers are counted as they will be stored."""
+    found: dict[str, float] = defaultdict(float)
+    for role, body in bodies.items():
+        stored = _quantized(body) if quantization != "none" else set()
+        for name, parameter in body.named_parameters():
+            adapter = adapters.adapter_of(name) if role in _TRAINED_BODIES else None
+            part = _ADAPTERS.get(adapter, f"adapter {adapter}") if adapter else role
+            each = QUANTIZED_BYTES[quantization] if id(parameter) in stored else parameter.element_size()
+            found[part] += parameter.numel() * each
+    return {role: int(size) for role, size in found.items()}
+
+
+def _quantized(body: Any) -> set[int]:
+    """The weights that bitsandbytes stores in fewer bits: linear layers but heads and adapters."""
+    from torch.nn import Linear
+
+    return {
+        id(module.weight)
+        for name, module in body.named_modules()
+        if type(module) is Linear and "lora_" not in name and not name.endswith(("lm_head", "score", "head"))
+    }
+
+
+def _shape(batch: dict[str, Tensor]) -> tuple[int, int]:
+    ids = next(value for name, value in batch.items() if isinstance(value, Tensor) and value.dim() == 2)
+    return ids.size(0), ids.size(1)
+
+
+def _steps(trainer: Any) -> dict[str, Any]:
+    """Epochs, steps and batches as Trainer itself works them out."""
+    args = trainer.args
+    found = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    return {
+        "rows": len(trainer.train_dataset),
+        "epochs": found[0],
+        "steps_per_epoch": found[1],
+        "steps": found[6],
+        "per_device": args.per_device_train_batch_size,
+        "accumulation": args.gradient_accumulation_steps,
+        "processes": args.world_size,
+        "batch": found[4],
+    }

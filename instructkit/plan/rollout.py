@@ -1,0 +1,119 @@
+"""PPO's phases without weights: a full-length rollout is generated, read and learned from, each at its longest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instructkit.encode import encode_prompt
+from instructkit.plan.ledger import Ledger
+from instructkit.ppo import rollout
+
+
+def phases(trainer: Any, ledger: Ledger, trained: list[Any]) -> dict[str, int]:
+    """The most that each phase of PPO holds beside the weights, in bytes."""
+    trainer.model.train()
+    trainer.state_of_ppo.rollouts = trainer.args.value_warmup_steps + 1  # the critic's warm-up holds less
+    batch = longest_rollout(trainer, trainer.args.generation_batch_size // trainer.accelerator.num_processes)
+    micro = {
+        name: x[: trainer.args.per_device_train_batch_size] if x.dim() else x for name, x in batch.items()
+    }
+    return {
+        "generation": _peak(ledger, trained, lambda: _generate(trainer, batch)),
+        "reading": _peak(ledger, trained, lambda: _read(trainer, batch)),
+        "update": _peak(ledger, trained, lambda: _update(trainer, micro)),
+    }
+
+
+def shape(trainer: Any) -> tuple[int, int]:
+    """Rows of a micro-batch, and the tokens of its longest."""
+    return trainer.args.per_device_train_batch_size, _longest_prompt(
+        trainer
+    ) + trainer.args.max_completion_length
+
+
+def _longest_prompt(trainer: Any) -> int:
+    return max(len(encode_prompt(trainer._tokenizer, prompt)) for prompt in trainer.train_dataset["prompt"])
+
+
+def longest_rollout(trainer: Any, rows: int) -> dict[str, Tensor]:
+    """Responses of full length to the longest prompt, as tensors of a rollout without numbers."""
+    longest, length = _longest_prompt(trainer), trainer.args.max_completion_length
+
+    def made(width: int, kind: torch.dtype) -> Tensor:
+        return torch.empty(rows, width, dtype=kind, device="meta")
+
+    numbers = ("old_logprobs", "old_values", "advantages", "returns")
+    counts = ("tokens_in_step", "responses_in_step", "policy_tokens_in_step", "policy_responses_in_step")
+    return {
+        "prompt_ids": made(longest, torch.long),
+        "prompt_mask": made(longest, torch.long),
+        "completion_ids": made(length, torch.long),
+        "response_mask": made(length, torch.bool),
+        **{name: made(length, torch.float32) for name in numbers},
+        **{name: torch.empty((), dtype=torch.long, device="meta") for name in counts},
+    }
+
+
+def _peak(ledger: Ledger, trained: list[Any], work: Any) -> int:
+    before = ledger.now
+    ledger.forget_peak()
+    work()
+    for parameter in trained:
+        parameter.grad = None
+    return ledger.peak - before
+
+
+@torch.no_grad()
+def _generate(trainer: Any, batch: dict[str, Tensor]) -> None:
+    """The prompts read into a cache, and a cache of full length beside a layer of it that is made anew."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with trainer._for_sampling(model):
+        ids, mask, positions = rollout.joined(batch)
+        width = batch["prompt_ids"].size(1)
+        out = model(
+            input_ids=ids[:, :width],
+            attention_mask=mask[:, :width],
+            position_ids=positions[:, :width],
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        grown = [
+            torch.empty(*x.shape[:-2], ids.size(1), x.size(-1), dtype=x.dtype, device="meta")
+            for layer in out.past_key_values.layers
+            for x in (layer.keys, layer.values)
+            if x is not None
+        ]
+        del out, grown
+
+
+def _read(trainer: Any, batch: dict[str, Tensor]) -> None:
+    """Old log-probabilities and values, then the reference's; with its graph where that is the update's first pass."""
+    once = trainer.args.steps_per_generation == 1 and trainer._passes_needed(batch) == 1
+    keeps = once and trainer._unwrapped_critic().reads == "policy"
+    part = {
+        name: x[: len(batch["prompt_ids"]) if keeps else trainer.args.reading_batch_size] if x.dim() else x
+        for name, x in batch.items()
+    }
+    with torch.enable_grad() if keeps else torch.no_grad():
+        reading = trainer._read(trainer.model, part, entropy=True)
+        values = trainer._values(trainer.model, part, reading)
+    if trainer.beta:
+        model = trainer.ref_model if trainer.ref_model is not None else trainer.model
+        with torch.no_grad(), trainer._as_reference():
+            trainer._read(model, part)
+    del reading, values
+
+
+def _update(trainer: Any, batch: dict[str, Tensor]) -> None:
+    """The passes of an optimizer step; of more than two alike the second tells as much as the last."""
+    passes = trainer._passes_needed(batch)
+    rows = -(-len(batch["prompt_ids"]) // passes)
+    part = {name: x[:rows] if x.dim() else x for name, x in batch.items()}
+    trainer._far = torch.zeros((), device="meta")
+    for _ in range(min(2, passes * trainer.args.gradient_accumulation_steps)):
+        loss, _ = trainer._learn(trainer.model, part)
+        loss.backward()
+        del loss
