@@ -6,20 +6,20 @@ import sys
 
 import typer
 
-from instructkit.cli import chat, recipes, runs, train
+from instructkit.cli import chat, data, recipes, runs, train
 from instructkit.errors import InstructKitError
 
 app = typer.Typer(
     name="instructkit",
     help="The InstructGPT pipeline from YAML recipes: sft, reward, ppo, lora-update.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 train.register(app)
 recipes.register(app)
+data.register(app)
 runs.register(app)
 chat.register(app)
 

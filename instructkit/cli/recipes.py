@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from instructkit.cli import completion
+
 if TYPE_CHECKING:
     from instructkit.recipe.explain import Topic
     from instructkit.recipe.load import Checked
@@ -34,7 +36,11 @@ def register(app: typer.Typer) -> None:
 def check(
     recipes: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Files, folders or globs; then overrides."),
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE]...",
+            help="Files, folders or globs; then overrides.",
+            autocompletion=completion.recipes,
+        ),
     ],
     resolved: Annotated[
         bool,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from instructkit.cli import completion
 from instructkit.errors import InputError
 
 ABOUT = {
@@ -17,9 +18,14 @@ ABOUT = {
 }
 EXAMPLE = "Example: instructkit {stage} recipes/{stage}.yaml trainer.learning_rate=1e-4 run.seed=7"
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file.")]
+Recipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file.", autocompletion=completion.recipes)
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Stronger than the file.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Stronger than the file.", autocompletion=completion.overrides
+    ),
 ]
 Plan = Annotated[
     bool,
@@ -77,13 +83,15 @@ def _command(stage: str):
 
 def _print_plan(recipe: Any, as_json: bool, quiet: bool) -> None:
     """The resolved recipe on stdout and everything else on stderr; as data, all of it on stdout."""
+    from instructkit.stages.base import quiet_libraries
+
+    quiet_libraries()  # before the first heavy import
+
     from instructkit.plan import page
     from instructkit.plan.make import make
     from instructkit.recipe.render import to_yaml
     from instructkit.stages import collector
-    from instructkit.stages.base import quiet_libraries
 
-    quiet_libraries()
     plan = make(recipe, collector(recipe))
     if as_json:
         import json

@@ -9,10 +9,11 @@ from instructkit.machine import Machine
 from instructkit.plan.rehearsal import Rehearsal, rehearse
 from instructkit.stages.base import Inputs
 
-# What a process holds beside tensors. On a CPU glibc cuts aligned blocks so that a freed one is often too small for the next
-# of the same size; measured by benchmarks/plan.py.
-OVERHEAD = {"cpu": 1.3, "cuda": 1.02}
-OWN_BYTES = {"cpu": 150 * 2**20, "cuda": 0}  # tokenizer, rows and the libraries' own tables
+# What a process holds for each byte of the tensors of a phase. On a CPU glibc cuts aligned blocks so that a freed one is often
+# too small for the next of the same size, the more so the more sizes there are; fitted to the cells of benchmarks/plan.py.
+OVERHEAD_ON_CPU = {"full": 1.16, "lora": 1.39, "quantized": 1.5}
+OVERHEAD_ON_GPU = 1.02
+OWN_BYTES = 150 * 2**20  # tokenizer, rows and the libraries' own tables
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,27 @@ class Change:
 
 def need(rehearsal: Rehearsal, recipe: Any, machine: Machine) -> Need:
     """What the rehearsed step needs on this machine."""
+    weights = dict(rehearsal.weights)
+    if machine.on_cpu and rehearsal.mapped:
+        weights["file of the base, mapped"] = rehearsal.mapped
     return Need(
-        rehearsal.weights,
+        weights,
         rehearsal.gradients,
         rehearsal.optimizer,
         rehearsal.phases,
-        predicted(rehearsal, machine),
+        predicted(rehearsal, recipe, machine),
         available(machine),
     )
 
 
-def predicted(rehearsal: Rehearsal, machine: Machine) -> int:
+def predicted(rehearsal: Rehearsal, recipe: Any, machine: Machine) -> int:
     """Bytes of the process at its peak, above the interpreter's own."""
     kept = sum(rehearsal.weights.values()) + rehearsal.optimizer
     passing = max(rehearsal.phases.values())
-    return int(kept + OVERHEAD[machine.device] * passing) + OWN_BYTES[machine.device]
+    if not machine.on_cpu:
+        return int(kept + OVERHEAD_ON_GPU * passing)
+    kind = "full" if recipe.lora is None else "lora" if recipe.model.quantization == "none" else "quantized"
+    return int(kept + rehearsal.mapped + OVERHEAD_ON_CPU[kind] * passing) + OWN_BYTES
 
 
 def available(machine: Machine) -> int:
@@ -79,7 +86,7 @@ def changes(recipe: Any, inputs: Inputs, machine: Machine, now: Need) -> list[Ch
     """The three changes that would help most, each rehearsed."""
     found = []
     for overrides, changed in _candidates(recipe, machine):
-        size = predicted(rehearse(changed, inputs, machine), machine)
+        size = predicted(rehearse(changed, inputs, machine), changed, machine)
         found.append(Change(overrides, size, now.predicted - size))
     return sorted((c for c in found if c.saves > 0), key=lambda change: -change.saves)[:3]
 

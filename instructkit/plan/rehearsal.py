@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,7 @@ class Rehearsal:
 
     Attributes:
         weights: by role: the base, each adapter, a head.
+        mapped: of a quantised base the file that it was read from, which a CPU's process goes on to map.
         gradients, optimizer: of everything that is trained.
         phases: by name, the most that a phase holds beside weights and optimizer: activations, logits, caches, gradients.
         batch: rows and tokens of the longest batch.
@@ -67,6 +70,7 @@ class Rehearsal:
     batch: tuple[int, int]
     steps: dict[str, Any]
     trained: tuple[int, int]
+    mapped: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -98,6 +102,19 @@ class Listener:
         """There is no table."""
 
 
+@contextlib.contextmanager
+def on_paper(
+    recipe: Any, inputs: Inputs, machine: Machine
+) -> Iterator[tuple[Any, list[Any], Ledger, Listener]]:
+    """The trainer that the stage prepares, on real data and without weights; what else it prepares; ledger and listener."""
+    stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
+    listener = Listener()
+    with tempfile.TemporaryDirectory() as folder, models.weightless(), rehearsing() as ledger:
+        frame = Frame(recipe, inputs, machine, Path(folder), listener, resume=False)
+        trainer, *rest = stage.prepare(frame)
+        yield trainer, rest, ledger, listener
+
+
 def rehearse(recipe: Any, inputs: Inputs, machine: Machine) -> Rehearsal:
     """
     Build the trainer of a recipe on the meta device and take its heaviest step; nothing is loaded and nothing is left behind.
@@ -105,11 +122,7 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine) -> Rehearsal:
     Raises:
         InputError: for all that the stage refuses when it prepares its trainer.
     """
-    stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
-    listener = Listener()
-    with tempfile.TemporaryDirectory() as folder, models.weightless(), rehearsing() as ledger:
-        frame = Frame(recipe, inputs, machine, Path(folder), listener, resume=False)
-        trainer, *rest = stage.prepare(frame)
+    with on_paper(recipe, inputs, machine) as (trainer, rest, ledger, listener):
         scorers = rest[-1] if recipe.stage == "ppo" else []
         bodies = {role: body.to("meta") for role, body in bodies_of(trainer, scorers).items()}
         every = list({id(p): p for body in bodies.values() for p in body.parameters()}.values())
@@ -128,6 +141,7 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine) -> Rehearsal:
             batch=batch,
             steps=_steps(trainer),
             trained=(sum(p.numel() for p in trained), sum(p.numel() for p in every)),
+            mapped=_mapped(bodies) if recipe.model.quantization != "none" else 0,
             notes=listener.notes,
         )
 
@@ -185,6 +199,13 @@ def _weights(bodies: dict[str, Any], quantization: str) -> dict[str, int]:
             each = QUANTIZED_BYTES[quantization] if id(parameter) in stored else parameter.element_size()
             found[part] += parameter.numel() * each
     return {role: int(size) for role, size in found.items()}
+
+
+def _mapped(bodies: dict[str, Any]) -> int:
+    """The bytes of the weights that are stored in fewer bits, as the file of the base has them."""
+    stored = {key for body in bodies.values() for key in _quantized(body)}
+    every = {id(p): p for body in bodies.values() for p in body.parameters()}
+    return sum(p.numel() * p.element_size() for key, p in every.items() if key in stored)
 
 
 def _quantized(body: Any) -> set[int]:

@@ -46,6 +46,7 @@ def prepare(frame: Frame) -> tuple[Any, Any]:
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
     trainer = build_trainer(frame, model, tokenizer)
     check_labels(trainer.train_dataset, recipe.source)
+    report_dropped(frame, trainer)
     report_truncation(frame, trainer)
     return trainer, tokenizer
 
@@ -110,6 +111,20 @@ def check_labels(dataset: Any, place: str) -> None:
         raise InputError(
             f"{place}: every label of the training data is masked, so nothing would be trained",
             hint="the answers are cut off by trainer.max_length, or the chat template marks no assistant words",
+        )
+
+
+def report_dropped(frame: Frame, trainer: Any) -> None:
+    """Say how many rows TRL left out because nothing in them is learned; it does so without a word."""
+    for role, dataset in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset)):
+        rows = frame.inputs.data.get(role)
+        packed = trainer.args.packing if role == "train" else trainer.args.eval_packing
+        if rows is None or packed or len(dataset) == len(rows.rows):
+            continue
+        left_out = len(rows.rows) - len(dataset)
+        frame.dropped[f"{role}: nothing learned within max_length"] = left_out
+        frame.reporter.note(
+            f"{left_out} of {len(rows.rows)} {role} rows are left out: nothing in them would be learned"
         )
 
 

@@ -110,3 +110,41 @@ def test_nothing_heavy_is_loaded(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "offered", "not_offered"),
+    [
+        (
+            "instructkit sft recipes/s",
+            ["recipes/sft.yaml", "recipes/smollm2/", "recipes/schemas/"],
+            ["recipes/ppo.yaml"],
+        ),
+        (
+            "instructkit ppo recipes/ppo.yaml trainer.lam",
+            ["trainer.lam=", "trainer.lam_value="],
+            ["trainer.beta="],
+        ),
+        ("instructkit sft recipes/sft.yaml lora.", ["lora.r=", "lora.alpha="], ["trainer.lam="]),
+        (
+            "instructkit lora-update recipes/lora-update.yaml feedback.ev",
+            ["feedback.events=", "feedback.eval="],
+            [],
+        ),
+    ],
+)
+def test_the_shell_is_offered_recipes_and_keys(
+    words: str, offered: list[str], not_offered: list[str]
+) -> None:
+    import os
+
+    asked = {
+        "_INSTRUCTKIT_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    command = [sys.executable, "-c", "from instructkit.cli.main import main; main()"]
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, cwd=ROOT)
+    found = done.stdout.split()
+    assert set(offered) <= set(found), done.stderr
+    assert not set(not_offered) & set(found)

@@ -1,0 +1,79 @@
+"""`instructkit data look`: what training will see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from instructkit.cli import completion
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from instructkit.plan.look import Seen
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(help="Look at data as training will see them.", no_args_is_help=True)
+    group.command(
+        "look",
+        help="Show training rows through the real template: what is learned, and what is only read."
+        "\n\nExample: instructkit data look recipes/sft.yaml -n 2",
+    )(look)
+    app.add_typer(group, name="data")
+
+
+def look(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file.", autocompletion=completion.recipes)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Stronger than the file.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows.")] = 3,
+) -> None:
+    """Print rows, token by token."""
+    from rich.console import Console
+
+    from instructkit.errors import RecipeError
+    from instructkit.recipe.load import check_recipe
+
+    checked = check_recipe(recipe, overrides=overrides)
+    if checked.faults:
+        raise RecipeError(checked.faults)
+    from instructkit.stages.base import choose_machine, quiet_libraries
+
+    quiet_libraries()  # before the first heavy import
+
+    from instructkit.plan.look import look as find
+    from instructkit.stages import collector
+
+    found = find(
+        checked.recipe, collector(checked.recipe)(checked.recipe), choose_machine(checked.recipe), rows
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    told = "green is learned" if console.color_system else "what stands in [[ ]] is learned"
+    console.print(f"{told}; the rest is read", markup=False)
+    for seen in found.rows:
+        console.print(f"\n{seen.title}, {len(seen.tokens)} tokens", markup=False)
+        console.print(_shown(seen, plain=console.color_system is None))
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def _shown(seen: Seen, *, plain: bool) -> Text:
+    """Tokens in their colours, or with brackets around what is learned."""
+    from rich.text import Text
+
+    text, inside = Text(), False
+    for token in seen.tokens:
+        if plain and token.learned != inside:
+            text.append("[[" if token.learned else "]]")
+        inside = token.learned
+        style = ("green" if token.learned else "dim") + (" bold" if token.special else "")
+        text.append(token.text, style="" if plain else style)
+    if plain and inside:
+        text.append("]]")
+    return text

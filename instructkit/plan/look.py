@@ -1,0 +1,117 @@
+"""What training will see: rows as the trainer's own preparation leaves them, token by token, and which of them are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from instructkit.encode import IGNORED, encode_prompt
+from instructkit.machine import Machine
+from instructkit.plan.rehearsal import on_paper
+from instructkit.stages.base import Inputs
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as text; whether the loss looks at it, and whether it is one of the tokenizer's special ones."""
+
+    text: str
+    learned: bool
+    special: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One row, or one side of it, as tokens."""
+
+    title: str
+    tokens: list[Token]
+
+
+@dataclass(frozen=True)
+class Look:
+    """The rows asked for, and what is odd about any of all rows."""
+
+    rows: list[Seen]
+    warnings: list[str]
+
+
+def look(recipe: Any, inputs: Inputs, machine: Machine, count: int) -> Look:
+    """
+    The first `count` training rows as the stage prepares them.
+
+    Raises:
+        InputError: for all that the stage refuses when it prepares its trainer.
+    """
+    with on_paper(recipe, inputs, machine) as (trainer, rest, _, _):
+        tokenizer = rest[0]
+        encoded = list(_encoded(recipe.stage, trainer, tokenizer))
+    seen = [
+        Seen(f"row {i}{side}", _tokens(tokenizer, ids, labels))
+        for i, parts in enumerate(encoded[:count], start=1)
+        for side, ids, labels in parts
+    ]
+    every = [(ids, labels) for parts in encoded for _, ids, labels in parts]
+    return Look(seen, _odd(recipe.stage, tokenizer, every))
+
+
+Part = tuple[str, list[int], list[int]]
+
+
+def _encoded(stage: str, trainer: Any, tokenizer: Any) -> Iterator[list[Part]]:
+    """Each row as parts of title, token ids and labels; where a loss has no labels, all tokens of an answer count."""
+    if stage == "ppo":
+        for prompt in trainer.train_dataset["prompt"]:
+            ids = encode_prompt(tokenizer, prompt)
+            yield [(", a prompt", ids, [IGNORED] * len(ids))]
+        return
+    for row in trainer.train_dataset:
+        if "chosen_ids" in row:
+            yield [(f", {side}", row[f"{side}_ids"], row[f"{side}_ids"]) for side in ("chosen", "rejected")]
+        else:
+            yield [("", *_with_labels(row))]
+
+
+def _with_labels(row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    if "input_ids" in row:
+        ids = row["input_ids"]
+        return ids, row.get("labels", ids)
+    prompt, answer = row.get("prompt_ids", []), row.get("completion_ids", [])
+    return [*prompt, *answer], [IGNORED] * len(prompt) + list(answer)
+
+
+def _tokens(tokenizer: Any, ids: list[int], labels: list[int]) -> list[Token]:
+    """Texts of tokens; one that is part of a character is shown with the tokens that complete it."""
+    special, found, waiting = set(tokenizer.all_special_ids), [], []
+    for token, label in zip(ids, labels, strict=True):
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        if text.endswith("\ufffd") and len(waiting) < 4:
+            continue
+        found.append(Token(text, label != IGNORED, token in special))
+        waiting = []
+    if waiting:
+        found.append(Token(tokenizer.decode(waiting), labels[-1] != IGNORED, False))
+    return found
+
+
+def _odd(stage: str, tokenizer: Any, rows: list[tuple[list[int], list[int]]]) -> list[str]:
+    """What a template or a length does to rows that nobody would want."""
+    bos, eos, count = tokenizer.bos_token_id, tokenizer.eos_token_id, len(rows)
+    told = []
+    if twice := sum(bos is not None and ids[:2] == [bos, bos] for ids, _ in rows):
+        told.append(
+            f"{twice} of {count} rows begin with {tokenizer.bos_token} twice: the template adds one too many"
+        )
+    if stage == "ppo":
+        return told
+    if masked := sum(all(label == IGNORED for label in labels) for _, labels in rows):
+        told.append(
+            f"{masked} of {count} rows have no token that is learned: cut off by max_length, or the template marks none"
+        )
+    if endless := sum(eos is not None and eos not in ids[-3:] for ids, _ in rows):
+        told.append(
+            f"{endless} of {count} rows do not end with {tokenizer.eos_token}: the model will not learn to stop there"
+        )
+    return told

@@ -1,0 +1,81 @@
+"""What training will see: the tokens and labels of the trainer itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from plan.test_plan import for_sft, line, recipe, workplace  # noqa: F401 - fixtures
+from stages.small import CHAT, rows
+
+from instructkit.errors import InputError
+from instructkit.plan.look import look
+from instructkit.stages import collector
+from instructkit.stages.base import choose_machine
+
+
+def seen(found, count: int = 2):
+    return look(found, collector(found)(found), choose_machine(found), count)
+
+
+def learned(row) -> str:
+    return "".join(token.text for token in row.tokens if token.learned)
+
+
+def test_the_answer_is_learned_and_the_question_read(workplace) -> None:  # noqa: F811
+    found = seen(for_sft())
+    assert [row.title for row in found.rows] == ["row 1", "row 2"]
+    assert learned(found.rows[0]).endswith("!<|end|>")
+    whole = "".join(token.text for token in found.rows[0].tokens)
+    assert "Say" in whole and "Say" not in learned(found.rows[0])
+    assert any(token.special for token in found.rows[0].tokens)
+    assert found.warnings == []
+
+
+def test_characters_of_several_tokens_are_whole(workplace) -> None:  # noqa: F811
+    data = [
+        {
+            "messages": [
+                {"role": "user", "content": "\u3053?"},
+                {"role": "assistant", "content": "\U0001f600 caf\u00e9"},
+            ]
+        }
+    ]
+    Path("odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data * 4), encoding="utf-8")
+    found = seen(
+        recipe("sft", "model: {name: tiny}\ndata: {train: odd.jsonl, eval: null}\nrun: {output: out}\n"), 1
+    )
+    assert "\U0001f600 caf\u00e9" in learned(found.rows[0])
+    assert "\ufffd" not in "".join(token.text for token in found.rows[0].tokens)
+
+
+def test_rows_without_an_end_are_told(workplace) -> None:  # noqa: F811
+    rows("chat.jsonl", CHAT)
+    body = "model: {name: tiny}\ndata: {train: chat.jsonl, eval: null}\nrun: {output: out}\n"
+    whole = seen(recipe("sft", body), 8)
+    longest = max(len(row.tokens) for row in whole.rows)
+    found = seen(recipe("sft", body, f"trainer.max_length={longest - 1}"))
+    assert any("do not end with" in told for told in found.warnings)
+
+
+def test_where_nothing_would_be_learned_the_look_says_so(workplace) -> None:  # noqa: F811
+    body = "model: {name: tiny}\ndata: {train: chat.jsonl, eval: null}\ntrainer: {max_length: 3}\nrun: {output: out}\n"
+    rows("chat.jsonl", CHAT)
+    with pytest.raises(InputError, match="masked|nothing would be"):
+        seen(recipe("sft", body))
+
+
+def test_every_stage_can_be_looked_at(line, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.chdir(line)
+    one = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\nrun: {output: new}\n"
+    pairs = seen(recipe("reward", f"model: {{name: sft}}\ndata: {{train: pairs.jsonl, eval: 0.3}}\n{one}"), 1)
+    assert [row.title for row in pairs.rows] == ["row 1, chosen", "row 1, rejected"]
+    body = (
+        f"model: {{name: sft}}\nreward: [{{model: reward}}]\ndata: {{train: asked.jsonl, eval: null}}\n{one}"
+    )
+    asked = seen(recipe("ppo", body), 1)
+    assert not any(token.learned for token in asked.rows[0].tokens)
+    body = f"model: {{name: sft}}\nfeedback: {{events: events.jsonl, eval: 0.5}}\n{one}"
+    update = seen(recipe("lora-update", body), 1)
+    assert "y" in learned(update.rows[0])
