@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,6 +46,7 @@ def look(
         raise RecipeError(checked.faults)
     from instructkit.stages.base import choose_machine, quiet_libraries
 
+    warnings.simplefilter("ignore")
     quiet_libraries()  # before the first heavy import
 
     from instructkit.plan.look import look as find

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -72,7 +73,7 @@ def _command(stage: str):
                 "--json goes with --plan", hint="add --plan; a finished run: `instructkit runs show --json`"
             )
         if plan:
-            _print_plan(loaded, json, quiet)
+            _print_plan(loaded, as_json=json, quiet=quiet, debug=debug)
             return
         options = RunOptions(overwrite, resume, if_changed, command=["instructkit", *sys.argv[1:]])
         with Console(quiet=quiet, debug=debug) as console:
@@ -81,10 +82,12 @@ def _command(stage: str):
     return command
 
 
-def _print_plan(recipe: Any, as_json: bool, quiet: bool) -> None:
+def _print_plan(recipe: Any, *, as_json: bool, quiet: bool, debug: bool) -> None:
     """The resolved recipe on stdout and everything else on stderr; as data, all of it on stdout."""
     from instructkit.stages.base import quiet_libraries
 
+    if not debug:
+        warnings.simplefilter("ignore")
     quiet_libraries()  # before the first heavy import
 
     from instructkit.plan import page

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from instructkit.encode import IGNORED, encode_prompt
+from instructkit.encode import IGNORED
 from instructkit.machine import Machine
+from instructkit.plan.encoded import parts_of_rows
 from instructkit.plan.rehearsal import on_paper
 from instructkit.stages.base import Inputs
 
@@ -46,7 +46,7 @@ def look(recipe: Any, inputs: Inputs, machine: Machine, count: int) -> Look:
     """
     with on_paper(recipe, inputs, machine) as (trainer, rest, _, _):
         tokenizer = rest[0]
-        encoded = list(_encoded(recipe.stage, trainer, tokenizer))
+        encoded = list(parts_of_rows(recipe.stage, trainer, tokenizer))
     seen = [
         Seen(f"row {i}{side}", _tokens(tokenizer, ids, labels))
         for i, parts in enumerate(encoded[:count], start=1)
@@ -54,31 +54,6 @@ def look(recipe: Any, inputs: Inputs, machine: Machine, count: int) -> Look:
     ]
     every = [(ids, labels) for parts in encoded for _, ids, labels in parts]
     return Look(seen, _odd(recipe.stage, tokenizer, every))
-
-
-Part = tuple[str, list[int], list[int]]
-
-
-def _encoded(stage: str, trainer: Any, tokenizer: Any) -> Iterator[list[Part]]:
-    """Each row as parts of title, token ids and labels; where a loss has no labels, all tokens of an answer count."""
-    if stage == "ppo":
-        for prompt in trainer.train_dataset["prompt"]:
-            ids = encode_prompt(tokenizer, prompt)
-            yield [(", a prompt", ids, [IGNORED] * len(ids))]
-        return
-    for row in trainer.train_dataset:
-        if "chosen_ids" in row:
-            yield [(f", {side}", row[f"{side}_ids"], row[f"{side}_ids"]) for side in ("chosen", "rejected")]
-        else:
-            yield [("", *_with_labels(row))]
-
-
-def _with_labels(row: dict[str, Any]) -> tuple[list[int], list[int]]:
-    if "input_ids" in row:
-        ids = row["input_ids"]
-        return ids, row.get("labels", ids)
-    prompt, answer = row.get("prompt_ids", []), row.get("completion_ids", [])
-    return [*prompt, *answer], [IGNORED] * len(prompt) + list(answer)
 
 
 def _tokens(tokenizer: Any, ids: list[int], labels: list[int]) -> list[Token]:

@@ -48,6 +48,7 @@ class Plan:
                 "dtype": self.machine.dtype,
                 "reasons": list(self.machine.reasons),
             },
+            "rows": found.rows.as_dict(),
             "steps": found.steps,
             "longest_batch": {"rows": found.batch[0], "tokens": found.batch[1]},
             "parameters": {"trained": found.trained[0], "all": found.trained[1]},

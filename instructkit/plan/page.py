@@ -42,7 +42,24 @@ def _data(plan: Plan) -> list[str]:
         told.append(
             f"data {role}: {rows.source}, {len(rows.rows)} rows{label}, sha256 {rows.fingerprint[:12]}"
         )
-    return told + left_out(plan.inputs)
+    return [*told, *left_out(plan.inputs), *_rows(plan)]
+
+
+def _rows(plan: Plan) -> list[str]:
+    rows = plan.rehearsal.rows
+    told = [
+        f"tokens of a training row: p50 {rows.p50}, p95 {rows.p95}, longest {rows.longest}; {rows.tokens:,} in all"
+    ]
+    told.append(f"  {rows.shortest} {rows.bars()} {rows.longest}")
+    if rows.learned is not None:
+        told.append(f"  {rows.learned:.0%} of them are learned, the rest is read")
+    if rows.at_limit:
+        told.append(f"  {rows.at_limit} rows reach max_length, and what is behind it is cut off")
+    if rows.exact or rows.near:
+        told.append(f"doubles among {rows.compared} rows: {rows.exact} exact, {rows.near} near")
+    if rows.held_out_near:
+        told.append(f"warning: {rows.held_out_near} held-out rows have a near double among the training rows")
+    return [*told, "writing: " + ", ".join(f"{name} {share:.0%}" for name, share in rows.scripts.items())]
 
 
 def _steps(plan: Plan) -> str:

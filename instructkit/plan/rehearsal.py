@@ -17,6 +17,7 @@ from instructkit import adapters, models
 from instructkit.machine import Machine
 from instructkit.plan import rollout as ppo
 from instructkit.plan.ledger import Ledger, rehearsing
+from instructkit.plan.statistics import Statistics, of_rows
 from instructkit.stages import MODULES
 from instructkit.stages.base import Frame, Inputs
 
@@ -60,6 +61,7 @@ class Rehearsal:
         phases: by name, the most that a phase holds beside weights and optimizer: activations, logits, caches, gradients.
         batch: rows and tokens of the longest batch.
         steps: what the trainer will do: epochs, steps, rows, batches.
+        rows: what the training rows are like.
         trained: number of trained parameters, and all.
     """
 
@@ -69,6 +71,7 @@ class Rehearsal:
     phases: dict[str, int]
     batch: tuple[int, int]
     steps: dict[str, Any]
+    rows: Statistics
     trained: tuple[int, int]
     mapped: int = 0
     notes: list[str] = field(default_factory=list)
@@ -140,6 +143,7 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine) -> Rehearsal:
             phases=phases,
             batch=batch,
             steps=_steps(trainer),
+            rows=of_rows(recipe.stage, trainer, rest[0], inputs.data),
             trained=(sum(p.numel() for p in trained), sum(p.numel() for p in every)),
             mapped=_mapped(bodies) if recipe.model.quantization != "none" else 0,
             notes=listener.notes,
