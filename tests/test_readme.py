@@ -11,13 +11,25 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 COMMANDS = sorted(
-    set(re.findall(r"(?:^|`)instructkit ([a-z-]+(?: (?:show|summary))?)", README, re.MULTILINE))
+    set(re.findall(r"(?:^|`)instructkit ([a-z-]+(?: (?:show|summary|look))?)", README, re.MULTILINE))
 )
 TARGETS = sorted(set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", README, re.MULTILINE)))
 
 
 def test_the_search_finds_what_it_should() -> None:
-    assert COMMANDS == ["chat", "lora-update", "ppo", "reward", "runs", "runs show", "runs summary", "sft"]
+    runs = ["runs", "runs show", "runs summary"]
+    assert [
+        "chat",
+        "check",
+        "data look",
+        "explain",
+        "lora-update",
+        "ppo",
+        "reward",
+        *runs,
+        "schema",
+        "sft",
+    ] == COMMANDS
     assert len(TARGETS) == 8
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from instructkit.plan.make import Plan
 
 GIB = 2**30
@@ -28,7 +30,7 @@ def _parents(plan: Plan) -> list[str]:
     told = []
     for role, source in plan.inputs.parents.items():
         adapter = f" with the adapter {source.adapter}" if source.adapter else ""
-        told.append(f"{role}: {source.name} = {source.base}{adapter}")
+        told.append(f"{role}: {source.name} = {source.base.replace(str(Path.home()), '~', 1)}{adapter}")
     trained, every = plan.rehearsal.trained
     return [*told, f"parameters: {every:,}, of which {trained:,} are trained"]
 
