@@ -50,6 +50,7 @@ def heaviest(trainer: Any, stage: str) -> None:
     rows = trainer.train_dataset
     if stage == "ppo":
         lengths = [len(str(prompt)) for prompt in rows["prompt"]]
+        trainer.args.value_warmup_steps = 0  # the policy learns from the first step
         never = trainer.model.config.vocab_size - 1
         trainer.eos_token_ids = [never]
         trainer.generation_config.eos_token_id = [never]

@@ -1,0 +1,167 @@
+"""
+Predicted memory beside measured memory, and how long a plan takes.
+
+    python benchmarks/plan.py                      after `make smollm2`; about 25 minutes on two cores
+    python benchmarks/plan.py --stages sft --kinds lora
+
+For each of sft, reward and ppo, with all weights, LoRA and a 4-bit base, at two batch shapes with SmolLM2-135M: `--plan --json`
+predicts, then the run's own trainer takes four steps on its longest rows in a process of its own. Measured is the peak of resident
+memory above the interpreter's own after all imports; on a GPU, what torch had allocated. Writes benchmarks/results/plan.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURE = ROOT / "benchmarks" / "plan_parts" / "measure.py"
+RESULTS = ROOT / "benchmarks" / "results" / "plan"
+KINDS = {
+    "full": ["lora=null"],
+    "lora": ["lora={}"],
+    "4bit": ["lora={}", "model.quantization=4bit"],
+}
+STAGES = {
+    "sft": ["data.train=data/smollm2/sft.jsonl", "trainer.assistant_only_loss=false"],
+    "reward": ["data.train=data/smollm2/comparisons.jsonl"],
+    "ppo": [
+        "reward=[{model: runs/smollm2/reward}]",
+        "data.train=data/smollm2/prompts.jsonl",
+        "trainer.steps_per_generation=1",
+        "trainer.num_iterations=2",
+    ],
+}
+SHAPES = {
+    "sft": {
+        "small": ["trainer.per_device_train_batch_size=8"],
+        "large": ["trainer.per_device_train_batch_size=24"],
+    },
+    "reward": {
+        "small": ["trainer.per_device_train_batch_size=4"],
+        "large": ["trainer.per_device_train_batch_size=12"],
+    },
+    "ppo": {
+        "small": ["trainer.per_device_train_batch_size=8", "trainer.max_completion_length=24"],
+        "large": ["trainer.per_device_train_batch_size=16", "trainer.max_completion_length=64"],
+    },
+}
+COMMON = ["data.eval=null", "gates={}", "run.output=runs/no-such-plan"]
+
+
+def main() -> int:
+    """Predict and measure every cell, then print and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--place", type=Path, default=ROOT, help="folder with data/smollm2 and runs/smollm2")
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    options = parser.parse_args()
+    place = options.place.resolve()
+    if not (place / "data/smollm2/model/config.json").exists():
+        print(
+            f"error: no data/smollm2/model in {place}\nhint: run `make smollm2` first, or give --place",
+            file=sys.stderr,
+        )
+        return 2
+    cells = [
+        cell(stage, kind, shape, place)
+        for stage in options.stages
+        for kind in options.kinds
+        for shape in SHAPES[stage]
+    ]
+    RESULTS.with_suffix(".json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    RESULTS.with_suffix(".md").write_text(page(cells), encoding="utf-8")
+    print(page(cells))
+    return 0
+
+
+def cell(stage: str, kind: str, shape: str, place: Path) -> dict[str, Any]:
+    """One recipe, predicted and measured."""
+    model = f"model.name={place / 'data/smollm2/model'}"
+    overrides = [model, *STAGES[stage], *COMMON, *KINDS[kind], *SHAPES[stage][shape]]
+    recipe = str(ROOT / "recipes" / f"{stage}.yaml")
+    started = time.perf_counter()
+    plan = process(["-m", "instructkit", stage, recipe, "--plan", "--json", *overrides], place)
+    took = time.perf_counter() - started
+    measured = process([str(MEASURE), stage, *overrides], place)
+    found = {
+        "stage": stage,
+        "kind": kind,
+        "shape": shape,
+        "batch": plan["longest_batch"],
+        "predicted": plan["memory"]["predicted"],
+        "measured": measured["peak"],
+        "device": measured["device"],
+        "seconds_of_plan": took,
+    }
+    off = found["predicted"] / found["measured"] - 1
+    print(
+        f"{stage:7}{kind:5}{shape:6} predicted {found['predicted'] / 2**30:.2f} measured {found['measured'] / 2**30:.2f} {off:+.1%}",
+        flush=True,
+    )
+    return found
+
+
+def process(arguments: list[str], place: Path) -> dict[str, Any]:
+    """What a process of its own prints as JSON."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def page(cells: list[dict[str, Any]]) -> str:
+    """The table."""
+    import torch
+
+    where = (
+        torch.cuda.get_device_name(0)
+        if torch.cuda.is_available()
+        else f"{os.cpu_count()} cores, {platform.libc_ver()[0]}"
+    )
+    worst = max(abs(c["predicted"] / c["measured"] - 1) for c in cells)
+    slowest = max(c["seconds_of_plan"] for c in cells)
+    lines = [
+        "# Predicted and measured memory",
+        "",
+        f"Command: `python benchmarks/plan.py`. Machine: {where}; torch {torch.__version__}; SmolLM2-135M, float32 on a CPU.",
+        "",
+        "What a CPU's allocator adds is fitted to these very cells (`instructkit/plan/memory.py`); tensors are counted, not fitted.",
+        "",
+        "| stage | weights | longest batch | predicted (GiB) | measured (GiB) | off by | seconds of the plan |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for c in cells:
+        sizes = [f"{c[name] / 2**30:.2f}" for name in ("predicted", "measured")]
+        batch = f"{c['batch']['rows']} x {c['batch']['tokens']}"
+        off = f"{c['predicted'] / c['measured'] - 1:+.1%}"
+        lines.append(
+            f"| {c['stage']} | {c['kind']} | {batch} | {' | '.join(sizes)} | {off} | {c['seconds_of_plan']:.1f} |"
+        )
+    lines += [
+        "",
+        f"Largest deviation {worst:.1%} (to reach: 15 %); slowest plan {slowest:.1f} s (to reach: 10 s).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
