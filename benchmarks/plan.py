@@ -4,9 +4,10 @@ Predicted memory beside measured memory, and how long a plan takes.
     python benchmarks/plan.py                      after `make smollm2`; about 25 minutes on two cores
     python benchmarks/plan.py --stages sft --kinds lora
 
-For each of sft, reward and ppo, with all weights, LoRA and a 4-bit base, at two batch shapes with SmolLM2-135M: `--plan --json`
-predicts, then the run's own trainer takes four steps on its longest rows in a process of its own. Measured is the peak of resident
-memory above the interpreter's own after all imports; on a GPU, what torch had allocated. Writes benchmarks/results/plan.{json,md}.
+For sft, reward and ppo, with all weights, LoRA and a 4-bit base, at two batch shapes with SmolLM2-135M: `--plan --json`
+predicts, then the run's own trainer takes four steps on its longest rows in a process of its own. Measured is the peak of
+resident memory above the interpreter's own after all imports; on a GPU, what torch had allocated.
+Writes benchmarks/results/plan.{json,md}.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def cell(stage: str, kind: str, shape: str, place: Path) -> dict[str, Any]:
     }
     off = found["predicted"] / found["measured"] - 1
     print(
-        f"{stage:7}{kind:5}{shape:6} predicted {found['predicted'] / 2**30:.2f} measured {found['measured'] / 2**30:.2f} {off:+.1%}",
+        f"{stage:7}{kind:5}{shape:6} predicted {found['predicted'] / 2**30:.2f} "
+        f"measured {found['measured'] / 2**30:.2f} {off:+.1%}",
         flush=True,
     )
     return found
@@ -144,7 +146,7 @@ def page(cells: list[dict[str, Any]]) -> str:
         "",
         f"Command: `python benchmarks/plan.py`. Machine: {where}; torch {torch.__version__}; SmolLM2-135M, float32 on a CPU.",
         "",
-        "What a CPU's allocator adds is fitted to these very cells (`instructkit/plan/memory.py`); tensors are counted, not fitted.",
+        "A CPU allocator's share is fitted to these very cells (`instructkit/plan/memory.py`); tensors are counted.",
         "",
         "| stage | weights | longest batch | predicted (GiB) | measured (GiB) | off by | seconds of the plan |",
         "|---|---|---|---|---|---|---|",
