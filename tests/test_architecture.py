@@ -44,7 +44,7 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 
 FLOOR_1 = "errors recipe data.records data.shapes data.demo runs evaluate.metrics feedback.gates"
-FLOOR_2 = f"{FLOOR_1} data.files data.readers data.sources data.prepare feedback"
+FLOOR_2 = f"{FLOOR_1} data.files data.readers data.sources data.detect data.prepare feedback"
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapters models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses ppo.scores"
 TRAINER_PARTS = (
@@ -96,6 +96,7 @@ ROOMS = {
     "data.files": room("errors data.records", "", "pyarrow"),
     "data.readers": room(FLOOR_2, "", "datasets"),
     "data.sources": room(FLOOR_2),
+    "data.detect": room(FLOOR_2),
     "data.prepare": room(FLOOR_2),
     "feedback": room(FLOOR_2),
     # Floor 3: torch, transformers, peft. Two helpers of TRL are used inside functions, and in the rollout.

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from instructkit.cli import chat, data, recipes, runs, train
+from instructkit.cli import chat, data, init, recipes, runs, train
 from instructkit.errors import InstructKitError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 train.register(app)
+init.register(app)
 recipes.register(app)
 data.register(app)
 runs.register(app)

@@ -126,7 +126,7 @@ def load_rows(
     if every_column:
         _refuse_columns_of_no_row(columns or {}, raw, parts[0].source)
     shapes: Counter[str] = Counter()
-    read = [[_ours(row, place, columns or {}, kind, shapes) for row, place in part] for part in raw]
+    read = [[ours(row, place, columns or {}, kind, shapes) for row, place in part] for part in raw]
     read, skipped = _sound(read, raw, kind, skip_faults)
     counts = _counts(parts, read)
     chosen = _mixture(read, counts, seed) if isinstance(source, list) else read[0]
@@ -181,7 +181,7 @@ def _refuse_columns_of_no_row(columns: dict[str, str], read: list[list[Read]], s
         )
 
 
-def _ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shapes: Counter[str]) -> Read:
+def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shapes: Counter[str]) -> Read:
     """A row under the names and in the shape that we use, its numbers as numbers; the shape that it had is counted."""
     if isinstance(row, Fault):
         return row, place

@@ -1,0 +1,167 @@
+"""`instructkit init`: starter recipes for the embedded default, a person's own files, or a hub model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from instructkit.data.detect import Found
+    from instructkit.recipe.starters import Own
+
+STAGE_OF = {"sft": "sft", "preference": "reward", "prompt": "ppo", "feedback": "lora-update"}
+SMALL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+CHOICES = {
+    "demo": "the embedded default: synthetic data, a tiny model, no network",
+    "own": "your own files",
+    "hub": "a small hub model and public data, for one GPU",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "init",
+        help="Write starter recipes.\n\nExample: instructkit init recipes --data talks.jsonl --data comparisons.jsonl",
+    )(init)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where the recipes go.")] = Path("recipes"),
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="A file of yours; again for more. What it is for is found out."),
+    ] = None,
+    hub: Annotated[bool, typer.Option("--hub", help="Recipes for a hub model on one GPU.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Recipes for the embedded default.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Hub id, folder or run that the first stage starts from.")
+    ] = None,
+) -> None:
+    """Write recipes and their schemas; nothing that is there is overwritten."""
+    from instructkit.errors import InputError
+    from instructkit.recipe import starters
+
+    if sum([bool(data), hub, demo]) > 1:
+        raise InputError("--data, --hub and --demo are three ways", hint="give one of them")
+    if demo and model:
+        raise InputError("the embedded default has a model of its own", hint="give --data or --hub")
+    if not (data or hub or demo):
+        way, data, model = _ask(model)
+    else:
+        way = "own" if data else "hub" if hub else "demo"
+    if way == "own":
+        files, told = _own(data or [])
+        texts = starters.own(model or SMALL_MODEL, files)
+    else:
+        texts, told = starters.shipped(way, model), []
+    _write(folder, texts, starters.schemas())
+    for line in told:
+        typer.echo(line)
+    for stage in texts:
+        typer.echo(f"wrote {folder / stage}.yaml")
+    first = next(iter(texts))
+    typer.echo(f"next: instructkit {first} {folder / first}.yaml --plan")
+
+
+def _ask(model: str | None) -> tuple[str, list[str], str | None]:
+    """Which way, and what it needs: asked at a terminal; elsewhere the embedded default."""
+    if not sys.stdin.isatty():
+        return ("hub" if model else "demo"), [], model
+    for name, about in CHOICES.items():
+        typer.echo(f"  {name:5} {about}")
+    import click
+
+    way = typer.prompt("Recipes for", default="demo", type=click.Choice(list(CHOICES)))
+    if way == "demo":
+        return way, [], None
+    data = typer.prompt("Files, with spaces between them").split() if way == "own" else []
+    known = model or (SMALL_MODEL if way == "own" else None)
+    return way, data, typer.prompt("Model", default=known) if way == "own" else known
+
+
+def _own(names: list[str]) -> tuple[dict[str, Own], list[str]]:
+    """The files of each stage, and what was found in each, in words."""
+    from instructkit.data.detect import detect
+    from instructkit.errors import InputError
+
+    found = [detect(name) for name in names]
+    by_stage = {
+        stage: [each for each in found if each.kind == kind]
+        for kind, stage in STAGE_OF.items()
+        if any(each.kind == kind for each in found)
+    }
+    told = [_told(each) for each in found]
+    if "reward" in by_stage and "ppo" not in by_stage:
+        asking = [each for each in by_stage["reward"] if each.asks]
+        asking = asking or [each for each in by_stage.get("sft", []) if each.asks]
+        if asking:
+            by_stage["ppo"] = asking
+            told.append(f"{asking[0].source}: its prompts serve ppo as well")
+        else:
+            told.append("no ppo.yaml: none of the files gives prompts of their own (`prompt`)")
+    if "ppo" in by_stage and "reward" not in by_stage:
+        del by_stage["ppo"]
+        told.append("no ppo.yaml: PPO needs a reward model, which is made from comparisons, or a function")
+    if not by_stage:
+        raise InputError("no stage can be trained on these files alone", hint="; ".join(told))
+    return {stage: _files(parts) for stage, parts in by_stage.items()}, told
+
+
+def _files(parts: list[Found]) -> Own:
+    """What is trained on and what is held out, by the names of the files."""
+    from instructkit.recipe.starters import Own
+
+    held_out = [part for part in parts if _is_held_out(part.source)] if len(parts) > 1 else []
+    train = [part for part in parts if part not in held_out[:1]]
+    columns = {name: field for part in parts for name, field in part.columns.items()}
+    return Own(
+        [part.source for part in train],
+        held_out[0].source if held_out else None,
+        columns,
+        sum(part.rows for part in train),
+    )
+
+
+def _is_held_out(source: str) -> bool:
+    import re
+
+    words = re.split(r"[^a-z]+", Path(source).name.lower())
+    return bool({"eval", "test", "valid", "validation", "dev", "heldout", "held"} & set(words))
+
+
+def _told(found: Found) -> str:
+    kinds = {
+        "sft": "demonstrations",
+        "preference": "comparisons",
+        "prompt": "prompts",
+        "feedback": "users' feedback",
+    }
+    line = f"{found.source}: {found.rows} rows of {kinds[found.kind]}"
+    if found.columns:
+        line += ", with " + ", ".join(f"`{name}` as `{field}`" for name, field in found.columns.items())
+    if found.faults:
+        line += f"; {len(found.faults)} of them have faults, the first {found.faults[0]}"
+    return line
+
+
+def _write(folder: Path, texts: dict[str, str], schemas: dict[str, str]) -> None:
+    """Recipes and schemas, all or nothing."""
+    from instructkit.errors import InputError
+
+    recipes = {folder / f"{stage}.yaml": text for stage, text in texts.items()}
+    there = [str(path) for path in recipes if path.exists()]
+    if there:
+        raise InputError(
+            f"{', '.join(there)} is there already", hint="give another folder; nothing was written"
+        )
+    beside = {folder / "schemas" / f"{stage}.json": schemas[stage] for stage in texts}
+    try:
+        for path, text in {**beside, **recipes}.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder}: {error}", hint="give a folder that can be written") from error

@@ -1,0 +1,124 @@
+"""`init`: what it writes is what we ship, is sound, and runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instructkit.cli.main import main
+from instructkit.recipe.load import check_recipe, load_recipe
+from instructkit.recipe.schema import STAGES
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["init", *arguments])
+    return ended.value.code
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, rows: list[dict]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+def test_the_embedded_default_is_what_the_repository_ships() -> None:
+    assert run() == 0
+    for stage in STAGES:
+        for name in (f"{stage}.yaml", f"schemas/{stage}.json"):
+            assert Path("recipes", name).read_bytes() == (ROOT / "recipes" / name).read_bytes()
+
+
+def test_the_hub_recipes_are_what_the_repository_ships() -> None:
+    assert run("gpu", "--hub") == 0
+    for stage in STAGES:
+        shipped = (ROOT / f"recipes/hub/{stage}.yaml").read_text(encoding="utf-8")
+        assert Path(f"gpu/{stage}.yaml").read_text(encoding="utf-8") == shipped.replace(
+            "=../schemas", "=schemas"
+        )
+    assert run("mine", "--hub", "--model", "me/mine") == 0
+    assert load_recipe("mine/sft.yaml", "sft").model.name == "me/mine"
+
+
+def test_own_files_become_recipes_that_fit(capsys: pytest.CaptureFixture) -> None:
+    talks = write("talks.jsonl", [{"question": f"q{i}", "answer": "a"} for i in range(100)])
+    pairs = write("pairs.jsonl", [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(60)])
+    held_out = write("pairs-test.jsonl", [{"prompt": "x", "chosen": "a", "rejected": "b"}])
+    said = write("said.jsonl", [{"prompt": f"q{i}", "response": "a", "rating": 1} for i in range(50)])
+    files = [word for name in (talks, pairs, held_out, said) for word in ("--data", name)]
+    assert run(*files, "--model", "tiny") == 0
+    told = capsys.readouterr().out
+    assert (
+        "talks.jsonl: 100 rows of demonstrations, with `question` as `prompt`, `answer` as `completion`"
+        in told
+    )
+    recipes = {stage: load_recipe(f"recipes/{stage}.yaml", stage) for stage in STAGES}
+    assert recipes["sft"].data.columns == {"question": "prompt", "answer": "completion"}
+    assert (recipes["reward"].data.train, recipes["reward"].data.eval) == (pairs, held_out)
+    assert (recipes["ppo"].data.train, recipes["ppo"].data.eval) == (
+        pairs,
+        held_out,
+    )  # no prompts of their own: those of the comparisons
+    parents = [recipes[stage].model.name for stage in STAGES]
+    assert parents == ["tiny", "runs/sft", "runs/sft", "runs/ppo"]
+
+
+def test_a_plan_accepts_what_was_written(capsys: pytest.CaptureFixture) -> None:
+    talks = write("talks.jsonl", [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(100)])
+    run("--data", talks, "--model", "tiny")
+    with pytest.raises(SystemExit) as ended:
+        main(["sft", "recipes/sft.yaml", "--plan"])
+    assert ended.value.code == 0
+    assert "nothing was trained" in capsys.readouterr().err
+
+
+def test_stages_without_files_get_no_recipe(capsys: pytest.CaptureFixture) -> None:
+    asked = write("asked.jsonl", [{"prompt": "q"}] * 3)
+    talks = write("talks.jsonl", [{"text": "x"}] * 3)
+    assert run("--data", talks, "--data", asked) == 0
+    assert sorted(path.name for path in Path("recipes").glob("*.yaml")) == ["sft.yaml"]
+    assert "no ppo.yaml: PPO needs a reward model" in capsys.readouterr().out
+
+
+def test_only_prompts_make_no_recipe(capsys: pytest.CaptureFixture) -> None:
+    assert run("--data", write("asked.jsonl", [{"prompt": "q"}] * 3)) == 2
+    assert "no stage can be trained on these files alone" in capsys.readouterr().err
+    assert not Path("recipes").exists()
+
+
+def test_names_that_yaml_would_misread_are_quoted() -> None:
+    name = write("yes: [1] # no.jsonl", [{"text": "x"}] * 3)
+    assert run("--data", name, "--model", "1.5") == 0
+    recipe = load_recipe("recipes/sft.yaml", "sft")
+    assert (recipe.data.train, recipe.model.name) == (name, "1.5")
+
+
+def test_nothing_is_overwritten(capsys: pytest.CaptureFixture) -> None:
+    Path("recipes").mkdir()
+    Path("recipes/ppo.yaml").write_text("mine", encoding="utf-8")
+    assert run("--demo") == 2
+    assert "recipes/ppo.yaml is there already" in capsys.readouterr().err
+    assert [path.name for path in Path("recipes").iterdir()] == ["ppo.yaml"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--hub", "--demo"), ("--demo", "--model", "x"), ("--data", "nowhere.jsonl")]
+)
+def test_bad_input(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments) == 2
+    assert not Path("recipes").exists()
+
+
+def test_every_starter_is_sound() -> None:
+    for way in ("--demo", "--hub"):
+        run(way.strip("-"), way)
+        for stage in STAGES:
+            assert check_recipe(f"{way.strip('-')}/{stage}.yaml").faults == []
