@@ -32,6 +32,9 @@ Plan = Annotated[
     bool,
     typer.Option("--plan", help="Tell steps, memory, disk and time, and whether it fits; train nothing."),
 ]
+Probe = Annotated[
+    bool, typer.Option("--probe", help="With --plan: time a few real steps, which leave no trace.")
+]
 Json = Annotated[bool, typer.Option("--json", help="With --plan: the plan as data.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run at run.output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run at run.output.")]
@@ -54,6 +57,7 @@ def _command(stage: str):
         recipe: Recipe,
         overrides: Overrides = None,
         plan: Plan = False,
+        probe: Probe = False,
         json: Json = False,
         overwrite: Overwrite = False,
         resume: Resume = False,
@@ -72,8 +76,10 @@ def _command(stage: str):
             raise InputError(
                 "--json goes with --plan", hint="add --plan; a finished run: `instructkit runs show --json`"
             )
+        if probe and not plan:
+            raise InputError("--probe goes with --plan", hint="add --plan")
         if plan:
-            _print_plan(loaded, as_json=json, quiet=quiet, debug=debug)
+            _print_plan(loaded, probing=probe, as_json=json, quiet=quiet, debug=debug)
             return
         options = RunOptions(overwrite, resume, if_changed, command=["instructkit", *sys.argv[1:]])
         with Console(quiet=quiet, debug=debug) as console:
@@ -82,7 +88,7 @@ def _command(stage: str):
     return command
 
 
-def _print_plan(recipe: Any, *, as_json: bool, quiet: bool, debug: bool) -> None:
+def _print_plan(recipe: Any, *, probing: bool, as_json: bool, quiet: bool, debug: bool) -> None:
     """The resolved recipe on stdout and everything else on stderr; as data, all of it on stdout."""
     from instructkit.stages.base import quiet_libraries
 
@@ -95,7 +101,7 @@ def _print_plan(recipe: Any, *, as_json: bool, quiet: bool, debug: bool) -> None
     from instructkit.recipe.render import to_yaml
     from instructkit.stages import collector
 
-    plan = make(recipe, collector(recipe))
+    plan = make(recipe, collector(recipe), probing=probing)
     if as_json:
         import json
 

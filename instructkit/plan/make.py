@@ -10,8 +10,10 @@ from typing import Any
 from instructkit.errors import InputError
 from instructkit.machine import Machine
 from instructkit.plan import memory, timing
+from instructkit.plan.probe import Probe, probe
 from instructkit.plan.rehearsal import Rehearsal, rehearse
 from instructkit.recipe.render import to_dict
+from instructkit.runs.record import RunFolder
 from instructkit.stages.base import Inputs, choose_machine, left_out, refuse_unfit_parents
 
 
@@ -27,6 +29,7 @@ class Plan:
     disk: dict[str, int]
     seconds: float
     changes: list[memory.Change] = field(default_factory=list)
+    probe: Probe | None = None
 
     @property
     def fits(self) -> bool:
@@ -54,20 +57,23 @@ class Plan:
             "parameters": {"trained": found.trained[0], "all": found.trained[1]},
             "memory": self.memory.as_dict(),
             "disk": self.disk,
+            "output": {"folder": self.recipe.run.output, "occupied": occupied(self.recipe)},
             "seconds": round(self.seconds, 1),
+            "probe": self.probe.as_dict() if self.probe else None,
             "changes": [vars(change) for change in self.changes],
             "notes": [*left_out(self.inputs), *found.notes],
             "fits": self.fits,
         }
 
 
-def make(recipe: Any, collect: Any) -> Plan:
+def make(recipe: Any, collect: Any, *, probing: bool = False) -> Plan:
     """
     Plan a run without loading a weight or writing a file.
 
     Args:
         recipe: a checked recipe.
         collect: the stage's function that reads its data and finds its parents.
+        probing: load the model after all and time a few real steps, where they fit; they leave no trace either.
 
     Raises:
         InputError: for all that the run would refuse before its first step.
@@ -82,7 +88,19 @@ def make(recipe: Any, collect: Any) -> Plan:
     )
     if not need.fits:
         plan.changes = memory.changes(recipe, inputs, machine, need)
+    elif probing:
+        plan.probe = probe(recipe, inputs, machine)
+        plan.seconds = plan.probe.seconds_a_step * rehearsal.steps["steps"]
     return plan
+
+
+def occupied(recipe: Any) -> str | None:
+    """Why the run could not begin where its folder is to be; None when nothing stands there."""
+    try:
+        RunFolder(recipe.run.output).check_free(overwrite=False)
+    except InputError as error:
+        return f"{error.message} ({error.hint})"
+    return None
 
 
 def disk(recipe: Any, rehearsal: Rehearsal) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instructkit.plan.make import Plan
+from instructkit.plan.make import Plan, occupied
 
 GIB = 2**30
 
@@ -20,9 +20,9 @@ def lines(plan: Plan) -> list[str]:
         _steps(plan),
         *_memory(plan),
         _disk(plan),
-        f"time: about {_duration(plan.seconds)} for the steps, worked out from this machine's matrix product",
+        _time(plan),
         *_changes(plan),
-        f"output: {plan.recipe.run.output}; nothing was trained",
+        _output(plan),
     ]
 
 
@@ -88,6 +88,22 @@ def _memory(plan: Plan) -> list[str]:
 def _disk(plan: Plan) -> str:
     needed, free = (plan.disk[name] / GIB for name in ("needed", "free"))
     return f"disk: {needed:.2f} GiB with checkpoints, of {free:.1f} GiB free"
+
+
+def _time(plan: Plan) -> str:
+    told = f"time: about {_duration(plan.seconds)} for the steps, "
+    if plan.probe is None:
+        return told + "worked out from this machine's matrix product; --probe measures"
+    steps, each = plan.probe.steps, plan.probe.seconds_a_step
+    return (
+        told
+        + f"measured on {steps} of them ({each:.2g} s each), after {_duration(plan.probe.seconds_before)} to begin"
+    )
+
+
+def _output(plan: Plan) -> str:
+    reason = occupied(plan.recipe)
+    return f"output: {plan.recipe.run.output}; {reason + '; ' if reason else ''}nothing was trained"
 
 
 def _changes(plan: Plan) -> list[str]:

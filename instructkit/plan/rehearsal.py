@@ -17,6 +17,7 @@ from instructkit import adapters, models
 from instructkit.machine import Machine
 from instructkit.plan import rollout as ppo
 from instructkit.plan.ledger import Ledger, rehearsing
+from instructkit.plan.listener import Listener
 from instructkit.plan.statistics import Statistics, of_rows
 from instructkit.stages import MODULES
 from instructkit.stages.base import Frame, Inputs
@@ -63,6 +64,7 @@ class Rehearsal:
         steps: what the trainer will do: epochs, steps, rows, batches.
         rows: what the training rows are like.
         trained: number of trained parameters, and all.
+        work: tokens, padding included, that one optimizer step reads without gradients, and that it learns.
     """
 
     weights: dict[str, int]
@@ -73,6 +75,7 @@ class Rehearsal:
     steps: dict[str, Any]
     rows: Statistics
     trained: tuple[int, int]
+    work: tuple[float, float]
     mapped: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -80,29 +83,6 @@ class Rehearsal:
     def total(self) -> int:
         """All of it, at the moment of the peak."""
         return sum(self.weights.values()) + self.optimizer + max(self.phases.values())
-
-
-class Listener:
-    """A reporter that keeps what a stage says while its trainer is built."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep a line."""
-        self.notes.append(text)
-
-    def stage_started(self, title: str, total_steps: int | None) -> None:
-        """Nothing starts here."""
-
-    def step(self, step: int, total: int, figures: dict[str, float]) -> None:
-        """Nothing steps here."""
-
-    def finished(self) -> None:
-        """Nothing ends here."""
-
-    def table(self, run: dict[str, Any]) -> None:
-        """There is no table."""
 
 
 @contextlib.contextmanager
@@ -135,6 +115,7 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine) -> Rehearsal:
         else:
             longest = longest_batch(trainer)
             phases, batch = {"step": _heaviest_step(trainer, longest, ledger, trained)}, _shape(longest)
+        said = of_rows(recipe.stage, trainer, rest[0], inputs.data)
         per_weight = STATE_BYTES.get(str(trainer.args.optim), ADAM_STATE_BYTES)
         return Rehearsal(
             weights=_weights(bodies, recipe.model.quantization),
@@ -143,8 +124,9 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine) -> Rehearsal:
             phases=phases,
             batch=batch,
             steps=_steps(trainer),
-            rows=of_rows(recipe.stage, trainer, rest[0], inputs.data),
+            rows=said,
             trained=(sum(p.numel() for p in trained), sum(p.numel() for p in every)),
+            work=ppo.work(trainer, said.p50, len(scorers)) if scorers else _work(trainer, batch, said.p95),
             mapped=_mapped(bodies) if recipe.model.quantization != "none" else 0,
             notes=listener.notes,
         )
@@ -226,6 +208,12 @@ def _quantized(body: Any) -> set[int]:
 def _shape(batch: dict[str, Tensor]) -> tuple[int, int]:
     ids = next(value for name, value in batch.items() if isinstance(value, Tensor) and value.dim() == 2)
     return ids.size(0), ids.size(1)
+
+
+def _work(trainer: Any, batch: tuple[int, int], usual: int) -> tuple[float, float]:
+    """Padded to the longest of its rows, a batch is about as wide as one row in twenty is long."""
+    rows, longest = batch
+    return 0.0, trainer.args.gradient_accumulation_steps * rows * min(usual, longest)
 
 
 def _steps(trainer: Any) -> dict[str, Any]:

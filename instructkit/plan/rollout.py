@@ -34,6 +34,19 @@ def shape(trainer: Any) -> tuple[int, int]:
     ) + trainer.args.max_completion_length
 
 
+def work(trainer: Any, prompt: int, scorers: int) -> tuple[float, float]:
+    """
+    Tokens that one optimizer step reads without gradients, and that it learns.
+
+    A rollout is generated and read by the policy, by the reference, by a critic that reads for itself, and by the scorers.
+    """
+    args, own = trainer.args, trainer._unwrapped_critic().reads != "policy"
+    tokens = (args.generation_batch_size // args.world_size) * (prompt + args.max_completion_length)
+    readings = 2 + bool(trainer.beta) + own + scorers
+    steps = args.num_iterations * args.mini_batches
+    return readings * tokens / steps, (1 + own) * args.num_iterations * tokens / steps
+
+
 def _longest_prompt(trainer: Any) -> int:
     return max(len(encode_prompt(trainer._tokenizer, prompt)) for prompt in trainer.train_dataset["prompt"])
 

@@ -13,14 +13,10 @@ SIZE = {"cpu": 1024, "cuda": 8192}
 
 def estimate(rehearsal: Rehearsal, machine: Machine) -> float:
     """Seconds of all steps: 2 operations a parameter and token forward, twice that backward (Kaplan et al. 2020, 2.1)."""
-    rows, tokens = rehearsal.batch
-    steps, trained, every = rehearsal.steps, *rehearsal.trained
-    forward = 2 * every * rows * tokens
-    backward = (
-        forward + 2 * trained * rows * tokens
-    )  # through everything, and for the trained weights themselves
-    passes = steps["steps"] * steps["accumulation"]
-    return passes * (forward + backward) / (EFFICIENCY * operations_per_second(machine))
+    (trained, every), (read, learned) = rehearsal.trained, rehearsal.work
+    forward = 2 * every * (read + learned)
+    backward = 2 * (every + trained) * learned  # through everything, and for the trained weights themselves
+    return rehearsal.steps["steps"] * (forward + backward) / (EFFICIENCY * operations_per_second(machine))
 
 
 def operations_per_second(machine: Machine) -> float:

@@ -14,7 +14,8 @@ from instructkit import models
 from instructkit.errors import InputError
 from instructkit.plan import make, memory, page
 from instructkit.plan.ledger import Ledger, rehearsing
-from instructkit.plan.rehearsal import Listener, rehearse
+from instructkit.plan.listener import Listener
+from instructkit.plan.rehearsal import rehearse
 from instructkit.recipe.load import load_recipe
 from instructkit.stages import MODULES, collector, sft
 from instructkit.stages.base import Frame, choose_machine

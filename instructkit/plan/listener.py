@@ -1,0 +1,28 @@
+"""A reporter that keeps what a stage says while its trainer is built, and shows nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Listener:
+    """Keeps the notes; everything else passes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a line."""
+        self.notes.append(text)
+
+    def stage_started(self, title: str, total_steps: int | None) -> None:
+        """Nothing is shown."""
+
+    def step(self, step: int, total: int, figures: dict[str, float]) -> None:
+        """Nothing is shown."""
+
+    def finished(self) -> None:
+        """Nothing is shown."""
+
+    def table(self, run: dict[str, Any]) -> None:
+        """There is no table."""
