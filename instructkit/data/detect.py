@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from instructkit.data.readers import read_source
+from instructkit.data.reading import ours
 from instructkit.data.records import SHAPES, SYNONYMS, WANTED, Row, check_rows
-from instructkit.data.sources import ours
 from instructkit.errors import Fault, InputError
 
 KINDS = (

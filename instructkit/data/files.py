@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
-import io
 import itertools
 import json
 import zlib
@@ -19,6 +18,7 @@ from instructkit.errors import DataError, Fault, InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 NUMBERS = ("rating", "margin", "chosen_rating", "rejected_rating")
+ROWS_OF_A_BATCH = 1024  # of a Parquet file, read at once
 _NOT_UTF_8 = ("not UTF-8", "save the file as UTF-8")
 
 
@@ -47,34 +47,37 @@ def read_file(path: Path) -> Iterator[Read]:
     yield from readers[suffix](path)
 
 
-def _text_of(path: Path) -> str:
-    content = _bytes_of(path)
-    try:
-        return content.decode("utf-8-sig")  # line ends stay as they are
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError([Fault(f"{path}:{line}", *_NOT_UTF_8)], 1) from error
+def _lines(path: Path) -> Iterator[bytes]:
+    """
+    The lines of a file as they stand, without a byte order mark, as many in memory as one.
 
-
-def _bytes_of(path: Path) -> bytes:
+    Not splitlines(): JSON lets U+2028 and its kind stand in a text, and only a line feed ends a row.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as stream:
-            content = stream.read()
-        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError([Fault(f"{path}:1", "UTF-16", "save the file as UTF-8")], 1)
-        return content
+            for i, line in enumerate(stream):
+                if i == 0 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                    raise DataError([Fault(f"{path}:1", "UTF-16", "save the file as UTF-8")], 1)
+                yield line if i else line.removeprefix(codecs.BOM_UTF8)
     except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut off
         raise InputError(
             f"{path} cannot be read: {error}", hint="check the file and its permissions"
         ) from error
 
 
+def _text_lines(path: Path) -> Iterator[str]:
+    for i, line in enumerate(_lines(path), start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError([Fault(f"{path}:{i}", *_NOT_UTF_8)], 1) from error
+
+
 def _read_jsonl(path: Path) -> Iterator[Read]:
-    # Not splitlines(): JSON lets U+2028 and its kind stand in a text, and only a line feed ends a row.
-    for i, line in enumerate(_bytes_of(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+    for i, line in enumerate(_lines(path), start=1):
         if line.strip():
-            yield _parsed(line, f"{path}:{i}"), f"{path}:{i}"
+            yield _parsed(line.removesuffix(b"\n"), f"{path}:{i}"), f"{path}:{i}"
 
 
 def _parsed(line: bytes, place: str) -> Row | Fault:
@@ -99,7 +102,7 @@ def _why(error: Exception) -> str:
 
 def _read_json(path: Path) -> Iterator[Read]:
     try:
-        rows = json.loads(_text_of(path))
+        rows = json.loads("".join(_text_lines(path)))
     except (ValueError, RecursionError) as error:
         fault = Fault(f"{path}:{getattr(error, 'lineno', 1)}", f"not JSON: {_why(error)}")
         raise DataError([fault], 1) from error
@@ -110,9 +113,8 @@ def _read_json(path: Path) -> Iterator[Read]:
 
 
 def _read_csv(path: Path) -> Iterator[Read]:
-    text = _text_of(path)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text, newline=""))
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(_text_lines(path))
     header: list[str] | None = None
     while True:
         place = f"{path}:{reader.line_num + 1}"  # where the row begins; a quoted cell may run over lines
@@ -155,8 +157,9 @@ def _read_parquet(path: Path) -> Iterator[Read]:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except Exception as error:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_OF_A_BATCH)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for i, row in enumerate(rows, start=1):
+            yield row, f"{path} row {i}"
+    except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} is no Parquet file: {error}", hint="write it again") from error
-    for i, row in enumerate(rows, start=1):
-        yield row, f"{path} row {i}"

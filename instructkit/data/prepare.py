@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,7 @@ def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None
         check_leak(train, held_out)
         return train, held_out
     train, held_out = split(train, section.eval, seed)
-    held_out = held_out.pick(list(range(len(held_out.rows)))[: section.eval_limit])
+    held_out = held_out.pick(range(len(held_out.rows))[: section.eval_limit])
     return train, replace(held_out, skipped=())  # they are told once, with the source that they stand in
 
 
@@ -42,7 +43,7 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     Raises:
         InputError: when one side would be empty.
     """
-    sides: tuple[list[int], list[int]] = ([], [])
+    sides = array("Q"), array("Q")
     for i, row in enumerate(rows.rows):
         sides[_position(row, seed) < share].append(i)
     if not all(sides):
@@ -61,13 +62,18 @@ def check_leak(train: Rows, held_out: Rows) -> None:
     Raises:
         InputError: naming the first of them and how many there are.
     """
-    seen = {_key(row): place for row, place in zip(train.rows, train.places, strict=True)}
-    found = [
-        (seen[_key(r)], p) for r, p in zip(held_out.rows, held_out.places, strict=True) if _key(r) in seen
-    ]
+    places: dict[str, str] = {}
+    for row, place in zip(held_out.rows, held_out.places, strict=True):
+        places.setdefault(_key(row), place)
+    found: dict[str, str] = {}  # held-out places, each with that of its first double
+    for row, place in zip(train.rows, train.places, strict=True):
+        if theirs := places.get(_key(row)):
+            found.setdefault(theirs, place)
     if found:
+        count = sum(places[_key(row)] in found for row in held_out.rows)
+        first = next(place for place in held_out.places if place in found)
         raise InputError(
-            f"{len(found)} held-out rows are also trained on, the first {found[0][1]} and {found[0][0]}",
+            f"{count} held-out rows are also trained on, the first {first} and {found[first]}",
             hint="remove them from one side; what is measured on trained rows says nothing",
         )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from instructkit.errors import Fault
@@ -53,17 +53,52 @@ def check_rows(rows: Sequence[Row], kind: str, places: Sequence[str]) -> list[Fa
         kind: `sft`, `preference`, `prompt` or `feedback`.
         places: where each row stands, as `file:line`.
     """
-    faults: list[Fault] = []
-    forms: dict[str, tuple[str, ...]] = {}  # of the good rows: a bad one must not put all others in the wrong
+    checker, faults, good = Checker(kind), [], []
     for row, place in zip(rows, places, strict=True):
-        shape = detect_shape(row, kind)
+        found = checker.faults(row, place)
+        faults += found
+        if not found:
+            good.append(place)
+    return faults + [Fault(good[i], *told) for i, told in checker.strangers()]
+
+
+class Checker:
+    """
+    Checks rows one by one, and remembers of the good ones in which form they are.
+
+    Args:
+        kind: `sft`, `preference`, `prompt` or `feedback`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        # Of the good rows alone: a bad one must not put all others in the wrong.
+        self._forms: dict[tuple[str, ...], array] = {}
+        self._good = 0
+
+    def faults(self, row: Row, place: str) -> list[Fault]:
+        """Every fault of the next row."""
+        shape = detect_shape(row, self.kind)
         if shape is None:
-            faults.append(_shapeless(row, kind, place))
-        elif messages := _CHECKS[kind](row, shape):
-            faults.extend(Fault(place, message) for message in messages)
-        else:
-            forms[place] = _form(row, shape)
-    return faults + _strangers(forms)
+            return [_shapeless(row, self.kind, place)]
+        messages = _CHECKS[self.kind](row, shape)
+        if not messages:
+            self._forms.setdefault(_form(row, shape), array("Q")).append(self._good)
+            self._good += 1
+        return [Fault(place, message) for message in messages]
+
+    def strangers(self) -> Iterator[tuple[int, tuple[str, str]]]:
+        """Of the good rows those of another form than most: which of them, and what is wrong in words."""
+        if len(self._forms) < 2:
+            return
+        usual = max(
+            self._forms, key=lambda form: len(self._forms[form])
+        )  # the first of those that are as usual
+        told = f"instead of {_told(usual)}, as {len(self._forms[usual])} of {self._good} rows"
+        others = {i: form for form, found in self._forms.items() if form != usual for i in found}
+        for i in sorted(others):
+            what = f"a row of another shape than the rest: {_told(others[i])} {told}"
+            yield i, (what, "keep one shape in a file")
 
 
 def _shapeless(row: Row, kind: str, place: str) -> Fault:
@@ -88,21 +123,6 @@ def _renaming(row: Row, kind: str) -> str:
         if None not in names.values() and len(set(names.values())) == len(names):
             return ", ".join(f"{key}: {field}" for field, key in names.items() if key != field)
     return ""
-
-
-def _strangers(forms: dict[str, tuple[str, ...]]) -> list[Fault]:
-    """Rows of another form than most."""
-    if len(set(forms.values())) < 2:
-        return []
-    (usual, count), *_ = Counter(forms.values()).most_common()
-    told = f"instead of {_told(usual)}, as {count} of {len(forms)} rows"
-    return [
-        Fault(
-            place, f"a row of another shape than the rest: {_told(form)} {told}", "keep one shape in a file"
-        )
-        for place, form in forms.items()
-        if form != usual
-    ]
 
 
 def _form(row: Row, shape: tuple[str, ...]) -> tuple[str, ...]:

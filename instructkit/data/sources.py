@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import random
-from collections import Counter
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any
 
-from instructkit.data.files import Read, numbered
-from instructkit.data.readers import is_demo, read_source
-from instructkit.data.records import Row, check_rows
-from instructkit.data.shapes import in_our_shape
-from instructkit.errors import DataError, Fault, InputError
-
-
-class Part(NamedTuple):
-    """One source of a mixture; a weight, split or config where the recipe gives one."""
-
-    source: str
-    weight: float | None = None
-    split: str = "train"
-    config: str | None = None
-
-    @classmethod
-    def of(cls, given: Any) -> Part:
-        """From a name, a mapping, or a section of a recipe."""
-        if isinstance(given, str):
-            return cls(given)
-        values = given if isinstance(given, dict) else vars(given)
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A row that was left out because of a fault, as it was found."""
-
-    fault: Fault
-    row: Row | Fault
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `skipped.jsonl` keeps: the row, or the text that could not be read as one."""
-        row = getattr(self.row, "found", None) if isinstance(self.row, Fault) else self.row
-        return {"where": self.fault.where, "reason": self.fault.message, "row": row}
+from instructkit.data import table
+from instructkit.data.readers import is_demo
+from instructkit.data.reading import Part, Reading, Skipped
+from instructkit.data.records import Row
+from instructkit.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -60,8 +31,8 @@ class Rows:
         skipped: rows with faults that were left out, where the recipe says so.
     """
 
-    rows: list[Row]
-    places: list[str]
+    rows: Sequence[Row]
+    places: Sequence[str]
     source: str
     fingerprint: str
     synthetic: bool = False
@@ -71,8 +42,9 @@ class Rows:
 
     @property
     def content(self) -> str:
-        """SHA-256 of the rows in canonical JSON, whatever their order."""
-        return hashlib.sha256(b"".join(sorted(_digest(row) for row in self.rows))).hexdigest()
+        """The sum of the rows' own SHA-256 hashes, modulo 2 ** 256: the same in any order."""
+        total = sum(int.from_bytes(hashlib.sha256(_canonical(row)).digest()) for row in self.rows)
+        return f"{total % 2**256:064x}"
 
     def summary(self) -> dict[str, Any]:
         """What the run record keeps."""
@@ -84,12 +56,10 @@ class Rows:
             kept["shapes"] = dict(self.shapes)
         return kept | ({"skipped": len(self.skipped)} if self.skipped else {})
 
-    def pick(self, indices: list[int]) -> Rows:
+    def pick(self, indices: Sequence[int]) -> Rows:
         """Some of the rows, in the order given."""
-        rows = [self.rows[i] for i in indices]
-        return replace(
-            self, rows=rows, places=[self.places[i] for i in indices], fingerprint=fingerprint(rows)
-        )
+        rows, places = (table.pick(items, indices) for items in (self.rows, self.places))
+        return replace(self, rows=rows, places=places, fingerprint=fingerprint(rows))
 
 
 def load_rows(
@@ -121,33 +91,32 @@ def load_rows(
         DataError: when rows are at fault; all of them are checked.
     """
     parts = [Part.of(item) for item in (source if isinstance(source, list) else [source])]
+    reading = Reading(kind, columns or {}, skip_faults=skip_faults)
     first = limit if len(parts) == 1 and not shuffle and not skip_faults else None
-    raw = [_rows_of(part, first) for part in parts]
+    for part in parts:
+        reading.read(part, first)
     if every_column:
-        _refuse_columns_of_no_row(columns or {}, raw, parts[0].source)
-    shapes: Counter[str] = Counter()
-    read = [[ours(row, place, columns or {}, kind, shapes) for row, place in part] for part in raw]
-    read, skipped = _sound(read, raw, kind, skip_faults)
-    counts = _counts(parts, read)
-    chosen = _mixture(read, counts, seed) if isinstance(source, list) else read[0]
+        reading.refuse_columns_of_no_row(parts[0].source)
+    sound = reading.sound(parts)
+    counts = _counts(parts, [len(rows) for rows in sound])
+    chosen = _mixture(sound, counts, seed) if isinstance(source, list) else sound[0]
     if shuffle:
-        chosen = random.Random(seed).sample(chosen, len(chosen))
-    rows, places = [row for row, _ in chosen[:limit]], [place for _, place in chosen[:limit]]
-    told = " + ".join(part.source for part in parts)
-    shares = tuple((p.source, n, len(r)) for p, n, r in zip(parts, counts, read, strict=True))
+        chosen = array("Q", random.Random(seed).sample(chosen, len(chosen)))
+    rows, places = (reading.table.column(chosen[:limit], itemgetter(i)) for i in (0, 1))
+    shares = tuple((p.source, n, len(r)) for p, n, r in zip(parts, counts, sound, strict=True))
     return Rows(
         rows,
         places,
-        told,
+        " + ".join(part.source for part in parts),
         fingerprint(rows),
         synthetic=any(is_demo(place.rpartition(":")[0]) for place in places),
         shares=shares if len(parts) > 1 else (),
-        shapes=tuple(sorted(shapes.items())),
-        skipped=skipped,
+        shapes=tuple(sorted(reading.shapes.items())),
+        skipped=tuple(reading.skipped),
     )
 
 
-def fingerprint(rows: list[Row]) -> str:
+def fingerprint(rows: Iterable[Row]) -> str:
     """SHA-256 of the rows in canonical JSON, in their order."""
     digest = hashlib.sha256()
     for row in rows:
@@ -155,77 +124,16 @@ def fingerprint(rows: list[Row]) -> str:
     return digest.hexdigest()
 
 
-def _digest(row: Row) -> bytes:
-    return hashlib.sha256(_canonical(row)).digest()
-
-
 def _canonical(row: Row) -> bytes:
     return json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
 
 
-def _rows_of(part: Part, limit: int | None) -> list[Read]:
-    read = list(itertools.islice(read_source(part.source, split=part.split, config=part.config), limit))
-    if not read:
-        raise InputError(
-            f"{part.source} holds no rows", hint="check the file; each line of a .jsonl is one row"
-        )
-    return read
-
-
-def _refuse_columns_of_no_row(columns: dict[str, str], read: list[list[Read]], source: str) -> None:
-    there = {key for part in read for row, _ in part if not isinstance(row, Fault) for key in row}
-    if there and (missing := [name for name in columns if name not in there]):
-        raise InputError(
-            f"{source}: `columns` renames `{'`, `'.join(missing)}`, which no row has",
-            hint=f"the rows have {', '.join(sorted(there))}; `columns` is written `found: wanted`",
-        )
-
-
-def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shapes: Counter[str]) -> Read:
-    """A row under the names and in the shape that we use, its numbers as numbers; the shape that it had is counted."""
-    if isinstance(row, Fault):
-        return row, place
-    try:
-        found, shape = in_our_shape(numbered(_renamed(row, columns), place), kind)
-    except ValueError as error:
-        return Fault(place, str(error)), place
-    if shape is not None:
-        shapes[shape] += 1
-    return found, place
-
-
-def _sound(
-    parts: list[list[Read]], raw: list[list[Read]], kind: str, skip_faults: bool
-) -> tuple[list[list[Read]], tuple[Skipped, ...]]:
-    """The rows without faults; those with faults are refused, all at once in the order of the file, or left out and kept."""
-    read = [item for part in parts for item in part]
-    faults = [row for row, _ in read if isinstance(row, Fault)]
-    good = [(row, place) for row, place in read if not isinstance(row, Fault)]
-    faults += check_rows([row for row, _ in good], kind, [place for _, place in good])
-    if not faults:
-        return parts, ()
-    order = {place: i for i, (_, place) in enumerate(read)}
-    faults.sort(key=lambda fault: order[fault.where])
-    if not skip_faults:
-        raise DataError(faults, len(faults))
-    reasons: dict[str, Fault] = {}
-    for fault in faults:
-        reasons.setdefault(fault.where, fault)
-    found = {place: row for part in raw for row, place in part}
-    kept = [[(row, place) for row, place in part if place not in reasons] for part in parts]
-    if not all(kept):
-        raise DataError(
-            faults, len(faults), hint="no row is left; `on_fault: skip` needs some without faults"
-        )
-    return kept, tuple(Skipped(fault, found[place]) for place, fault in reasons.items())
-
-
-def _counts(parts: list[Part], read: list[list[Read]]) -> list[int]:
+def _counts(parts: list[Part], sizes: list[int]) -> list[int]:
     """Rows to take of each source: all of them without weights; by weight, the scarcest for its weight whole."""
     if all(part.weight is None for part in parts):
-        return [len(rows) for rows in read]
+        return sizes
     weights = [1.0 if part.weight is None else part.weight for part in parts]
-    unit = min(len(rows) / weight for rows, weight in zip(read, weights, strict=True))
+    unit = min(size / weight for size, weight in zip(sizes, weights, strict=True))
     counts = [round(unit * weight) for weight in weights]
     if 0 in counts:
         raise InputError(
@@ -234,15 +142,10 @@ def _counts(parts: list[Part], read: list[list[Read]]) -> list[int]:
     return counts
 
 
-def _mixture(read: list[list[Read]], counts: list[int], seed: int) -> list[Read]:
+def _mixture(sound: list[Sequence[int]], counts: list[int], seed: int) -> Sequence[int]:
     """So many rows of each source, drawn and shuffled together."""
-    rng, mixed = random.Random(seed), []
-    for rows, count in zip(read, counts, strict=True):
-        mixed += rng.sample(rows, count)
+    rng, mixed = random.Random(seed), array("Q")
+    for rows, count in zip(sound, counts, strict=True):
+        mixed.extend(rng.sample(rows, count))
     rng.shuffle(mixed)
     return mixed
-
-
-def _renamed(row: Row, columns: dict[str, str]) -> Row:
-    kept = {key: value for key, value in row.items() if key not in columns}
-    return kept | {columns[key]: value for key, value in row.items() if key in columns}

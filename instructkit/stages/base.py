@@ -283,18 +283,6 @@ def metrics_writer(frame: Frame) -> MetricsWriter:
     return MetricsWriter(frame.folder / "metrics.jsonl")
 
 
-def as_dataset(rows: Rows, fields: tuple[str, ...]) -> Any:
-    """Rows as a `datasets.Dataset`, with the fields that a trainer reads."""
-    from datasets import Dataset
-
-    return Dataset.from_list([{key: row[key] for key in fields} for row in rows.rows])
-
-
-def common_columns(rows: Rows) -> tuple[str, ...]:
-    """Every column that all rows have: reward functions are given them by name."""
-    return tuple(sorted(set.intersection(*(set(row) for row in rows.rows))))
-
-
 def prompt_of(row: dict[str, Any]) -> Any:
     """The prompt of a demonstration: everything before the last answer."""
     return row["messages"][:-1] if "messages" in row else row["prompt"]

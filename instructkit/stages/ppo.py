@@ -10,7 +10,8 @@ from instructkit.data.prepare import load_split
 from instructkit.data.sources import load_rows
 from instructkit.encode import IGNORED, answer_text
 from instructkit.errors import InputError
-from instructkit.stages.base import Frame, Inputs, Result, as_dataset, common_columns
+from instructkit.stages.base import Frame, Inputs, Result
+from instructkit.stages.datasets import as_dataset, common_columns
 from instructkit.stages.functions import load_function
 from instructkit.stages.ppo_measures import answers, compare, kl_to_reference, samples
 from instructkit.stages.ppo_roles import (

@@ -9,7 +9,8 @@ from typing import Any
 
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
-from instructkit.stages.base import Frame, common_columns, measurement
+from instructkit.stages.base import Frame, measurement
+from instructkit.stages.datasets import common_columns
 from instructkit.stages.functions import load_function
 
 

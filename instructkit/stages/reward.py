@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from instructkit import models
 from instructkit.data.prepare import load_split, prompt_key
 from instructkit.data.sources import Rows
+from instructkit.data.table import mapped, pick
 from instructkit.encode import Prompt, answer_text, encode_answered
 from instructkit.errors import InputError, InstructKitError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
 from instructkit.stages.base import Frame, Inputs, Result, measurement
+from instructkit.stages.datasets import dataset_of
 
 # float32 scores of the same rows by the same weights, before saving and after loading
 RELOAD_TOLERANCE = 1e-3
+Pairs = Sequence[dict[str, Any]]  # `chosen_ids` and `rejected_ids`, and a `margin` where there is one
 
 
 def collect(recipe: Any) -> Inputs:
@@ -63,7 +67,7 @@ def train(frame: Frame) -> Result:
     )
 
 
-def prepare(frame: Frame) -> tuple[Any, Any, dict[str, list[dict]]]:
+def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Pairs]]:
     """The trainer of a run, the tokenizer, and the comparisons as token ids."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
     tokenizer = models.load_tokenizer(source, recipe.model)
@@ -72,9 +76,8 @@ def prepare(frame: Frame) -> tuple[Any, Any, dict[str, list[dict]]]:
     return build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs
 
 
-def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, list[dict]]) -> Any:
+def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, Pairs]) -> Any:
     """TRL's trainer on rows that are already token ids: the very ids that PPO will ask scores for."""
-    from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
     from instructkit.stages.training import arguments, build, callbacks
@@ -98,30 +101,35 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, lis
         frame,
         model=model,
         args=args,
-        train_dataset=Dataset.from_list(fitting["train"]),
-        eval_dataset=Dataset.from_list(fitting["eval"]) if fitting.get("eval") else None,
+        train_dataset=dataset_of(fitting["train"]),
+        eval_dataset=dataset_of(fitting["eval"]) if fitting.get("eval") else None,
         processing_class=tokenizer,
         callbacks=callbacks(frame),
     )
 
 
-def within(rows: list[dict], limit: int | None) -> list[dict]:
+def within(rows: Pairs, limit: int | None) -> Pairs:
     """The pairs that TRL keeps; it drops longer ones without a count."""
-    return [r for r in rows if limit is None or max(len(r["chosen_ids"]), len(r["rejected_ids"])) <= limit]
+    if limit is None:
+        return rows
+    lengths = (max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
+    return pick(rows, [i for i, length in enumerate(lengths) if length <= limit])
 
 
-def encode_pairs(tokenizer: Any, rows: Rows) -> list[dict[str, Any]]:
+def encode_pairs(tokenizer: Any, rows: Rows) -> Pairs:
     """Comparisons as token ids, the margin kept where there is one."""
-    encoded = []
-    for row in rows.rows:
-        pair = {}
-        for side in ("chosen", "rejected"):
-            prompt, text = prompt_and_answer(row, side)
-            pair[f"{side}_ids"] = encode_answered(tokenizer, prompt, text)
-        if row.get("margin") is not None:
-            pair["margin"] = float(row["margin"])
-        encoded.append(pair)
-    return encoded
+    return mapped(rows.rows, lambda row: encode_pair(tokenizer, row))
+
+
+def encode_pair(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """One comparison as token ids."""
+    pair: dict[str, Any] = {}
+    for side in ("chosen", "rejected"):
+        prompt, text = prompt_and_answer(row, side)
+        pair[f"{side}_ids"] = encode_answered(tokenizer, prompt, text)
+    if row.get("margin") is not None:
+        pair["margin"] = float(row["margin"])
+    return pair
 
 
 def prompt_and_answer(row: dict[str, Any], side: str) -> tuple[Prompt, str]:
@@ -132,7 +140,7 @@ def prompt_and_answer(row: dict[str, Any], side: str) -> tuple[Prompt, str]:
     return ("", told) if isinstance(told, str) else (told[:-1], told[-1]["content"])
 
 
-def score_pairs(model: Any, tokenizer: Any, pairs: list[dict]) -> list[tuple[float, float]]:
+def score_pairs(model: Any, tokenizer: Any, pairs: Pairs) -> list[tuple[float, float]]:
     """Raw scores of chosen and rejected answers."""
     from instructkit.scoring import score_rows
 
@@ -141,7 +149,7 @@ def score_pairs(model: Any, tokenizer: Any, pairs: list[dict]) -> list[tuple[flo
     return list(zip(scores[: len(pairs)], scores[len(pairs) :], strict=True))
 
 
-def centre(model: Any, tokenizer: Any, pairs: list[dict]) -> dict[str, float]:
+def centre(model: Any, tokenizer: Any, pairs: Pairs) -> dict[str, float]:
     """The offset that gives the training set's chosen answers a mean score of 0; the scale is left alone."""
     from instructkit.scoring import score_rows
 
@@ -157,7 +165,7 @@ def prompts_of(frame: Frame) -> list[str]:
 
 
 def compare(
-    before: list, after: list, pairs: list[dict], prompts: list[str], minimum: float | None
+    before: list, after: list, pairs: Pairs, prompts: list[str], minimum: float | None
 ) -> tuple[list[dict], list[Any]]:
     """Held-out accuracy, margin and length correlation, and the gate on accuracy."""
     if not after:

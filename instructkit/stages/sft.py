@@ -11,7 +11,8 @@ from instructkit.encode import IGNORED
 from instructkit.errors import InputError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
-from instructkit.stages.base import Frame, Inputs, Result, as_dataset, measurement, prompt_of
+from instructkit.stages.base import Frame, Inputs, Result, measurement, prompt_of
+from instructkit.stages.datasets import as_dataset
 
 
 def collect(recipe: Any) -> Inputs:

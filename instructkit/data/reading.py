@@ -1,0 +1,178 @@
+"""Reading one source after another: every row renamed, brought into our shape, checked, and kept or refused."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from instructkit.data.files import Read, numbered
+from instructkit.data.readers import read_source
+from instructkit.data.records import Checker, Row
+from instructkit.data.shapes import in_our_shape
+from instructkit.data.table import Table
+from instructkit.errors import SHOWN_FAULTS, DataError, Fault, InputError
+
+
+class Part(NamedTuple):
+    """One source of a mixture; a weight, split or config where the recipe gives one."""
+
+    source: str
+    weight: float | None = None
+    split: str = "train"
+    config: str | None = None
+
+    @classmethod
+    def of(cls, given: Any) -> Part:
+        """From a name, a mapping, or a section of a recipe."""
+        if isinstance(given, str):
+            return cls(given)
+        values = given if isinstance(given, dict) else vars(given)
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that was left out because of a fault, as it was found."""
+
+    fault: Fault
+    row: Row | Fault
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `skipped.jsonl` keeps: the row, or the text that could not be read as one."""
+        row = getattr(self.row, "found", None) if isinstance(self.row, Fault) else self.row
+        return {"where": self.fault.where, "reason": self.fault.message, "row": row}
+
+
+class Reading:
+    """
+    Rows of one source after another, checked as they are read; what is good goes into a table.
+
+    Args:
+        kind: what the rows are for.
+        columns: other names of fields, as `{found: wanted}`.
+        skip_faults: keep rows with faults apart, with their reasons, instead of refusing all.
+    """
+
+    def __init__(self, kind: str, columns: dict[str, str], *, skip_faults: bool) -> None:
+        self.table, self.shapes, self.skipped = Table(), Counter(), []
+        self.columns, self.skip_faults = columns, skip_faults
+        self._checker, self._keys = Checker(kind), set()
+        self._starts: list[int] = []  # where each source begins among the good rows
+        self._order = array("Q")  # of each good row, which it is among all
+        self._seen = self._faults = 0
+        self._first: list[tuple[int, Fault]] = []  # as many faults as are shown, and which row each is in
+
+    def read(self, part: Part, limit: int | None) -> None:
+        """
+        Read a source to its end, or so many rows.
+
+        Raises:
+            InputError: when there is no such source, or it is empty.
+        """
+        self._starts.append(len(self.table))
+        before = self._seen
+        for raw, place in itertools.islice(
+            read_source(part.source, split=part.split, config=part.config), limit
+        ):
+            self._take(raw, place)
+            self._seen += 1
+        if self._seen == before:
+            raise InputError(
+                f"{part.source} holds no rows", hint="check the file; each line of a .jsonl is one row"
+            )
+
+    def _take(self, raw: Row | Fault, place: str) -> None:
+        self._keys.update(() if isinstance(raw, Fault) else raw)
+        row, _ = ours(raw, place, self.columns, self._checker.kind, self.shapes)
+        faults = [row] if isinstance(row, Fault) else self._checker.faults(row, place)
+        if faults:
+            self._refuse(self._seen, faults)
+            if self.skip_faults:
+                self.skipped.append(Skipped(faults[0], raw))
+            return
+        self.table.append((row, place))
+        self._order.append(self._seen)
+
+    def _refuse(self, i: int, faults: list[Fault]) -> None:
+        self._faults += len(faults)
+        if len(self._first) < SHOWN_FAULTS:
+            self._first += [(i, fault) for fault in faults]
+
+    def refuse_columns_of_no_row(self, source: str) -> None:
+        """
+        Find names in `columns` that no row has.
+
+        Raises:
+            InputError: naming them.
+        """
+        if self._keys and (missing := [name for name in self.columns if name not in self._keys]):
+            raise InputError(
+                f"{source}: `columns` renames `{'`, `'.join(missing)}`, which no row has",
+                hint=f"the rows have {', '.join(sorted(self._keys))}; `columns` is written `found: wanted`",
+            )
+
+    def sound(self, parts: list[Part]) -> list[Sequence[int]]:
+        """
+        The good rows of each source, by their places in the table.
+
+        Raises:
+            DataError: for faults, those of the whole in the order of the rows; with `skip_faults`, when none is left.
+        """
+        strangers = self._strangers()
+        ends = [*self._starts[1:], len(self.table)]
+        kept: list[Sequence[int]] = [range(*ends_) for ends_ in zip(self._starts, ends, strict=True)]
+        if strangers:
+            kept = [array("Q", (i for i in part if i not in strangers)) for part in kept]
+        if not self._faults:
+            return kept
+        faults = [fault for _, fault in sorted(self._first, key=itemgetter(0))]
+        if not self.skip_faults:
+            raise DataError(faults, self._faults)
+        if not all(kept):
+            hint = "no row is left; `on_fault: skip` needs some without faults"
+            raise DataError(faults, self._faults, hint=hint)
+        if strangers:
+            self._skip(strangers, parts)
+        return kept
+
+    def _strangers(self) -> dict[int, Fault]:
+        """Good rows of another form than most, which makes them bad ones."""
+        found, shown = {}, 0
+        for i, told in self._checker.strangers():
+            found[i] = Fault(self.table[i][1], *told)
+            self._faults += 1
+            if shown < SHOWN_FAULTS:
+                self._first.append((self._order[i], found[i]))
+                shown += 1
+        return found
+
+    def _skip(self, strangers: dict[int, Fault], parts: list[Part]) -> None:
+        """Keep these apart as they were found: their sources are read once more."""
+        wanted = {fault.where: fault for fault in strangers.values()}
+        for part in parts:
+            for raw, place in read_source(part.source, split=part.split, config=part.config):
+                if fault := wanted.pop(place, None):
+                    self.skipped.append(Skipped(fault, raw))
+
+
+def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shapes: Counter[str]) -> Read:
+    """A row under the names and in the shape that we use, its numbers as numbers; the shape that it had is counted."""
+    if isinstance(row, Fault):
+        return row, place
+    try:
+        found, shape = in_our_shape(numbered(_renamed(row, columns), place), kind)
+    except ValueError as error:
+        return Fault(place, str(error)), place
+    if shape is not None:
+        shapes[shape] += 1
+    return found, place
+
+
+def _renamed(row: Row, columns: dict[str, str]) -> Row:
+    kept = {key: value for key, value in row.items() if key not in columns}
+    return kept | {columns[key]: value for key, value in row.items() if key in columns}
