@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import logging
@@ -9,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -112,24 +114,40 @@ def installed() -> dict[str, str]:
 
 def _derived(made_for: dict[str, str], here: dict[str, str]) -> dict[str, Any] | None:
     """The fields of the installed versions, worked out once in a process of its own and kept; None when that fails."""
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    kept = cache_home / "instructkit" / f"fields-{'-'.join(here.values())}.json"
+    kept = _cache_folder() / f"fields-{'-'.join(here.values())}.json"
     told = ", ".join(f"{name} {number} (made for {made_for[name]})" for name, number in here.items())
-    if not kept.is_file():
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or cut off
         _LOG.warning(
             "other versions are installed than the recipe schema was made for, deriving it: %s", told
         )
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        half = kept.with_suffix(f".{os.getpid()}")
-        command = [sys.executable, "-m", "instructkit.recipe.generate", str(half)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            _LOG.warning("that failed, and the shipped schema is used: %s", done.stderr.strip()[-200:])
-            return None
-        half.replace(kept)
-    found = json.loads(kept.read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "fields.json"
+            command = [sys.executable, "-m", "instructkit.recipe.generate", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                _LOG.warning("that failed, and the shipped schema is used: %s", done.stderr.strip()[-200:])
+                return None
+            text = made.read_text(encoding="utf-8")
+        _keep(kept, text)
+        found = json.loads(text)
     found.pop("made_for")
     return found
+
+
+def _cache_folder() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("INSTRUCTKIT_CACHE") or home / "instructkit")
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a file whole or not at all; a cache that cannot be written costs time, not the command."""
+    half = path.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
 
 
 def fields(stage: str) -> dict[str, dict[str, Any]]:
