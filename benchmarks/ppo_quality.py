@@ -9,7 +9,7 @@ PPO (in an environment of its own), TRL's RLOO and GRPO, and best-of-n start fro
 prompts are answered by one function for all, and judged by the world's programmatic judge, which none of them sees.
 Ours takes the learning rate of recipes/ppo.yaml; the others' was chosen from `--rates` on development seeds (below
 100), whose answers are those to training prompts: held-out prompts are answered for the seeds that are reported alone.
-Delete the folder of `--work` after a change to the code.
+Delete the folder of `--work` after a change to the code; policies that are there are measured and not trained again.
 
 Writes benchmarks/results/ppo_quality.{json,md,svg}.
 """
@@ -90,7 +90,7 @@ def line(seed: int, work: Path) -> None:
 def point(
     seed: int, method: str, beta: float, rate: float | None, *, options: argparse.Namespace, python: Path
 ) -> Point:
-    """One method with one coefficient: the judge's score, the KL and the length of one answer a prompt."""
+    """One method with one coefficient: the judge's score, the KL and the length of its answers."""
     place = (options.work / str(seed)).resolve()
     name = f"{method.replace(' ', '-').lower()}-{beta}-{rate}"
     out = place / f"{name}.json"
@@ -105,7 +105,7 @@ def point(
             "name": name,
             "prompts": "demo/prompts-held-out" if seed >= FIRST_REPORTED_SEED else "demo/prompts",
         }
-        if method == "TRL 1.12 PPO":
+        if method == "TRL 1.12 PPO" and not (place / "runs" / name / "model.safetensors").exists():
             run([str(python), str(WORKERS / "trl112.py"), json.dumps(wanted)], place)
         run([sys.executable, str(WORKERS / "ours.py"), json.dumps(wanted)], place)
     found = json.loads(out.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ STEPS = 4
 
 
 def main() -> None:
-    """Print `{"peak": bytes}`, above the interpreter's own after all imports; on a GPU what torch had allocated."""
+    """Print `{"measured": bytes}`, above the interpreter's own after all imports; on a GPU what torch had allocated."""
     stage, *overrides = sys.argv[1:]
     quiet_libraries()
     recipe = load_recipe(f"{Path(__file__).parents[2]}/recipes/{stage}.yaml", stage, overrides)
@@ -42,7 +42,7 @@ def main() -> None:
         trainer.args.max_steps, trainer.args.save_strategy = STEPS, "no"
         trainer.train()
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else largest() - own
-    print(json.dumps({"peak": peak, "device": machine.device}))
+    print(json.dumps({"measured": peak, "device": machine.device}))
 
 
 def heaviest(trainer: Any, stage: str) -> None:

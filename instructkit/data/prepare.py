@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from instructkit.data.records import Row
+from instructkit.data.reading import Skipped
 from instructkit.data.sources import Rows, load_rows
-from instructkit.errors import InputError
+from instructkit.errors import Fault, InputError
 
 
 def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None]:
@@ -27,7 +28,9 @@ def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None
         return train, None
     if isinstance(section.eval, str):
         held_out = load_rows(section.eval, limit=section.eval_limit, every_column=False, **options)
-        check_leak(train, held_out)
+        if section.on_overlap == "skip":
+            return train, without_leaks(train, held_out)
+        check_leak(train, held_out, or_else="leave them out with `data.on_overlap: skip`")
         return train, held_out
     train, held_out = split(train, section.eval, seed)
     held_out = held_out.pick(range(len(held_out.rows))[: section.eval_limit])
@@ -55,27 +58,56 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     return rows.pick(sides[0]), rows.pick(sides[1])
 
 
-def check_leak(train: Rows, held_out: Rows) -> None:
+def check_leak(train: Rows, held_out: Rows, *, or_else: str = "give others") -> None:
     """
     Refuse held-out rows that are trained on.
+
+    Args:
+        or_else: what a user may do but removing them from one side.
 
     Raises:
         InputError: naming the first of them and how many there are.
     """
-    places: dict[str, str] = {}
-    for row, place in zip(held_out.rows, held_out.places, strict=True):
-        places.setdefault(_key(row), place)
-    found: dict[str, str] = {}  # held-out places, each with that of its first double
-    for row, place in zip(train.rows, train.places, strict=True):
-        if theirs := places.get(_key(row)):
-            found.setdefault(theirs, place)
-    if found:
-        count = sum(places[_key(row)] in found for row in held_out.rows)
-        first = next(place for place in held_out.places if place in found)
+    if found := leaks(train, held_out):
+        (first, theirs), *_ = found.items()
         raise InputError(
-            f"{count} held-out rows are also trained on, the first {first} and {found[first]}",
-            hint="remove them from one side; what is measured on trained rows says nothing",
+            f"{len(found)} held-out rows are also trained on, the first {first} and {theirs}",
+            hint=f"remove them from one side, or {or_else}; what is measured on trained rows says nothing",
         )
+
+
+def without_leaks(train: Rows, held_out: Rows) -> Rows:
+    """
+    The held-out rows that are not trained on; the others are kept apart with their reasons.
+
+    Raises:
+        InputError: when none is left.
+    """
+    found = leaks(train, held_out)
+    kept = [i for i, place in enumerate(held_out.places) if place not in found]
+    if not kept:
+        raise InputError(
+            f"{held_out.source}: every held-out row is also trained on", hint="hold out rows that are not"
+        )
+    skipped = [
+        Skipped(Fault(place, f"also trained on, as {found[place]}"), row)
+        for row, place in zip(held_out.rows, held_out.places, strict=True)
+        if place in found
+    ]
+    return replace(held_out.pick(kept), skipped=(*held_out.skipped, *skipped))
+
+
+def leaks(train: Rows, held_out: Rows) -> dict[str, str]:
+    """Places of held-out rows that are trained on, in their order, each with the place of its first double."""
+    keys = {_key(row) for row in held_out.rows}
+    first: dict[str, str] = {}
+    for row, place in zip(train.rows, train.places, strict=True):
+        if (key := _key(row)) in keys:
+            first.setdefault(key, place)
+    if not first:
+        return {}
+    held = zip(held_out.rows, held_out.places, strict=True)
+    return {place: first[key] for row, place in held if (key := _key(row)) in first}
 
 
 def key_of(prompt: Any) -> str:

@@ -57,6 +57,10 @@ class DataSection(Section):
     on_fault: Literal["stop", "skip"] = Field(
         "stop", description="stop: rows with faults are refused; skip: left out and kept in skipped.jsonl"
     )
+    on_overlap: Literal["stop", "skip"] = Field(
+        "stop",
+        description="stop: held-out rows that are also trained on are refused; skip: left out and kept",
+    )
     shuffle: bool = Field(False, description="bring training rows into an order of chance before `limit`")
     limit: Positive | None = Field(None, description="use only the first so many training rows")
     eval_limit: Positive | None = Field(None, description="use only the first so many held-out rows")

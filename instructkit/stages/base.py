@@ -222,7 +222,7 @@ def left_out(inputs: Inputs) -> list[str]:
             told.append(f"data {role}: {count} rows of {rows.source} read as {shape}")
         if rows.skipped:
             first = rows.skipped[0].fault
-            told.append(f"data {role}: {len(rows.skipped)} rows skipped for their faults, the first {first}")
+            told.append(f"data {role}: {len(rows.skipped)} rows skipped, the first {first}")
     return told
 
 

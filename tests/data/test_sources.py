@@ -329,3 +329,20 @@ def test_a_list_without_weights_is_all_of_its_rows_and_weights_say_what_they_lea
     weighted = load_rows([{"source": many, "weight": 2}, {"source": few, "weight": 1}], kind="sft")
     assert weighted.shares == (("many.jsonl", 4, 10), ("few.jsonl", 2, 2))
     assert weighted.summary()["shares"][0] == {"source": "many.jsonl", "used": 4, "of": 10}
+
+
+def test_held_out_rows_that_are_trained_on_are_left_out_where_the_recipe_says_so() -> None:
+    section = DataSection(
+        train=jsonl("a.jsonl", ROWS[:10]), eval=jsonl("b.jsonl", ROWS[8:13]), on_overlap="skip"
+    )
+    train, held_out = load_split(section, kind="sft", seed=0)
+    assert (len(train.rows), held_out.places) == (10, ["b.jsonl:3", "b.jsonl:4", "b.jsonl:5"])
+    assert [row.as_dict() for row in held_out.skipped] == [
+        {"where": f"b.jsonl:{i}", "reason": f"also trained on, as a.jsonl:{i + 8}", "row": ROWS[i + 7]}
+        for i in (1, 2)
+    ]
+    with pytest.raises(InputError, match=r"2 held-out rows.*b\.jsonl:1 and a\.jsonl:9") as error:
+        load_split(section.model_copy(update={"on_overlap": "stop"}), kind="sft", seed=0)
+    assert "`data.on_overlap: skip`" in error.value.hint
+    with pytest.raises(InputError, match="every held-out row is also trained on"):
+        load_split(section.model_copy(update={"eval": section.train}), kind="sft", seed=0)
