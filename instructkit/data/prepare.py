@@ -8,8 +8,8 @@ from array import array
 from dataclasses import replace
 from typing import Any
 
-from instructkit.data.records import Row
 from instructkit.data.reading import Skipped
+from instructkit.data.records import Row
 from instructkit.data.sources import Rows, load_rows
 from instructkit.errors import Fault, InputError
 
