@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from instructkit.cli import chat, data, init, recipes, runs, train
+from instructkit.cli import chat, data, feedback, init, recipes, runs, train
 from instructkit.errors import InstructKitError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ train.register(app)
 init.register(app)
 recipes.register(app)
 data.register(app)
+feedback.register(app)
 runs.register(app)
 chat.register(app)
 

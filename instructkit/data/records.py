@@ -185,8 +185,8 @@ def _judgement(row: Row, field: str) -> list[str]:
     if field == "better":
         faults = _text("better", value)
         return faults or (["`better` is the same as `response`"] if value == row["response"] else [])
-    if value not in ("response", "other"):
-        return [f"`preferred` is {value!r}; wanted `response` or `other`"]
+    if value not in ("response", "other", "tie"):
+        return [f"`preferred` is {value!r}; wanted `response`, `other` or `tie`"]
     faults = _text("other", row.get("other"))
     return faults or (["`other` is the same as `response`"] if row["other"] == row["response"] else [])
 

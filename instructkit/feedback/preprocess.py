@@ -38,12 +38,14 @@ def prompt_of(row: dict[str, Any]) -> Any:
 
 
 def judged(rows: list[dict[str, Any]]) -> list[Judged]:
-    """Every event that says something: ratings of 0 are left out, they ask for nothing."""
+    """Every event that says something: ratings of 0 and ties are left out, they ask for nothing."""
     events = []
     for row in rows:
         prompt, kind = prompt_of(row), kind_of(row)
         if kind == "edit":
             events.append(Judged(prompt, row["better"], row["response"]))
+        elif row.get("preferred") == "tie":
+            continue
         elif kind == "preference":
             pair = (row["response"], row["other"])
             wanted, unwanted = pair if row["preferred"] == "response" else pair[::-1]

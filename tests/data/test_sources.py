@@ -111,7 +111,11 @@ def test_a_column_that_no_row_has_is_a_fault_with_those_there_are() -> None:
             "wanted a number from -1 to 1",
         ),
         ("feedback", {"prompt": "a", "response": "b", "better": "b"}, "the same as `response`"),
-        ("feedback", {"prompt": "a", "response": "b", "preferred": "x"}, "wanted `response` or `other`"),
+        (
+            "feedback",
+            {"prompt": "a", "response": "b", "preferred": "x"},
+            "wanted `response`, `other` or `tie`",
+        ),
         ("feedback", {"response": "b", "rating": 1}, "wanted `prompt` or `messages`"),
     ],
 )

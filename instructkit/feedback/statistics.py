@@ -1,0 +1,109 @@
+"""What a store holds, in figures: kinds, raters and how far they agree, groups, the loudest, whether the first answer wins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from instructkit.feedback.events import Event
+
+
+@dataclass
+class Statistics:
+    """
+    Figures of events.
+
+    Attributes:
+        events, kinds, sources, groups, tags: how many.
+        raters: how many are known apart; `anonymous` events have none.
+        loudest: share of the events that the rater with the most has said, of those with a rater.
+        agreement: of pairs of raters who judged the same answer, the share that judged it alike, and how many pairs.
+        first_chosen: of choices whose positions are known, the share that fell on the answer shown first, how many, and the
+            two-sided probability of a share as far from a half by chance.
+        without_consent: events that may not be trained on.
+    """
+
+    events: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
+    groups: Counter[str] = field(default_factory=Counter)
+    tags: Counter[str] = field(default_factory=Counter)
+    raters: int = 0
+    anonymous: int = 0
+    loudest: float | None = None
+    agreement: tuple[float, int] | None = None
+    first_chosen: tuple[float, int, float] | None = None
+    without_consent: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()
+        }
+
+
+def of_events(events: Iterable[Event]) -> Statistics:
+    """Figures of all events, which are met once."""
+    found, by_rater = Statistics(), Counter[str]()
+    verdicts: dict[bytes, dict[str, int]] = defaultdict(dict)
+    chosen: Counter[bool] = Counter()
+    for event in events:
+        found.events += 1
+        found.kinds[event.kind] += 1
+        found.sources[event.source] += 1
+        found.groups.update([event.group] if event.group else [])
+        found.tags.update(event.tags)
+        found.without_consent += not event.consent
+        found.anonymous += not event.rater
+        by_rater.update([event.rater] if event.rater else [])
+        if event.rater and (sign := verdict(event)):
+            verdicts[_item(event)][event.rater] = sign
+        if event.judgement.get("shown_first") and event.judgement.get("preferred") in ("response", "other"):
+            chosen[event.judgement["preferred"] == event.judgement["shown_first"]] += 1
+    found.raters = len(by_rater)
+    if by_rater:
+        found.loudest = max(by_rater.values()) / sum(by_rater.values())
+    found.agreement = _agreement(verdicts.values())
+    if total := sum(chosen.values()):
+        found.first_chosen = chosen[True] / total, total, two_sided(chosen[True], total)
+    return found
+
+
+def verdict(event: Event) -> int:
+    """1 for the answer, -1 against it, 0 for neither."""
+    if event.kind == "edit":
+        return -1
+    if event.kind == "preference":
+        return {"response": 1, "other": -1}.get(event.judgement["preferred"], 0)
+    rating = event.judgement["rating"]
+    return (rating > 0) - (rating < 0)
+
+
+def _item(event: Event) -> bytes:
+    """What was judged: the same prompt, answer and, of a pair, the same other answer."""
+    text = json.dumps([event.prompt, event.response, event.judgement.get("other")], sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _agreement(verdicts: Iterable[dict[str, int]]) -> tuple[float, int] | None:
+    alike = pairs = 0
+    for signs in verdicts:
+        for_it, against = (sum(sign == wanted for sign in signs.values()) for wanted in (1, -1))
+        alike += math.comb(for_it, 2) + math.comb(against, 2)
+        pairs += math.comb(for_it + against, 2)
+    return (alike / pairs, pairs) if pairs else None
+
+
+def two_sided(successes: int, n: int) -> float:
+    """The probability of a result as unlikely as this or more so, if either outcome had a half (exact binomial test)."""
+    extreme = abs(successes - n / 2)
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)
+        for k in range(n + 1)
+    ]
+    return min(1.0, math.fsum(math.exp(log) for k, log in enumerate(logs) if abs(k - n / 2) >= extreme))

@@ -1,0 +1,131 @@
+"""`instructkit feedback`: its commands, what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instructkit.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture):
+    def told(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["feedback", *arguments])
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return told
+
+
+def write(name: str, rows: list) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    Path(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return name
+
+
+ROWS = [{"prompt": f"q{i}", "response": "a", "rating": 1, "rater": f"r{i % 3}"} for i in range(9)]
+
+
+def test_a_file_is_imported_once(run) -> None:
+    source = write("rows.jsonl", ROWS)
+    assert run("import", source) == (
+        0,
+        "feedback.db: 9 new events, 0 known already, 0 rows with faults left out\n",
+        "",
+    )
+    assert json.loads(run("import", source, "--json")[1]) == {
+        "store": "feedback.db",
+        "new": 0,
+        "known": 9,
+        "faults": 0,
+    }
+    assert len(run("list")[1].splitlines()) == 9
+
+
+def test_faults_stop_an_import_before_anything_is_stored(run) -> None:
+    source = write("rows.jsonl", [*ROWS, "{broken", {"prompt": "q"}])
+    code, _, err = run("import", source)
+    assert code == 2
+    assert "rows.jsonl:10: not JSON" in err and "rows.jsonl:11: found `prompt`" in err
+    assert not Path("feedback.db").exists()
+    code, out, err = run("import", source, "--skip-faults")
+    assert (code, out) == (0, "feedback.db: 9 new events, 0 known already, 2 rows with faults left out\n")
+    assert "rows.jsonl:10: not JSON" in err
+
+
+def test_one_event_is_added_listed_exported_and_withdrawn(run) -> None:
+    code, out, _ = run(
+        "add", '{"prompt": "q", "response": "a", "better": "b", "rater": "ann", "tags": ["x"]}'
+    )
+    assert code == 0
+    name = out.strip()
+    assert name in run("list", "--tag", "x")[1] and "better=b" in run("list", "--kind", "edit")[1]
+    assert run("list", "--rater", "bob")[1] == ""
+    row = json.loads(run("export")[1])
+    assert (row["id"], row["better"], row["tags"], row["consent"]) == (name, "b", ["x"], True)
+    write("again.jsonl", [row])
+    assert "0 new events, 1 known already" in run("import", "again.jsonl")[1]
+    assert "1 events withdrawn" in run("withdraw", name, "--why", "asked")[1]
+    assert run("list")[1] == "" and name in run("list", "--withdrawn")[1]
+    assert "withdrawals: 1" in run("stats")[1]
+
+
+def test_the_same_word_said_twice_is_two_events(run) -> None:
+    row = '{"prompt": "q", "response": "a", "rating": 1}'
+    assert run("add", row)[0] == run("add", row)[0] == 0
+    assert len(run("list")[1].splitlines()) == 2
+
+
+def test_stats_as_data(run) -> None:
+    run("import", write("rows.jsonl", ROWS))
+    found = json.loads(run("stats", "--json")[1])
+    assert (found["events"], found["raters"], found["kinds"]) == (9, 3, {"rating": 9})
+    assert found["loudest"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("list",), "no feedback store at feedback.db"),
+        (("add", "nonsense"), "no event: "),
+        (("add", "[1]"), "found list; wanted a JSON object"),
+        (("add", '{"prompt": "q"}'), "no event: found `prompt`"),
+        (("withdraw",), "wanted an event's id or --rater"),
+        (("import", "nowhere.jsonl"), "no data at nowhere.jsonl"),
+        (("import", "x.jsonl", "--scale", "5:1"), "--scale 5:1 is no scale"),
+        (("list", "--kind", "star"), "no kind is called 'star'"),
+        (("list", "--since", "soon"), "--since soon is no time"),
+    ],
+)
+def test_bad_input(run, arguments: tuple[str, ...], told: str) -> None:
+    write("x.jsonl", ROWS)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert told in err and "hint:" in err
+
+
+def test_check_tells_a_damaged_store(run) -> None:
+    run(
+        "import",
+        write("rows.jsonl", [{"prompt": f"<{i}>", "response": "a" * 300, "rating": 1} for i in range(500)]),
+    )
+    assert run("check")[:2] == (0, "feedback.db: sound, 500 events\n")
+    path = Path("feedback.db")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"<250>") // 4096 * 4096
+    content[place : place + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    code, _, err = run("check")
+    assert code == 1 and "feedback.db is damaged" in err and "--salvage" in err
+    code, out, err = run("export", "--salvage")
+    assert code == 1 and "events could not be read" in err
+    assert 450 < len(out.splitlines()) < 500

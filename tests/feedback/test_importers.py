@@ -1,0 +1,183 @@
+"""Judgements in the files of others, each read as the event that it tells."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from instructkit.errors import Fault
+from instructkit.feedback.importers import Reading, read
+
+ASKED = [{"role": "user", "content": "q"}]
+TALK = [*ASKED, {"role": "assistant", "content": "a"}]
+
+FORMATS = {
+    "ours": ({"prompt": "q", "response": "a", "rating": 0.5}, [("q", "a", {"rating": 0.5})]),
+    "thumbs": ({"prompt": "q", "response": "a", "thumbs": "down"}, [("q", "a", {"rating": -1.0})]),
+    "a truth value": ({"prompt": "q", "response": "a", "label": True}, [("q", "a", {"rating": 1.0})]),
+    "a chat log": ({"messages": TALK, "score": 1}, [(ASKED, "a", {"rating": 1.0})]),
+    "ShareGPT": (
+        {
+            "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+            "rating": "thumbs_up",
+        },
+        [(ASKED, "a", {"rating": 1.0})],
+    ),
+    "an arena": (
+        {
+            "model_a": "x",
+            "model_b": "y",
+            "winner": "model_b",
+            "judge": "u1",
+            "tstamp": 1700000000.5,
+            "conversation_a": TALK,
+            "conversation_b": [*ASKED, {"role": "assistant", "content": "b", "num_tokens": 1}],
+        },
+        [(ASKED, "a", {"other": "b", "preferred": "other", "shown_first": "response"})],
+    ),
+    "an arena's tie": (
+        {
+            "winner": "tie (bothbad)",
+            "conversation_a": TALK,
+            "conversation_b": [*ASKED, {"role": "assistant", "content": "b"}],
+        },
+        [(ASKED, "a", {"other": "b", "preferred": "tie", "shown_first": "response"})],
+    ),
+    "Argilla 2": (
+        {
+            "fields": {"instruction": "q", "response": "a"},
+            "responses": {
+                "rating": [
+                    {"value": 1, "user_id": "u1", "status": "submitted"},
+                    {"value": -1, "user_id": "u2", "status": "discarded"},
+                ],
+                "correction": [{"value": "b", "user_id": "u2"}],
+            },
+        },
+        [("q", "a", {"rating": 1.0}), ("q", "a", {"better": "b"})],
+    ),
+    "Argilla 1": (
+        {
+            "fields": {"prompt": "q", "answer": "a"},
+            "responses": [{"user_id": "u1", "status": "submitted", "values": {"rating": {"value": -1}}}],
+        },
+        [("q", "a", {"rating": -1.0})],
+    ),
+    "Langfuse": (
+        {
+            "id": "t",
+            "input": {"messages": ASKED},
+            "output": {"role": "assistant", "content": "a"},
+            "userId": "u1",
+            "scores": [
+                {
+                    "name": "user-feedback",
+                    "value": 0,
+                    "dataType": "BOOLEAN",
+                    "timestamp": "2026-01-01T00:00:00Z",
+                },
+                {"name": "quality", "value": 0.5, "dataType": "NUMERIC"},
+            ],
+        },
+        [(ASKED, "a", {"rating": -1.0}), (ASKED, "a", {"rating": 0.5})],
+    ),
+}
+
+
+def write(folder: Path, *rows: dict) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats(name: str, tmp_path) -> None:
+    row, expected = FORMATS[name]
+    found = list(read(write(tmp_path, row), Reading()))
+    assert [(event.prompt, event.response, event.judgement) for event, _ in found] == expected
+    assert all(event.source == "import:rows.jsonl" for event, _ in found)
+
+
+def test_what_else_a_row_says_is_kept(tmp_path) -> None:
+    (arena, _), (argilla, _), *_ = read(
+        write(tmp_path, FORMATS["an arena"][0], FORMATS["Argilla 2"][0]), Reading()
+    )
+    assert (arena.rater, arena.run, arena.time) == ("u1", "x", "2023-11-14T22:13:20.500Z")
+    assert argilla.rater == "u1"
+
+
+@pytest.mark.parametrize(("stars", "rating"), [(1, -1.0), (3, 0.0), (5, 1.0), ("4", 0.5)])
+def test_a_scale_is_stretched_to_ours(stars, rating: float, tmp_path) -> None:
+    source = write(tmp_path, {"prompt": "q", "response": "a", "score": stars})
+    ((event, _),) = read(source, Reading(scale=(1, 5)))
+    assert event.judgement == {"rating": rating}
+
+
+def test_one_field_can_be_chosen(tmp_path) -> None:
+    row = FORMATS["Langfuse"][0]
+    ((event, _),) = read(write(tmp_path, row), Reading(field="quality"))
+    assert event.judgement == {"rating": 0.5}
+    ((event, _),) = read(
+        write(tmp_path, {"prompt": "q", "response": "a", "stars": -1, "rating": 1}), Reading(field="stars")
+    )
+    assert event.judgement == {"rating": -1.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            {"prompt": "q", "response": "a", "rating": 4},
+            "wanted a number from -1 to 1; say the scale of the file, as --scale 1:5",
+        ),
+        (
+            {"prompt": "q", "response": "a", "rating": "great"},
+            "`rating` is 'great'; wanted a number, true or false, or up or down",
+        ),
+        ({"prompt": "q", "response": "a"}, "wanted a rating, a better answer or a preference"),
+        ({"prompt": "q", "response": "a", "better": "a"}, "`better` is the same as `response`"),
+        ({"response": "a", "rating": 1}, "wanted `prompt` or `messages`"),
+        ({"prompt": "q", "response": "a", "rating": 1, "tags": 3}, "`tags` is 3; wanted a list of texts"),
+        ({"prompt": "q", "response": "a", "rating": 1, "time": "soon"}, "`time` is 'soon'; wanted ISO 8601"),
+        (
+            {"prompt": "q", "response": "a", "rating": 1, "consent": "maybe"},
+            "`consent` is 'maybe'; wanted true or false",
+        ),
+        ({"messages": ASKED, "rating": 1}, "does not end with an assistant's answer"),
+        (
+            {"winner": "c", "conversation_a": TALK, "conversation_b": TALK},
+            "`winner` is 'c'; wanted `model_a`",
+        ),
+        (
+            {"winner": "tie", "conversation_a": TALK, "conversation_b": TALK},
+            "`other` is the same as `response`",
+        ),
+        ({"fields": {"x": 1}, "responses": {}}, "wanted a prompt and a response"),
+        ({"input": "q", "output": "a", "scores": []}, "the trace has no score"),
+        ({"a": 1}, "found `a`; wanted a prompt or messages"),
+    ],
+)
+def test_faults_say_where_and_what(row: dict, told: str, tmp_path) -> None:
+    source = write(tmp_path, FORMATS["ours"][0], row)
+    good, fault = read(source, Reading())
+    assert isinstance(fault, Fault) and not isinstance(good, Fault)
+    assert fault.where == f"{source}:2"
+    assert told in fault.message
+
+
+def test_a_table_of_ratings(tmp_path) -> None:
+    path = tmp_path / "ratings.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["prompt", "response", "rating", "tags", "consent", "rater"])
+        table.writerow(["q", "7", "5", "a, b", "no", "ann"])
+    ((event, _),) = read(str(path), Reading(scale=(1, 5)))
+    assert (event.response, event.judgement, event.tags, event.consent) == (
+        "7",
+        {"rating": 1.0},
+        ("a", "b"),
+        False,
+    )

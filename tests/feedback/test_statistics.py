@@ -1,0 +1,48 @@
+"""Figures of feedback, against ones worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from instructkit.feedback.events import event_of
+from instructkit.feedback.statistics import of_events, two_sided
+
+
+def made(**row):
+    return event_of({"prompt": "q", "response": "a", **row}, source="chat", consent=True)
+
+
+def test_figures() -> None:
+    events = [
+        made(rating=1, rater="ann", tags=["x"], group="g"),
+        made(rating=0.5, rater="bob"),
+        made(rating=-1, rater="cat"),
+        made(rating=0, rater="dan"),
+        made(rating=1),
+        made(better="b", rater="ann", consent=False),
+        made(other="b", preferred="other", shown_first="other", rater="ann"),
+        made(other="b", preferred="response", shown_first="response"),
+        made(other="b", preferred="other", shown_first="response"),
+        made(other="b", preferred="tie", shown_first="response"),
+    ]
+    found = of_events(events)
+    assert found.events == 10
+    assert found.kinds == {"rating": 5, "edit": 1, "preference": 4}
+    assert (found.raters, found.anonymous, found.without_consent) == (4, 4, 1)
+    assert found.loudest == 3 / 6
+    # The last of ann's two judgements of `a` counts (an edit, so against it): bob for, cat and ann against.
+    assert found.agreement == (pytest.approx(1 / 3), 3)
+    assert found.first_chosen == (pytest.approx(2 / 3), 3, 1.0)
+    assert (found.tags, found.groups) == ({"x": 1}, {"g": 1})
+
+
+def test_nothing_at_all() -> None:
+    found = of_events([])
+    assert (found.events, found.loudest, found.agreement, found.first_chosen) == (0, None, None, None)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (7, 10), (50, 100), (61, 100), (400, 1000)])
+def test_the_binomial_test_is_scipys(k: int, n: int) -> None:
+    from scipy.stats import binomtest
+
+    assert two_sided(k, n) == pytest.approx(binomtest(k, n).pvalue, rel=1e-9)

@@ -1,0 +1,339 @@
+"""The store: what was acknowledged is there, whatever happens to the process, the disk or the file."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from instructkit.errors import InputError, InstructKitError
+from instructkit.feedback import migrations
+from instructkit.feedback.events import event_of
+from instructkit.feedback.store import Filter, Store
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(count: int, **more) -> list[dict]:
+    return [{"prompt": f"q{i}", "response": f"a{i}", "rating": 1 - 2 * (i % 2), **more} for i in range(count)]
+
+
+def events(found: list[dict]):
+    return [(event_of(row, source="import:x", consent=True), row) for row in found]
+
+
+def added(store: Store, found: list[dict]) -> tuple[int, int]:
+    counts = list(store.add(events(found)))
+    return sum(new for new, _ in counts), sum(known for _, known in counts)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "feedback.db"
+
+
+def test_what_goes_in_comes_out(path) -> None:
+    given = [
+        {
+            "messages": [{"role": "user", "content": "hé\u2028"}],
+            "response": "a",
+            "better": "b",
+            "rater": "ann",
+            "tags": ["x", "y"],
+            "group": "g",
+            "time": "2026-01-02T03:04:05+01:00",
+            "run": "runs/ppo",
+            "sampling": {"temperature": 1},
+            "consent": False,
+        },
+        {"prompt": "q", "response": "a", "other": "c", "preferred": "tie", "shown_first": "other"},
+    ]
+    with Store.open(path, create=True) as store:
+        assert added(store, given) == (2, 0)
+        first, second = store.events()
+    assert (first.prompt, first.kind, first.consent) == (given[0]["messages"], "edit", False)
+    assert (first.time, first.tags, first.group) == ("2026-01-02T02:04:05.000Z", ("x", "y"), "g")
+    assert first.rater.startswith("h:") and "ann" not in path.read_bytes().decode("latin1")
+    assert second.judgement == {"other": "c", "preferred": "tie", "shown_first": "other"}
+    for event in (first, second):  # and out of the store into another
+        again = event_of(event.as_row(), source="elsewhere", consent=True)
+        assert again == event
+
+
+def test_the_same_rows_add_nothing_and_rows_that_are_alike_are_told_apart(path) -> None:
+    given = [*rows(5), *rows(5), *rows(2)]  # some people said the same, namelessly
+    with Store.open(path, create=True) as store:
+        assert added(store, given) == (12, 0)
+        assert added(store, given) == (0, 12)
+        assert added(store, given + rows(2)) == (2, 12)
+        exported = [event.as_row() for event in store.events()]
+        assert added(store, exported) == (0, 14)
+    with Store.open(path.with_name("other.db"), create=True) as other:
+        assert added(other, exported) == (14, 0)
+        assert added(other, exported) == (0, 14)
+
+
+def test_the_numbers_that_other_files_give_their_rows_are_no_ids(path) -> None:
+    with Store.open(path, create=True) as store:
+        assert added(store, [{**row, "id": "1"} for row in rows(2)]) == (2, 0)
+        assert added(store, [{**row, "id": "1"} for row in rows(4)]) == (2, 2)
+        twice = [{"prompt": "q", "response": "a", "rating": 1, "id": number} for number in (7, 8)]
+        assert added(store, twice) == (2, 0)  # told apart by their numbers
+        assert added(store, twice) == (0, 2)
+        assert all(len(event.id) == 26 for event in store.events())
+
+
+def test_nobody_else_may_read_it(path) -> None:
+    with Store.open(path, create=True) as store:
+        added(store, rows(1))
+        for file in path.parent.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_events_are_never_changed_or_removed(path) -> None:
+    with Store.open(path, create=True) as store:
+        added(store, rows(1))
+        store.withdraw(event=next(store.events()).id)
+    raw = sqlite3.connect(path)
+    for statement in (
+        "DELETE FROM event",
+        "UPDATE event SET response = 'x'",
+        "DELETE FROM withdrawal",
+        "UPDATE withdrawal SET why = 'x'",
+    ):
+        with pytest.raises(sqlite3.IntegrityError, match="never"):
+            raw.execute(statement)
+
+
+def test_filters(path) -> None:
+    given = [
+        *rows(2, time="2026-01-01", run="runs/a", rater="ann", tags=["x"]),
+        {
+            "prompt": "q",
+            "response": "a",
+            "better": "b",
+            "time": "2026-02-01",
+            "rater": "bob",
+            "tags": ["x", "y"],
+        },
+    ]
+    with Store.open(path, create=True) as store:
+        added(store, given)
+        for wanted, count in (
+            (Filter(), 3),
+            (Filter(since="2026-01-15"), 1),
+            (Filter(run="runs/a"), 2),
+            (Filter(rater="ann"), 2),
+            (Filter(tag="y"), 1),
+            (Filter(tag="x", kind="rating"), 2),
+            (Filter(kind="edit", rater="ann"), 0),
+        ):
+            assert (store.count(wanted), len(list(store.events(wanted)))) == (count, count), wanted
+
+
+def test_a_withdrawal_covers_what_a_rater_says_later(path) -> None:
+    with Store.open(path, create=True) as store:
+        added(store, [*rows(3, rater="ann"), *rows(2, rater="bob"), *rows(2)])
+        one = next(store.events(Filter(rater="bob"))).id
+        assert store.withdraw(event=one, why="a mistake") == 1
+        assert store.withdraw(rater="ann") == 3
+        assert store.withdraw(rater="ann") == 0
+        added(store, [{"prompt": "new", "response": "a", "rating": 1, "rater": "ann"}])
+        assert store.count() == 3  # one of bob's, and two of nobody's
+        assert store.count(Filter(withdrawn=True)) == 8
+        assert [found["why"] for found in store.withdrawals()] == ["a mistake", "", ""]
+        with pytest.raises(InputError, match="no event nonsense"):
+            store.withdraw(event="nonsense")
+        with pytest.raises(InputError, match="nothing said by carol"):
+            store.withdraw(rater="carol")
+
+
+def test_a_store_of_version_one_is_brought_up_to_date(path) -> None:
+    raw = sqlite3.connect(path)
+    raw.executescript(migrations.STEPS[0])
+    raw.execute("PRAGMA user_version = 1")
+    raw.execute("INSERT INTO about VALUES ('salt', x'0102030405060708')")
+    values = (
+        "01",
+        b"k",
+        "2026",
+        "chat",
+        "",
+        "",
+        "",
+        None,
+        '"q"',
+        "a",
+        "rating",
+        '{"rating": 1}',
+        "[]",
+        "",
+        1,
+    )
+    columns = (
+        "id, content_key, time, source, rater, run, run_hash, sampling, prompt, response, kind, judgement, "
+        "tags, segment, consent"
+    )
+    raw.execute(f"INSERT INTO event({columns}) VALUES ({', '.join('?' * 15)})", values)
+    raw.commit()
+    raw.close()
+    with Store.open(path) as store:
+        assert [event.id for event in store.events()] == ["01"]
+        assert store.salt == bytes([1, 2, 3, 4, 5, 6, 7, 8])
+        assert store.withdraw(event="01") == 1
+        assert store.damage() == []
+
+
+def test_every_version_leads_to_the_same_schema(path) -> None:
+    def schema(file: Path) -> list:
+        raw = sqlite3.connect(file)
+        return raw.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
+
+    Store.open(path, create=True).__exit__()
+    for version in range(1, migrations.NEWEST):
+        older = path.with_name(f"v{version}.db")
+        raw = sqlite3.connect(older)
+        for step in migrations.STEPS[:version]:
+            raw.executescript(step)
+        raw.execute(f"PRAGMA user_version = {version}")
+        raw.close()
+        Store.open(older).__exit__()
+        assert schema(older) == schema(path)
+
+
+@pytest.mark.parametrize("version", [0, 99])
+def test_other_databases_are_refused(path, version: int) -> None:
+    raw = sqlite3.connect(path)
+    raw.execute("CREATE TABLE mine(x)")
+    raw.execute(f"PRAGMA user_version = {version}")
+    raw.close()
+    with pytest.raises(InputError, match="version 99" if version else "no feedback store"):
+        Store.open(path)
+    assert sqlite3.connect(path).execute("SELECT name FROM sqlite_master").fetchall() == [("mine",)]
+
+
+def test_files_that_are_no_stores(path) -> None:
+    with pytest.raises(InputError, match="no feedback store at"):
+        Store.open(path)
+    assert not path.exists()
+    path.write_text("text " * 1000, encoding="utf-8")
+    with pytest.raises(InputError, match="is no feedback store"):
+        Store.open(path)
+
+
+def test_a_full_disk_keeps_what_was_acknowledged(path) -> None:
+    with Store.open(path, create=True) as store:
+        store._db.execute(
+            "PRAGMA max_page_count = 120"
+        )  # what SQLite then says is what it says of a full disk
+        acknowledged = 0
+        with pytest.raises(InstructKitError, match="the disk is full") as error:
+            for new, _ in store.add(events(rows(20_000))):
+                acknowledged += new
+        assert "nothing is added twice" in error.value.hint
+        assert acknowledged > 0
+    with Store.open(path) as store:
+        assert store.count() == acknowledged
+        assert added(store, rows(20_000)) == (20_000 - acknowledged, acknowledged)
+
+
+def test_two_writers_and_a_reader_at_once(path) -> None:
+    Store.open(path, create=True).__exit__()
+    writers = [_writer(path, first, 3000) for first in (0, 3000)]
+    with Store.open(path) as store:
+        while any(writer.poll() is None for writer in writers):
+            assert len(list(store.events())) <= store.count()
+            time.sleep(0.01)
+        assert [writer.returncode for writer in writers] == [0, 0]
+        assert store.count() == 6000
+        assert store.damage() == []
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from instructkit.feedback import store
+from instructkit.feedback.events import event_of
+store.BATCH = 50
+first, count = map(int, sys.argv[2:])
+rows = ({"prompt": f"q{i}", "response": "a" * 200, "rating": 1} for i in range(first, first + count))
+with store.Store.open(sys.argv[1]) as opened:
+    done = 0
+    for new, known in opened.add((event_of(row, source="x", consent=True), row) for row in rows):
+        done += new + known
+        print(first + done, flush=True)
+"""
+
+
+def _writer(path: Path, first: int, count: int) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WRITER, str(path), str(first), str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def killed_at_random(path: Path, seed: int) -> None:
+    """Start a writer, kill it at a random moment, and look for everything that it had acknowledged."""
+    rng = random.Random(seed)
+    Store.open(path, create=True).__exit__()
+    writer = _writer(path, 0, 100_000)
+    lines = [writer.stdout.readline() for _ in range(rng.randrange(1, 40))]
+    time.sleep(rng.random() * 0.01)
+    writer.send_signal(signal.SIGKILL)
+    lines += writer.stdout.read().splitlines()
+    writer.wait()
+    acknowledged = max(int(line) for line in lines if line.strip())
+    with Store.open(path) as store:
+        assert store.damage() == []
+        there = [event.prompt for event in store.events()]
+    assert there[:acknowledged] == [f"q{i}" for i in range(acknowledged)]
+    assert len(there) % 50 == 0  # a batch is there whole, or not at all
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_killed_writer_loses_nothing_that_it_acknowledged(path, seed: int) -> None:
+    killed_at_random(path, seed)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("seed", range(5, 55))
+def test_fifty_killed_writers_lose_nothing(path, seed: int) -> None:
+    killed_at_random(path, seed)
+
+
+def damaged(path: Path) -> list[int]:
+    """A store of 2000 events with a page in the middle overwritten; the numbers of the events whose words stood there."""
+    with Store.open(path, create=True) as store:
+        added(store, [{"prompt": f"<{i:05}>", "response": "a" * 100, "rating": 1} for i in range(1, 2001)])
+        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        size = store._db.execute("PRAGMA page_size").fetchone()[0]
+    content = bytearray(path.read_bytes())
+    page = content.index(b"<01000>") // size
+    lost = [i for i in range(1, 2001) if content.index(f"<{i:05}>".encode()) // size == page]
+    content[page * size : (page + 1) * size] = random.Random(0).randbytes(size)
+    path.write_bytes(content)
+    return lost
+
+
+def test_a_damaged_page_is_named_and_the_rest_is_saved(path) -> None:
+    lost = damaged(path)
+    with Store.open(path) as store:
+        told = store.damage()
+        assert "malformed" in told[0] and "event 1000 cannot be read" in told
+        with pytest.raises(InstructKitError, match="damaged") as error:
+            list(store.events())
+        assert "--salvage" in error.value.hint
+        found = list(store.salvage())
+    unread = [item for item in found if isinstance(item, int)]
+    assert (
+        set(lost) <= set(unread) and len(unread) <= len(lost) + 1
+    )  # SQLite looks at the row before a range, too
+    saved = [item.prompt for item in found if not isinstance(item, int)]
+    assert saved == [f"<{i:05}>" for i in range(1, 2001) if i not in unread]
