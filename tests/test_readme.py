@@ -11,7 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 COMMANDS = sorted(
-    set(re.findall(r"(?:^|`)instructkit ([a-z-]+(?: (?:show|summary|look))?)", README, re.MULTILINE))
+    set(
+        re.findall(
+            r"(?:^|`)instructkit ([a-z-]+(?: (?:show|summary|look|import|stats|export|withdraw|check))?)",
+            README,
+            re.MULTILINE,
+        )
+    )
 )
 TARGETS = sorted(set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", README, re.MULTILINE)))
 
@@ -23,6 +29,12 @@ def test_the_search_finds_what_it_should() -> None:
         "check",
         "data look",
         "explain",
+        "feedback check",
+        "feedback export",
+        "feedback import",
+        "feedback stats",
+        "feedback withdraw",
+        "init",
         "lora-update",
         "ppo",
         "reward",

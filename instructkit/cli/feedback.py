@@ -36,8 +36,14 @@ def register(app: typer.Typer) -> None:
         "import",
         help="Add the judgements in files.\n\nExample: instructkit feedback import ratings.jsonl --scale 1:5",
     )(import_)
-    group.command("add", help="Add one judgement, as a JSON object.")(add)
-    group.command("list", help="Events, newest last.")(list_)
+    group.command(
+        "add",
+        help="Add one judgement, as a JSON object.\n\nExample: instructkit feedback add "
+        '\'{"prompt": "Hi", "response": "Hello!", "rating": 1}\'',
+    )(add)
+    group.command("list", help="Events, newest last.\n\nExample: instructkit feedback list --kind edit")(
+        list_
+    )
     group.command("stats", help="Kinds, raters and how far they agree, groups, the loudest, position bias.")(
         stats
     )
@@ -48,7 +54,10 @@ def register(app: typer.Typer) -> None:
     group.command(
         "withdraw", help="Take back one event, or all that a person said; later updates leave them out."
     )(withdraw)
-    group.command("check", help="Is the store sound? Exit code 1 when it is damaged.")(check)
+    group.command(
+        "check",
+        help="Is the store sound? Exit code 1 when it is damaged.\n\nExample: instructkit feedback check",
+    )(check)
     app.add_typer(group, name="feedback")
 
 
