@@ -13,7 +13,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 COMMANDS = sorted(
     set(
         re.findall(
-            r"(?:^|`)instructkit ([a-z-]+(?: (?:show|summary|look|import|stats|export|withdraw|check))?)",
+            r"(?:^(?:\$ )?|`)instructkit ([a-z-]+(?: (?:show|summary|look|import|stats|export|withdraw|check))?)",
             README,
             re.MULTILINE,
         )
