@@ -7,11 +7,13 @@ import csv
 import gzip
 import itertools
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from instructkit.data.records import Row
 from instructkit.errors import DataError, Fault, InputError
@@ -157,9 +159,21 @@ def _read_parquet(path: Path) -> Iterator[Read]:
     import pyarrow.parquet
 
     try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_OF_A_BATCH)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for i, row in enumerate(rows, start=1):
-            yield row, f"{path} row {i}"
-    except (OSError, pyarrow.ArrowException) as error:
+        with _seekable(path) as stream:
+            batches = pyarrow.parquet.ParquetFile(stream).iter_batches(ROWS_OF_A_BATCH)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for i, row in enumerate(rows, start=1):
+                yield row, f"{path} row {i}"
+    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
         raise InputError(f"{path} is no Parquet file: {error}", hint="write it again") from error
+
+
+def _seekable(path: Path) -> IO[bytes]:
+    """A file that can be read from its end, as Parquet is; a gzipped one is unpacked beside memory."""
+    if path.suffix != ".gz":
+        return path.open("rb")
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - whoever reads it closes it
+    with gzip.open(path, "rb") as packed:
+        shutil.copyfileobj(packed, unpacked)
+    unpacked.seek(0)
+    return unpacked
