@@ -328,7 +328,7 @@ def _filter(
     if kind not in (None, *KINDS):
         raise InputError(f"no kind is called {kind!r}", hint=f"there are {', '.join(KINDS)}")
     try:
-        return Filter(moment(since), run, rater, tag, kind, withdrawn)
+        return Filter(moment(since), run, rater, tag, kind, withdrawn=withdrawn)
     except ValueError as error:
         raise InputError(
             f"--since {since} is no time", hint="as 2026-11-24 or 2026-11-24T12:00:00Z"

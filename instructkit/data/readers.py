@@ -10,6 +10,7 @@ from pathlib import Path
 from instructkit.data.files import SUFFIXES, Read, read_file
 from instructkit.errors import InputError
 
+STORE_SUFFIX = ".db"
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
 
@@ -19,7 +20,8 @@ def read_source(source: str, *, split: str = "train", config: str | None = None)
     The rows of one source, each with its place.
 
     Args:
-        source: `demo/NAME`, a file, a glob, a folder of files, a folder that `save_to_disk` wrote, or a hub id.
+        source: `demo/NAME`, a file, a glob, a folder of files, a folder that `save_to_disk` wrote, a hub id, or a feedback
+            store (`.db`), of which come the events that may be trained on.
         split, config: of a hub id or a saved dataset.
 
     Raises:
@@ -30,6 +32,8 @@ def read_source(source: str, *, split: str = "train", config: str | None = None)
         yield from _read_demo(source)
     elif _is_saved(source):
         yield from _read_saved(source, split)
+    elif source.endswith(STORE_SUFFIX):
+        yield from _read_store(source)
     elif paths := _paths(source):
         for path in paths:
             yield from read_file(path)
@@ -135,3 +139,11 @@ def _read_saved(folder: str, split: str) -> Iterator[Read]:
         found = found[split]
     for i, row in enumerate(found, start=1):
         yield row, f"{folder} row {i}"
+
+
+def _read_store(path: str) -> Iterator[Read]:
+    from instructkit.feedback.store import Filter, Store
+
+    with Store.open(path) as store:
+        for event in store.events(Filter(consent=True)):
+            yield event.as_row(), f"{path} event {event.id}"

@@ -35,13 +35,17 @@ _NOT_WITHDRAWN = (
 
 @dataclass(frozen=True)
 class Filter:
-    """Which events: said since a time (ISO 8601), about a run, by a rater, with a tag, of a kind; withdrawn ones too or not."""
+    """
+    Which events: said since a time (ISO 8601), about a run, by a rater, with a tag, of a kind; with or without consent to
+    training where that is given; withdrawn ones too or not.
+    """
 
     since: str | None = None
     run: str | None = None
     rater: str | None = None
     tag: str | None = None
     kind: str | None = None
+    consent: bool | None = None
     withdrawn: bool = False
 
 
@@ -196,6 +200,11 @@ class Store:
         except sqlite3.Error as error:
             raise _told(self.path, error) from error
 
+    def left_out(self) -> dict[str, int]:
+        """How many events no update may learn from, by reason."""
+        there = self.count(Filter(withdrawn=True))
+        return {"withdrawn": there - self.count(), "without consent": self.count(Filter(consent=False))}
+
     def _conditions(self, wanted: Filter) -> tuple[str, list[Any]]:
         found: list[tuple[str, list[Any]]] = [] if wanted.withdrawn else [(_NOT_WITHDRAWN, [])]
         if wanted.since:
@@ -208,6 +217,8 @@ class Store:
             found.append(("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)", [wanted.tag]))
         if wanted.kind:
             found.append(("kind = ?", [wanted.kind]))
+        if wanted.consent is not None:
+            found.append(("consent = ?", [int(wanted.consent)]))
         return " AND ".join(condition for condition, _ in found) or "1", [
             v for _, values in found for v in values
         ]

@@ -110,7 +110,7 @@ class CriticSection(Section):
 class FeedbackSection(Section):
     """What users said, and what guards the rest."""
 
-    events: str = Field(description="feedback rows")
+    events: str = Field(description="feedback rows, or a feedback store (.db)")
     eval: Share | str = Field(0.3, description="a share of events by prompt, or a source of its own")
     objective: Literal["auto", "sft", "dpo", "kto"] = Field("auto", description="auto: by what the rows hold")
     replay: str | None = Field(

@@ -8,8 +8,10 @@ from typing import Any
 from instructkit import models
 from instructkit.data import prepare as splits
 from instructkit.data import sources
+from instructkit.data.readers import STORE_SUFFIX
 from instructkit.errors import InputError
 from instructkit.feedback import gates, preprocess
+from instructkit.feedback.store import Store
 from instructkit.runs import lineage
 from instructkit.stages.base import Frame, Inputs, Result
 from instructkit.stages.functions import load_function
@@ -105,6 +107,7 @@ def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
     objective, reason = preprocess.objective(data["events"].rows, recipe.feedback.objective)
     frame.reporter.note(f"objective {objective}: {reason}")
     rows, outcomes = preprocess.training_rows(data["events"].rows, objective)
+    outcomes |= left_out_of(recipe.feedback.events)
     if not rows:
         raise InputError(
             f"{data['events'].source} holds nothing that {objective} can learn from",
@@ -116,6 +119,14 @@ def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
     trainer = build_trainer(frame, objective, rows, model, tokenizer)
     report_dropped(frame, len(rows) - len(trainer.train_dataset))
     return trainer, tokenizer, {"objective": [objective, reason], "outcomes": outcomes}
+
+
+def left_out_of(source: str) -> dict[str, int]:
+    """Of a feedback store: events that may not be trained on, by reason."""
+    if not source.endswith(STORE_SUFFIX):
+        return {}
+    with Store.open(source) as store:
+        return {reason: count for reason, count in store.left_out().items() if count}
 
 
 def report_dropped(frame: Frame, dropped: int) -> None:

@@ -1,0 +1,56 @@
+"""An update from a feedback store learns from what was neither withdrawn nor said without consent, and counts the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from instructkit.data.sources import load_rows
+from instructkit.errors import GateRefused, InputError
+from instructkit.feedback.events import event_of
+from instructkit.feedback.store import Store
+
+from .small import CHAT, LORA, rows, run
+
+EVENTS = 20
+ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
+
+
+def test_withdrawn_events_are_not_learned_from(tmp_path, monkeypatch, tiny_folder) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = rows("chat.jsonl", CHAT)
+    run(
+        "sft", f"model: {{name: tiny}}\ndata: {{train: {data}, eval: 0.3}}\n{LORA}{ONE}run: {{output: sft}}\n"
+    )
+    said = [
+        {
+            "prompt": f"Say {i}.",
+            "response": "x",
+            "better": f"good {i}",
+            "rater": "ann" if i < 2 else "bob",
+        }
+        for i in range(EVENTS)
+    ]
+    said[-1]["consent"] = False
+    with Store.open("feedback.db", create=True) as store:
+        list(store.add((event_of(row, source="chat", consent=True), row) for row in said))
+        store.withdraw(rater="ann")
+    found = load_rows("feedback.db", kind="feedback")
+    assert [row["better"] for row in found.rows] == [f"good {i}" for i in range(2, EVENTS - 1)]
+    assert found.places[0].startswith("feedback.db event 0")
+    body = f"model: {{name: sft}}\nfeedback: {{events: feedback.db, eval: 0.4}}\n{LORA}{ONE}run: {{output: update}}\n"
+    with contextlib.suppress(GateRefused):  # a single step reaches nothing
+        run("lora-update", body)
+    record = json.loads(Path("update/run.json").read_text(encoding="utf-8"))
+    outcomes = record["outcomes"]
+    assert (outcomes["withdrawn"], outcomes["without consent"]) == (2, 1)
+    assert sum(outcomes.values()) + record["data"]["test"]["rows"] == EVENTS
+
+
+def test_a_store_that_is_not_there(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no feedback store at nowhere.db"):
+        load_rows("nowhere.db", kind="feedback")
