@@ -138,7 +138,9 @@ def process(arguments: list[str], place: Path) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout[done.stdout.index("{") :])
+    told = done.stdout.strip()
+    # A plan is the whole of it; a trainer logs before the measured figures, which are the last line.
+    return json.loads(told if "\n{" not in told else told.rpartition("\n")[2])
 
 
 def page(cells: list[dict[str, Any]]) -> str:

@@ -262,6 +262,50 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     _write(*joined_state(model), folder, base)
 
 
+def save_update(model: PeftModel, folder: Path, base: str) -> None:
+    """Write the new adapter alone, without its parent's: what a later update goes on from."""
+    _write(
+        get_peft_model_state_dict(model, adapter_name=NEW),
+        copy.deepcopy(model.peft_config[NEW]),
+        folder,
+        base,
+    )
+
+
+def load_update(model: PeftModel, folder: Path) -> None:
+    """
+    Let the new adapter begin as one that `save_update` wrote.
+
+    Raises:
+        ValueError: when it is of another rank, scale or on other layers than the one to be trained.
+    """
+    saved, own = LoraConfig.from_pretrained(str(folder)), model.peft_config[NEW]
+    kept = get_peft_model_state_dict(model, adapter_name=NEW)
+    weights = load_peft_weights(str(folder), device="cpu")
+    if (saved.r, saved.use_rslora, saved.use_dora) != (own.r, own.use_rslora, own.use_dora):
+        raise ValueError(f"it has rank {saved.r}, and the recipe's `lora:` says {own.r}")
+    if kept.keys() != weights.keys():
+        raise ValueError("it is on other layers than the recipe's `lora.target_modules`")
+    # A rescued adapter was saved at a smaller scale; the weights take it up, so that the recipe's scale is trained at.
+    factor = _scale(saved) / _scale(own)
+    scaled = {key: w * factor if "lora_B" in key else w for key, w in weights.items()}
+    set_peft_model_state_dict(model, scaled, adapter_name=NEW)
+    settle(model)
+
+
+def rescale(model: PeftModel, scale: float) -> None:
+    """
+    Let the new adapter act at `scale` times what it was trained at; what is saved afterwards acts so too.
+
+    Between parent (0) and update (1) lies a line of models (WiSE-FT, Wortsman et al. 2109.01903).
+    """
+    config = model.peft_config[NEW]
+    config.lora_alpha = config.lora_alpha * scale
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and NEW in getattr(module, "scaling", {}):
+            module.scaling[NEW] *= scale
+
+
 def save_critic(model: PeftModel, head: torch.nn.Linear, role: Role, folder: Path, base: str) -> None:
     """Write the critic's adapter and head as PEFT writes a sequence classifier, which is what loads it."""
     state, config = joined_state(model, CRITIC, above_parent=PARENT in role.names)

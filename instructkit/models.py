@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from instructkit.errors import InputError
 from instructkit.machine import Machine
+from instructkit.runs.chains import follow
 
 if TYPE_CHECKING:
     from instructkit.recipe.schema import LoraSection, ModelSection
@@ -76,7 +77,9 @@ def locate(name: str) -> Source:
 
         folder = cache_folder() / f"tiny-{tiny_key()}"
         return Source(name, str(folder if folder.is_dir() else build_tiny(folder)))
-    path = Path(name)
+    path = follow(Path(name))
+    if path != Path(name):
+        name = str(path)  # of a chain's `current` the folder that it means now
     if path.is_file() and path.suffix == ".gguf":
         return Source(name, str(path.parent), gguf_file=path.name)
     if path.is_dir():
@@ -161,6 +164,7 @@ def load_for_training(
     lora: LoraSection | None,
     *,
     task: str = "CAUSAL_LM",
+    merge_parent: bool = False,
 ) -> Any:
     """
     A model ready for one of TRL's trainers.
@@ -169,6 +173,7 @@ def load_for_training(
 
     Args:
         task: `CAUSAL_LM` for a policy, `SEQ_CLS` for a reward model (one label, head trained and saved).
+        merge_parent: with `lora`, put the fresh adapter on weights that the parent's adapter is merged into.
 
     Raises:
         InputError: for full fine-tuning of a quantised base, which has no gradients.
@@ -183,7 +188,10 @@ def load_for_training(
     dtype = machine.dtype if lora is not None else "float32"
     model = _load_base(source, section, machine, dtype=dtype, task=task)
     if lora is not None:
-        return adapters.add_lora(model, lora_config(lora, task), source.adapter)
+        below = source.adapter
+        if merge_parent and below is not None:
+            model, below = _merged(model, source, task), None
+        return adapters.add_lora(model, lora_config(lora, task), below)
     return _merged(model, source, task) if source.adapter else model
 
 

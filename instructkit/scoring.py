@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from instructkit.encode import Prompt, answer_text, encode_answered, encode_samp
 from instructkit.evaluate.generate import evaluating
 from instructkit.machine import Machine
 from instructkit.ppo import prefix
+from instructkit.ppo.masks import position_ids
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,14 @@ def saved_head(adapter: Path) -> torch.Tensor:
     return next(tensor for name, tensor in weights.items() if name.endswith("score.weight"))
 
 
+def takes_positions(body: Any) -> bool:
+    """Whether a model reads positions that count from 0; RoBERTa and its kin count from behind their padding's, by themselves."""
+    if "position_ids" not in inspect.signature(body.forward).parameters:
+        return False
+    tables = (module for name, module in body.named_modules() if name.endswith("position_embeddings"))
+    return all(getattr(table, "padding_idx", None) is None for table in tables)
+
+
 def score_rows(
     model: Any, rows: Sequence[list[int]], *, pad_id: int, batch_size: int = 32, head: Any = None
 ) -> list[float]:
@@ -156,7 +166,8 @@ def score_rows(
             ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in batch], device=device)
             mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=device)
             last = torch.tensor([len(row) - 1 for row in batch], device=device)
-            states, shared = prefix.states(body, ids, mask, needed=int(last.min()))
+            positions = position_ids(mask) if takes_positions(body) else None
+            states, shared = prefix.states(body, ids, mask, positions, needed=int(last.min()))
             weight = next(head.parameters())
             read = states[torch.arange(len(batch), device=device), last - shared].to(
                 weight.device, weight.dtype

@@ -43,7 +43,10 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
     return Room(*map(frozenset, named))
 
 
-FLOOR_1 = "errors recipe data.records data.shapes data.table data.demo runs evaluate.metrics feedback.gates"
+FLOOR_1 = (
+    "errors recipe recipe.paths data.records data.shapes data.table data.demo runs "
+    "evaluate.metrics evaluate.inference feedback.gates"
+)
 FLOOR_2 = f"{FLOOR_1} data.files data.readers data.reading data.sources data.detect data.prepare feedback"
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapters models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses ppo.scores"
@@ -74,7 +77,9 @@ ROOMS = {
     "__main__": room("cli"),
     "errors": room(),
     # Floor 1: errors only; pydantic and yaml only in recipe; never each other.
-    "recipe": room("errors ppo.limits", "pydantic pydantic_core yaml"),
+    "recipe": room("errors ppo.limits recipe.paths", "pydantic pydantic_core yaml"),
+    # What stands at a path, told in the same words for recipes and data.
+    "recipe.paths": room(),
     # Run by hand to write the schema file from the pinned TRL; loading a recipe never imports it.
     "recipe.generate": room("errors recipe ppo.config", "", ANYTHING),
     "data": room("errors"),
@@ -83,6 +88,7 @@ ROOMS = {
     "data.demo": room("errors"),
     "runs": room("errors"),
     "evaluate.metrics": room("errors", "numpy"),
+    "evaluate.inference": room("errors", "numpy"),
     "feedback.gates": room("errors"),
     "ppo": room(LIBRARY, "", TORCH_KIND | {"trl"}),
     "ppo.limits": room(),
@@ -93,18 +99,18 @@ ROOMS = {
     "ppo.losses": room("ppo.masks ppo.kl", "torch"),
     "ppo.scores": room("", "torch"),
     # Floor 2: datasets and what reads files inside function bodies.
-    "data.files": room("errors data.records", "", "pyarrow"),
+    "data.files": room("errors data.records recipe.paths", "", "pyarrow"),
     "data.readers": room(FLOOR_2, "", "datasets"),
     "data.reading": room(FLOOR_2),
     "data.sources": room(FLOOR_2),
     "data.table": room(),
     "data.detect": room(FLOOR_2),
     "data.prepare": room(FLOOR_2),
-    "feedback": room(FLOOR_2),
+    "feedback": room(FLOOR_2, "numpy", "presidio_analyzer tldextract rensa"),
     # Floor 3: torch, transformers, peft. Two helpers of TRL are used inside functions, and in the rollout.
     "machine": room(FLOOR_3, TORCH_KIND),
     "encode": room(FLOOR_3, TORCH_KIND, "trl"),
-    "scoring": room(FLOOR_3, TORCH_KIND, "trl"),
+    "scoring": room(f"{FLOOR_3} ppo.masks", TORCH_KIND, "trl"),
     "adapters": room(FLOOR_3, TORCH_KIND),
     "models": room(FLOOR_3, TORCH_KIND, "trl"),
     "tiny": room(FLOOR_3, TORCH_KIND, "trl"),
@@ -272,6 +278,7 @@ def loaded_by(statement: str) -> set[str]:
         "runs.record",
         "runs.lineage",
         "evaluate.metrics",
+        "evaluate.inference",
         "feedback.gates",
     ],
 )

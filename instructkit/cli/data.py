@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instructkit.cli import completion
+from instructkit.cli.telling import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -31,7 +32,10 @@ def look(
         str, typer.Argument(metavar="RECIPE", help="A YAML file.", autocompletion=completion.recipes)
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Stronger than the file.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Stronger than the file.", autocompletion=completion.overrides
+        ),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows.")] = 3,
 ) -> None:
@@ -62,7 +66,7 @@ def look(
         console.print(f"\n{seen.title}, {len(seen.tokens)} tokens", markup=False)
         console.print(_shown(seen, plain=console.color_system is None))
     for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"warning: {visible(warning)}", err=True)
 
 
 def _shown(seen: Seen, *, plain: bool) -> Text:
@@ -75,7 +79,7 @@ def _shown(seen: Seen, *, plain: bool) -> Text:
             text.append("[[" if token.learned else "]]")
         inside = token.learned
         style = ("green" if token.learned else "dim") + (" bold" if token.special else "")
-        text.append(token.text, style="" if plain else style)
+        text.append(visible(token.text, lines=True), style="" if plain else style)
     if plain and inside:
         text.append("]]")
     return text

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from instructkit.errors import Fault
     from instructkit.feedback.importers import Reading
     from instructkit.feedback.statistics import Statistics
@@ -23,6 +25,9 @@ Rater = Annotated[str | None, typer.Option(help="Said by this person: the name, 
 Tag = Annotated[str | None, typer.Option(help="With this tag.")]
 Kind = Annotated[str | None, typer.Option(help="rating, edit or preference.")]
 Withdrawn = Annotated[bool, typer.Option("--withdrawn", help="Those that were withdrawn too.")]
+KeepRaw = Annotated[
+    bool, typer.Option("--keep-raw", help="Store personal data as it is; updates still learn without it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="As data.")]
 SHOWN = 60  # characters of a text in a list
 
@@ -76,6 +81,7 @@ def import_(
     skip: Annotated[
         bool, typer.Option("--skip-faults", help="Import the rest of a file with faults.")
     ] = False,
+    keep_raw: KeepRaw = False,
     json: Json = False,
 ) -> None:
     """Check every file whole, then add what is new; a row that is there already is not added again."""
@@ -89,18 +95,28 @@ def import_(
             faults, total, hint="mend these rows, or leave them out with --skip-faults; nothing was imported"
         )
     from instructkit.feedback.store import Store
+    from instructkit.feedback.storing import put
 
-    new = known = 0
     with Store.open(store, create=True) as opened:
-        for added, met in opened.add(_events(files, how)):
-            new, known = new + added, known + met
-    told = {"store": str(store), "new": new, "known": known, "faults": total}
+        done = put(opened, _events(files, how), keep_raw=keep_raw)
+    personal = {"kept" if keep_raw else "replaced": dict(done.personal)}
+    told = {"store": str(store), "new": done.new, "known": done.known, "faults": total, **personal}
     if json:
         _print(told)
         return
-    typer.echo(f"{store}: {new} new events, {known} known already, {total} rows with faults left out")
+    typer.echo(
+        f"{store}: {done.new} new events, {done.known} known already, {total} rows with faults left out"
+        + _about_personal(done.personal, keep_raw)
+    )
     for fault in faults:
         typer.echo(f"  {fault}", err=True)
+
+
+def _about_personal(found: Counter[str], keep_raw: bool) -> str:
+    """The end of a line that says what was done with personal data; nothing where there was none."""
+    if not found:
+        return ""
+    return f"; personal data {'kept' if keep_raw else 'replaced'}: {_counts(found)}"
 
 
 def _scale(told: str | None) -> tuple[float, float] | None:
@@ -144,12 +160,14 @@ def add(
     ],
     store: At = DEFAULT,
     consent: Annotated[bool, typer.Option("--consent/--no-consent", help="May it be trained on?")] = True,
+    keep_raw: KeepRaw = False,
 ) -> None:
     """Add one event, said now unless it has a time."""
     from instructkit.errors import InputError
     from instructkit.feedback.events import event_of, ulid
     from instructkit.feedback.importers import Reading, rows_of
     from instructkit.feedback.store import Store
+    from instructkit.feedback.storing import put
 
     text = sys.stdin.read() if event == "-" else event
     try:
@@ -163,9 +181,11 @@ def add(
             f"no event: {error}", hint='as {"prompt": "...", "response": "...", "rating": 1}'
         ) from error
     with Store.open(store, create=True) as opened:
-        list(opened.add(made))
+        done = put(opened, made, keep_raw=keep_raw)
     for each, _ in made:
         typer.echo(each.id)
+    if done.personal:  # ids alone go to stdout
+        typer.echo(f"{store}: {done.new} new{_about_personal(done.personal, keep_raw)}", err=True)
 
 
 def list_(
@@ -234,29 +254,36 @@ def stats(
     rater: Rater = None,
     tag: Tag = None,
     kind: Kind = None,
+    chain: Annotated[str, typer.Option(help="Tell what is new to this chain of updates.")] = "default",
+    root: Annotated[Path, typer.Option(help="Where its runs lie.")] = Path("runs"),
     json: Json = False,
 ) -> None:
     """Figures of the events that are not withdrawn."""
+    from instructkit.feedback.registry import Chain
     from instructkit.feedback.statistics import of_events
+    from instructkit.feedback.store import Filter
 
     with _open(store) as opened:
         found = of_events(opened.events(_filter(since, run, rater, tag, kind, withdrawn=False)))
         withdrawals = len(opened.withdrawals())
+        new = opened.count(Filter(consent=True, after=Chain.at(root, chain).since()))
     if json:
-        _print({**found.as_dict(), "withdrawals": withdrawals})
+        _print({**found.as_dict(), "withdrawals": withdrawals, "new": new})
         return
-    for line in [*_lines(found), f"withdrawals: {withdrawals}"]:
+    told = f"new since the chain {chain!r} was last promoted, and may be trained on: {new}"
+    for line in [*_lines(found), f"withdrawals: {withdrawals}", told]:
         typer.echo(line)
 
 
-def _lines(found: Statistics) -> list[str]:
-    def counts(told: Any) -> str:
-        return ", ".join(f"{n} {name}" for name, n in told.most_common(8)) or "none"
+def _counts(told: Counter[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in told.most_common(8)) or "none"
 
+
+def _lines(found: Statistics) -> list[str]:
     raters = f"raters: {found.raters}, and {found.anonymous} events of nobody"
     if found.loudest is not None:
         raters += f"; the loudest has said {found.loudest:.0%}"
-    lines = [f"events: {found.events} ({counts(found.kinds)})", f"sources: {counts(found.sources)}", raters]
+    lines = [f"events: {found.events} ({_counts(found.kinds)})", f"sources: {_counts(found.sources)}", raters]
     if found.agreement:
         lines.append(
             f"agreement: {found.agreement[0]:.0%} of {found.agreement[1]} pairs of raters who judged the same answer"
@@ -266,7 +293,10 @@ def _lines(found: Statistics) -> list[str]:
         lines.append(
             f"position: {share:.0%} of {n} choices fell on the answer shown first (by chance alone: p {chance:.2g})"
         )
-    lines += [f"tags: {counts(found.tags)}", f"groups: {counts(found.groups)}"]
+    lines += [f"tags: {_counts(found.tags)}", f"groups: {_counts(found.groups)}"]
+    lines.append(
+        f"personal data: replaced {_counts(found.placeholders)}; as it was {_counts(found.personal)}"
+    )
     return [*lines, f"without consent to training: {found.without_consent}"]
 
 

@@ -45,17 +45,26 @@ def init(
     from instructkit.errors import InputError
     from instructkit.recipe import starters
 
+    if model is not None and not model.strip():
+        raise InputError("--model is empty", hint="give a hub id, a folder or a run, or leave it out")
+    if any(not name.strip() for name in data or []):
+        raise InputError("--data is empty", hint="give a file")
+    data = list(dict.fromkeys(data or []))
     if sum([bool(data), hub, demo]) > 1:
         raise InputError("--data, --hub and --demo are three ways", hint="give one of them")
     if demo and model:
         raise InputError("the embedded default has a model of its own", hint="give --data or --hub")
     if not (data or hub or demo):
         way, data, model = _ask(model)
+        if not sys.stdin.isatty():
+            typer.echo(
+                f"no terminal to ask at, so these are the recipes of {CHOICES[way]}; --data FILE takes your own"
+            )
     else:
         way = "own" if data else "hub" if hub else "demo"
     if way == "own":
-        files, told = _own(data or [])
-        texts = starters.own(model or SMALL_MODEL, files)
+        files, told, faulty = _own(data)
+        texts = _skipping(starters.own(model or SMALL_MODEL, files), faulty)
     else:
         texts, told = starters.shipped(way, model), []
     _write(folder, texts, starters.schemas())
@@ -83,12 +92,12 @@ def _ask(model: str | None) -> tuple[str, list[str], str | None]:
     return way, data, typer.prompt("Model", default=known) if way == "own" else known
 
 
-def _own(names: list[str]) -> tuple[dict[str, Own], list[str]]:
-    """The files of each stage, and what was found in each, in words."""
-    from instructkit.data.detect import detect
+def _own(names: list[str]) -> tuple[dict[str, Own], list[str], dict[str, int]]:
+    """The files of each stage, what was found in each, in words, and by stage the rows with faults."""
+    from instructkit.cli.looking import look
     from instructkit.errors import InputError
 
-    found = [detect(name) for name in names]
+    found = [look(name) for name in names]
     by_stage = {
         stage: [each for each in found if each.kind == kind]
         for kind, stage in STAGE_OF.items()
@@ -108,7 +117,26 @@ def _own(names: list[str]) -> tuple[dict[str, Own], list[str]]:
         told.append("no ppo.yaml: PPO needs a reward model, which is made from comparisons, or a function")
     if not by_stage:
         raise InputError("no stage can be trained on these files alone", hint="; ".join(told))
-    return {stage: _files(parts) for stage, parts in by_stage.items()}, told
+    faulty = {stage: sum(len(part.faults) for part in parts) for stage, parts in by_stage.items()}
+    return {stage: _files(parts) for stage, parts in by_stage.items()}, told, faulty
+
+
+def _skipping(texts: dict[str, str], faulty: dict[str, int]) -> dict[str, str]:
+    """Recipes whose files have faults go on without those rows, and say so."""
+    return {
+        stage: _after_source(text, f"  on_fault: skip # {faulty[stage]} rows have faults, and are left out\n")
+        if faulty.get(stage)
+        else text
+        for stage, text in texts.items()
+    }
+
+
+def _after_source(text: str, line: str) -> str:
+    import re
+
+    return re.sub(
+        r"^(  (?:train|events): .*\n)", lambda match: match[0] + line, text, count=1, flags=re.MULTILINE
+    )
 
 
 def _files(parts: list[Found]) -> Own:
@@ -134,13 +162,9 @@ def _is_held_out(source: str) -> bool:
 
 
 def _told(found: Found) -> str:
-    kinds = {
-        "sft": "demonstrations",
-        "preference": "comparisons",
-        "prompt": "prompts",
-        "feedback": "users' feedback",
-    }
-    line = f"{found.source}: {found.rows} rows of {kinds[found.kind]}"
+    from instructkit.cli.looking import WORDS
+
+    line = f"{found.source}: {found.rows} rows of {WORDS[found.kind]}"
     if found.columns:
         line += ", with " + ", ".join(f"`{name}` as `{field}`" for name, field in found.columns.items())
     if found.faults:

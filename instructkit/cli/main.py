@@ -7,6 +7,7 @@ import sys
 import typer
 
 from instructkit.cli import chat, data, feedback, init, recipes, runs, train
+from instructkit.cli.telling import tell
 from instructkit.errors import InstructKitError
 
 app = typer.Typer(
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     except InstructKitError as error:
         if "--debug" in arguments:
             raise
-        sys.exit(_told(error))
+        sys.exit(tell(error))
     except typer.Abort:
         code = INTERRUPTED
     except Exception as error:
@@ -46,19 +47,6 @@ def main(arguments: list[str] | None = None) -> None:
     if code == INTERRUPTED:  # what Typer returns for Ctrl-C
         print("error: interrupted\nhint: a training run goes on with --resume", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _told(error: InstructKitError) -> int:
-    """One `error:`, its `hint:`, and the exit code of its kind."""
-    faults = getattr(error, "faults", None)
-    if faults is not None and len(faults) > 1:
-        print(f"error: {getattr(error, 'total', len(faults))} faults", file=sys.stderr)
-        print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
-    else:
-        print(f"error: {error}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
-    return error.exit_code
 
 
 def _usage(error: Exception) -> int:

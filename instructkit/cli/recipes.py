@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instructkit.cli import completion
+from instructkit.cli.telling import tell
 
 if TYPE_CHECKING:
+    from instructkit.errors import Fault
     from instructkit.recipe.explain import Topic
     from instructkit.recipe.load import Checked
 
@@ -39,7 +41,7 @@ def check(
         typer.Argument(
             metavar="RECIPE... [KEY=VALUE]...",
             help="Files, folders or globs; then overrides.",
-            autocompletion=completion.recipes,
+            autocompletion=completion.recipes_and_overrides,
         ),
     ],
     resolved: Annotated[
@@ -54,50 +56,61 @@ def check(
     from instructkit.errors import RecipeError
     from instructkit.recipe.load import check_recipe
 
-    files, overrides = (
-        _files([name for name in recipes if not _is_override(name)]),
-        list(filter(_is_override, recipes)),
-    )
+    overrides = list(filter(_is_override, recipes))
+    files, missing = _files([name for name in recipes if not _is_override(name)])
     checked = [check_recipe(file, overrides=overrides) for file in files]
     if json:
-        _print_json([_as_data(found) for found in checked])
+        unfound = [{"file": fault.where, "stage": None, "faults": [vars(fault)]} for fault in missing]
+        _print_json([*(_as_data(found) for found in checked), *unfound])
     else:
         for found in checked:
             _tell(found, resolved)
-    faults = [fault for found in checked for fault in found.faults]
+    faults = [*(fault for found in checked for fault in found.faults), *missing]
     if faults:
-        raise typer.Exit(2) if json else RecipeError(faults)
+        if json:
+            tell(RecipeError(faults))
+            raise typer.Exit(2)
+        raise RecipeError(faults)
 
 
 def _is_override(name: str) -> bool:
     return "=" in name and not Path(name).exists()
 
 
-def _files(names: list[str]) -> list[str]:
-    """The files that names stand for: themselves, the recipes of a folder, or what a glob finds."""
-    from instructkit.errors import InputError
+def _files(names: list[str]) -> tuple[list[str], list[Fault]]:
+    """The files that names stand for: themselves, the recipes of a folder, or what a glob finds; and names of none."""
+    from instructkit.errors import Fault
 
     found: list[str] = []
+    missing: list[Fault] = []
     for name in names:
         path = Path(name)
-        if path.is_dir():
-            inside = sorted(str(file) for file in path.rglob("*.y*ml"))
-            if not inside:
-                raise InputError(f"{name} holds no .yaml file", hint="give a recipe, or the folder of some")
+        if not name.strip():
+            missing.append(Fault("command line", "a name is empty, so it names no recipe", "give a recipe"))
+        elif path.is_dir():
+            inside = sorted(str(file) for file in path.rglob("*.y*ml") if file.is_file())
             found += inside
+            if not inside:
+                missing.append(
+                    Fault(name, "the folder holds no .yaml file", "give a recipe, or the folder of some")
+                )
         elif set("*?[") & set(name) and not path.exists():
-            root = Path(path.anchor)
-            inside = sorted(
-                str(file) for file in root.glob(str(path.relative_to(path.anchor))) if file.is_file()
-            )
-            if not inside:
-                raise InputError(f"no file is like {name}", hint="check the pattern")
+            inside = _like(name)
             found += inside
+            if not inside:
+                missing.append(Fault(name, f"no file is like {name}", "check the pattern"))
         else:
             found.append(name)
-    if not found:
-        raise InputError("there is no recipe to check", hint="instructkit check recipes/sft.yaml")
-    return list(dict.fromkeys(found))
+    if not found and not missing:
+        hint = "instructkit check recipes/sft.yaml"
+        missing.append(Fault("command line", "there is no recipe to check", hint))
+    return list(dict.fromkeys(found)), missing
+
+
+def _like(pattern: str) -> list[str]:
+    path = Path(pattern)
+    inside = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    return sorted(str(file) for file in inside if file.is_file())
 
 
 def _tell(checked: Checked, resolved: bool) -> None:
@@ -133,7 +146,12 @@ def _print_json(value: Any) -> None:
 
 def explain(
     topic: Annotated[
-        str, typer.Argument(metavar="TOPIC", help=f"A stage ({STAGE_NAMES}), or a part of its recipe.")
+        str,
+        typer.Argument(
+            metavar="TOPIC",
+            help=f"A stage ({STAGE_NAMES}), or a part of its recipe.",
+            autocompletion=completion.topics,
+        ),
     ],
     json: Json = False,
 ) -> None:
@@ -184,7 +202,9 @@ def _print_part(part: Topic, width: int) -> None:
 
 
 def schema(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {STAGE_NAMES}.")],
+    stage: Annotated[
+        str, typer.Argument(metavar="STAGE", help=f"One of {STAGE_NAMES}.", autocompletion=completion.stages)
+    ],
 ) -> None:
     """Print the JSON Schema of a stage's recipes."""
     from instructkit.errors import InputError

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from instructkit.cli import chains
+
 ROOT = "runs"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A run folder, or its name below runs/.")]
 
@@ -14,7 +16,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A run folder, or its 
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="List runs with their chain, show one, or sum up a whole chain."
+        help="List runs with their chain, show one, sum up a whole chain; promote updates and roll them back."
         "\n\nExample: instructkit runs summary runs/lora-update",
         invoke_without_command=True,
     )
@@ -25,6 +27,7 @@ def register(app: typer.Typer) -> None:
         help="The measured figures of a run and of all it descends from; exit code 3 when one was not reached."
         "\n\nExample: instructkit runs summary runs/lora-update",
     )(summary)
+    chains.register(group)
     app.add_typer(group, name="runs")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from instructkit.cli import completion
-from instructkit.errors import InputError
+from instructkit.cli.telling import as_data, print_json, tell
+from instructkit.errors import InputError, InstructKitError
 
 ABOUT = {
     "sft": "Fine-tune a model on demonstrations and conversations.",
@@ -35,7 +37,7 @@ Plan = Annotated[
 Probe = Annotated[
     bool, typer.Option("--probe", help="With --plan: time a few real steps, which leave no trace.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="With --plan: the plan as data.")]
+Json = Annotated[bool, typer.Option("--json", help="With --plan: the plan, or what is at fault, as data.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run at run.output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run at run.output.")]
 IfChanged = Annotated[
@@ -67,11 +69,6 @@ def _command(stage: str):
     ) -> None:
         from instructkit.recipe.load import load_recipe
 
-        loaded = load_recipe(recipe, stage, overrides or [])
-
-        from instructkit.cli.console import Console
-        from instructkit.stages import RunOptions, run_stage
-
         if json and not plan:
             raise InputError(
                 "--json goes with --plan", hint="add --plan; a finished run: `instructkit runs show --json`"
@@ -79,8 +76,16 @@ def _command(stage: str):
         if probe and not plan:
             raise InputError("--probe goes with --plan", hint="add --plan")
         if plan:
-            _print_plan(loaded, probing=probe, as_json=json, quiet=quiet, debug=debug)
+            how = {"probing": probe, "overwrite": overwrite or (if_changed and not resume), "resume": resume}
+            _print_plan(lambda: load_recipe(recipe, stage, overrides or []), how, json, quiet, debug)
             return
+        loaded = load_recipe(recipe, stage, overrides or [])
+
+        from instructkit.cli.console import Console
+        from instructkit.plan.refusals import refuse_early
+        from instructkit.stages import RunOptions, run_stage
+
+        refuse_early(loaded)
         options = RunOptions(overwrite, resume, if_changed, command=["instructkit", *sys.argv[1:]])
         with Console(quiet=quiet, debug=debug) as console:
             run_stage(loaded, options, console)
@@ -88,29 +93,41 @@ def _command(stage: str):
     return command
 
 
-def _print_plan(recipe: Any, *, probing: bool, as_json: bool, quiet: bool, debug: bool) -> None:
-    """The resolved recipe on stdout and everything else on stderr; as data, all of it on stdout."""
+def _print_plan(
+    load: Callable[[], Any], how: dict[str, Any], as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """The resolved recipe on stdout and everything else on stderr; as data, all of it on stdout, faults too."""
+    try:
+        recipe = load()
+        plan = _made(recipe, how, debug=debug)
+    except InstructKitError as error:
+        if not as_json or debug:
+            raise
+        print_json(as_data(error))
+        raise typer.Exit(tell(error)) from error
+    from instructkit.plan import page
+    from instructkit.plan.make import refusal
+    from instructkit.recipe.render import to_yaml
+
+    refused = refusal(plan)
+    if as_json:
+        print_json({**plan.as_dict(), **(as_data(refused) if refused else {})})
+    else:
+        print(to_yaml(recipe), end="")
+        if not quiet:
+            print("\n".join(page.lines(plan)), file=sys.stderr)
+    if refused is not None:
+        raise typer.Exit(tell(refused))
+
+
+def _made(recipe: Any, how: dict[str, Any], *, debug: bool) -> Any:
     from instructkit.stages.base import quiet_libraries
 
     if not debug:
         warnings.simplefilter("ignore")
     quiet_libraries()  # before the first heavy import
 
-    from instructkit.plan import page
     from instructkit.plan.make import make
-    from instructkit.recipe.render import to_yaml
     from instructkit.stages import collector
 
-    plan = make(recipe, collector(recipe), probing=probing)
-    if as_json:
-        import json
-
-        print(json.dumps(plan.as_dict(), indent=1, ensure_ascii=False))
-    else:
-        print(to_yaml(recipe), end="")
-        if not quiet:
-            print("\n".join(page.lines(plan)), file=sys.stderr)
-    if not plan.fits:
-        from instructkit.plan.make import refusal
-
-        raise refusal(plan)
+    return make(recipe, collector(recipe), **how)

@@ -13,6 +13,8 @@ from instructkit.data.records import Row
 from instructkit.data.sources import Rows, load_rows
 from instructkit.errors import Fault, InputError
 
+ASKING = ("sft", "preference")  # kinds whose held-out rows a trained prompt spoils, whatever its answer was
+
 
 def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None]:
     """
@@ -28,9 +30,11 @@ def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None
         return train, None
     if isinstance(section.eval, str):
         held_out = load_rows(section.eval, limit=section.eval_limit, every_column=False, **options)
+        by_prompt = kind in ASKING
         if section.on_overlap == "skip":
-            return train, without_leaks(train, held_out)
-        check_leak(train, held_out, or_else="leave them out with `data.on_overlap: skip`")
+            return train, without_leaks(train, held_out, by_prompt=by_prompt)
+        way = "leave them out with `data.on_overlap: skip`"
+        check_leak(train, held_out, or_else=way, by_prompt=by_prompt)
         return train, held_out
     train, held_out = split(train, section.eval, seed)
     held_out = held_out.pick(range(len(held_out.rows))[: section.eval_limit])
@@ -58,56 +62,71 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     return rows.pick(sides[0]), rows.pick(sides[1])
 
 
-def check_leak(train: Rows, held_out: Rows, *, or_else: str = "give others") -> None:
+def check_leak(train: Rows, held_out: Rows, *, or_else: str = "give others", by_prompt: bool = False) -> None:
     """
-    Refuse held-out rows that are trained on.
+    Refuse held-out rows that are trained on, in whatever shape.
 
     Args:
         or_else: what a user may do but removing them from one side.
+        by_prompt: refuse rows that ask what is trained on with another answer, too.
 
     Raises:
         InputError: naming the first of them and how many there are.
     """
-    if found := leaks(train, held_out):
-        (first, theirs), *_ = found.items()
-        raise InputError(
-            f"{len(found)} held-out rows are also trained on, the first {first} and {theirs}",
-            hint=f"remove them from one side, or {or_else}; what is measured on trained rows says nothing",
+    way = f"remove them from one side, or {or_else}; what is measured on trained rows says nothing"
+    same = leaks(train, held_out)
+    asked = leaks(train, held_out, by_prompt=True) if by_prompt else {}
+    asked = {place: theirs for place, theirs in asked.items() if place not in same}
+    told = []
+    if same:
+        (first, theirs), *_ = same.items()
+        told.append(f"{len(same)} held-out rows are also trained on, the first {first} and {theirs}")
+    if asked:
+        (first, theirs), *_ = asked.items()
+        rows = "held-out rows ask" if not same else "more ask"
+        told.append(
+            f"{len(asked)} {rows} what is trained on with another answer, the first {first} and {theirs}"
         )
+    if told:
+        raise InputError("; ".join(told), hint=way)
 
 
-def without_leaks(train: Rows, held_out: Rows) -> Rows:
+def without_leaks(train: Rows, held_out: Rows, *, by_prompt: bool = False) -> Rows:
     """
     The held-out rows that are not trained on; the others are kept apart with their reasons.
 
     Raises:
         InputError: when none is left.
     """
-    found = leaks(train, held_out)
+    same = leaks(train, held_out)
+    asked = leaks(train, held_out, by_prompt=True) if by_prompt else {}
+    found = {place: f"asks what is trained on, as {theirs}" for place, theirs in asked.items()}
+    found |= {place: f"also trained on, as {theirs}" for place, theirs in same.items()}
     kept = [i for i, place in enumerate(held_out.places) if place not in found]
     if not kept:
         raise InputError(
             f"{held_out.source}: every held-out row is also trained on", hint="hold out rows that are not"
         )
     skipped = [
-        Skipped(Fault(place, f"also trained on, as {found[place]}"), row)
+        Skipped(Fault(place, found[place]), row)
         for row, place in zip(held_out.rows, held_out.places, strict=True)
         if place in found
     ]
     return replace(held_out.pick(kept), skipped=(*held_out.skipped, *skipped))
 
 
-def leaks(train: Rows, held_out: Rows) -> dict[str, str]:
-    """Places of held-out rows that are trained on, in their order, each with the place of its first double."""
-    keys = {_key(row) for row in held_out.rows}
+def leaks(train: Rows, held_out: Rows, *, by_prompt: bool = False) -> dict[str, str]:
+    """Places of held-out rows (or prompts) that are trained on, in their order, each with the place of its first double."""
+    key_of_row = _prompt_as_asked if by_prompt else _key
+    keys = {key_of_row(row) for row in held_out.rows}
     first: dict[str, str] = {}
     for row, place in zip(train.rows, train.places, strict=True):
-        if (key := _key(row)) in keys:
+        if (key := key_of_row(row)) in keys:
             first.setdefault(key, place)
     if not first:
         return {}
     held = zip(held_out.rows, held_out.places, strict=True)
-    return {place: first[key] for row, place in held if (key := _key(row)) in first}
+    return {place: first[key] for row, place in held if (key := key_of_row(row)) in first}
 
 
 def key_of(prompt: Any) -> str:
@@ -132,11 +151,31 @@ def _asked(row: Row) -> Any:
 
 
 def _key(row: Row) -> str:
-    """A row as the leak check sees it; a comparison and the same one with its label turned are one."""
-    known = ("prompt", "messages", "text", "completion", "response")
-    kept = {key: row[key] for key in known if row.get(key) is not None}
-    kept["pair"] = sorted(json.dumps(row.get(side), sort_keys=True) for side in ("chosen", "rejected"))
-    return json.dumps(kept, sort_keys=True)
+    """A row as the leak check sees it, in whatever shape; a comparison and the same one with its label turned are one."""
+    if row.get("chosen") is not None:
+        answers = sorted(key_of(_answer(row.get(side))) for side in ("chosen", "rejected"))
+    elif row.get("messages") is not None and "response" not in row:
+        answers = [key_of(_answer(row["messages"]))]
+    else:
+        answers = [key_of(_answer(row.get(field))) for field in ("completion", "response")]
+        answers = [answer for answer in answers if answer != key_of(None)]
+    return key_of([_turns(_asked(row)), answers])
+
+
+def _prompt_as_asked(row: Row) -> str:
+    return key_of(_turns(_asked(row)))
+
+
+def _turns(asked: Any) -> list[tuple[str, Any]]:
+    """A prompt as its turns; a text is what a user says."""
+    if not isinstance(asked, list):
+        return [("user", asked)]
+    return [(message["role"], message["content"]) for message in asked]
+
+
+def _answer(value: Any) -> Any:
+    """An answer as text, whether it is text, one message, or the last one of a conversation."""
+    return value[-1]["content"] if isinstance(value, list) else value
 
 
 def _position(row: Row, seed: int) -> float:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from instructkit.data.files import SUFFIXES, Read, read_file
+from instructkit.data.files import SUFFIXES, Read, read_file, suffix_of
 from instructkit.errors import InputError
+from instructkit.recipe.paths import oddity, shown
 
+_LOG = logging.getLogger(__name__)
 STORE_SUFFIX = ".db"
+SHOWN_NAMES = 5  # of what a folder holds besides
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
 
@@ -29,12 +34,14 @@ def read_source(source: str, *, split: str = "train", config: str | None = None)
         DataError: when a file cannot be read as what it says it is.
     """
     if is_demo(source):
+        _refuse_split(source, split, config)
         yield from _read_demo(source)
     elif _is_saved(source):
         yield from _read_saved(source, split)
     elif source.endswith(STORE_SUFFIX):
         yield from _read_store(source)
     elif paths := _paths(source):
+        _refuse_split(source, split, config)
         for path in paths:
             yield from read_file(path)
     elif source.startswith("demo/"):
@@ -42,7 +49,7 @@ def read_source(source: str, *, split: str = "train", config: str | None = None)
     elif _HUB_ID.match(source) and not _meant_as_file(source):
         yield from _read_hub(source, split, config)
     else:
-        raise InputError(f"no data at {source}", hint=_near(source))
+        raise InputError(f"no data at {shown(source)}", hint=_near(source))
 
 
 def is_demo(source: str) -> bool:
@@ -52,16 +59,22 @@ def is_demo(source: str) -> bool:
     return source in sets.DEMO_SETS
 
 
+def _refuse_split(source: str, split: str, config: str | None) -> None:
+    """Only what the hub or `save_to_disk` keeps has parts of these names; elsewhere they would mean nothing."""
+    for what, name in (("split", None if split == "train" else split), ("config", config)):
+        if name is not None:
+            raise InputError(
+                f"{source} has no {what} {name!r}",
+                hint=f"only a hub id and a saved dataset have one; remove `{what}:`",
+            )
+
+
 def _is_saved(source: str) -> bool:
     return _is_folder(Path(source)) and any((Path(source) / name).is_file() for name in _SAVED)
 
 
 def _meant_as_file(source: str) -> bool:
-    return (
-        Path(source.removesuffix(".gz")).suffix in SUFFIXES
-        or _is_folder(Path(source).parent)
-        and "/" in source
-    )
+    return suffix_of(Path(source)) in SUFFIXES or _is_folder(Path(source).parent) and "/" in source
 
 
 def _paths(source: str) -> list[Path]:
@@ -75,11 +88,23 @@ def _found(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        return sorted(
-            item for item in path.iterdir() if Path(item.name.removesuffix(".gz")).suffix in SUFFIXES
-        )
+        inside = sorted(item for item in path.iterdir() if not item.name.startswith("."))
+        found = [item for item in inside if suffix_of(item) in SUFFIXES and item.is_file()]
+        if found:
+            _tell_left_out(path, tuple(item.name for item in inside if item not in found))
+        return found
     folder, pattern = Path(path.anchor), str(path.relative_to(path.anchor))
     return sorted(item for item in folder.glob(pattern) if item.is_file())
+
+
+@cache
+def _tell_left_out(folder: Path, names: tuple[str, ...]) -> None:
+    """Once, for a folder may be read several times."""
+    if names:
+        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        kinds = ", ".join(SUFFIXES)
+        told = f"{', '.join(names[:SHOWN_NAMES])}{more}"
+        _LOG.warning("%s: left out %s; of a folder its own %s files are read", folder, told, kinds)
 
 
 def _is_folder(path: Path) -> bool:
@@ -90,10 +115,12 @@ def _is_folder(path: Path) -> bool:
 
 
 def _near(source: str) -> str:
+    if odd := oddity(source):
+        return f"it is {odd}; give a file"
     folder = Path(source).parent
     if source.strip() and _is_folder(Path(source)):
         return f"the folder holds no {', '.join(SUFFIXES)} file"
-    names = [str(item) for item in folder.iterdir()] if _is_folder(folder) else []
+    names = [str(item) for item in folder.iterdir() if str(item) != source] if _is_folder(folder) else []
     near = difflib.get_close_matches(source, names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"

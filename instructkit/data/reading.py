@@ -164,6 +164,10 @@ def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shape
     """A row under the names and in the shape that we use, its numbers as numbers; the shape that it had is counted."""
     if isinstance(row, Fault):
         return row, place
+    if overlaid := [name for name, wanted in columns.items() if _hides(row, name, wanted, columns)]:
+        told = f"`columns` makes `{overlaid[0]}` to `{columns[overlaid[0]]}`, and the row has a `{columns[overlaid[0]]}`"
+        way = f"rename that one too, such as `{columns[overlaid[0]]}: unused`, or leave one of them out"
+        return Fault(place, told, way), place
     try:
         found, shape = in_our_shape(numbered(_renamed(row, columns), place), kind)
     except ValueError as error:
@@ -171,6 +175,12 @@ def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shape
     if shape is not None:
         shapes[shape] += 1
     return found, place
+
+
+def _hides(row: Row, name: str, wanted: str, columns: dict[str, str]) -> bool:
+    """Whether a renamed field would take the place of another one that holds something."""
+    there = row.get(wanted) is not None and row.get(name) is not None
+    return there and name != wanted and wanted not in columns
 
 
 def _renamed(row: Row, columns: dict[str, str]) -> Row:

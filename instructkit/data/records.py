@@ -36,6 +36,7 @@ SYNONYMS = {
 }
 ROLES = ("system", "user", "assistant", "tool")
 LONGEST_CHARACTERS = 2_000_000
+_BRIEF_CHARACTERS = 60  # of a value in a message
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -157,8 +158,9 @@ def _check_preference(row: Row, shape: tuple[str, ...]) -> list[str]:
         faults += _same_form(first, row[first], "chosen", row["chosen"])
     if not faults and row["chosen"] == row["rejected"]:
         faults.append("`chosen` and `rejected` are the same; a comparison needs two answers")
-    if row.get("margin") is not None and not _number(row["margin"]):
-        faults.append(f"`margin` is {row['margin']!r}; wanted a number")
+    margin = row.get("margin")
+    if margin is not None and not (_number(margin) and margin >= 0):
+        faults.append(f"`margin` is {briefly(margin)}; wanted a number, 0 or above")
     return faults
 
 
@@ -181,12 +183,12 @@ def _judgement(row: Row, field: str) -> list[str]:
     value = row[field]
     if field == "rating":
         good = _number(value) and -1 <= value <= 1
-        return [] if good else [f"`rating` is {value!r}; wanted a number from -1 to 1"]
+        return [] if good else [f"`rating` is {briefly(value)}; wanted a number from -1 to 1"]
     if field == "better":
         faults = _text("better", value)
         return faults or (["`better` is the same as `response`"] if value == row["response"] else [])
     if value not in ("response", "other", "tie"):
-        return [f"`preferred` is {value!r}; wanted `response`, `other` or `tie`"]
+        return [f"`preferred` is {briefly(value)}; wanted `response`, `other` or `tie`"]
     faults = _text("other", row.get("other"))
     return faults or (["`other` is the same as `response`"] if row["other"] == row["response"] else [])
 
@@ -231,9 +233,9 @@ def _messages(field: str, value: Any, *, ends_with: str) -> list[str]:
         return [f"`{field}` is {told}; wanted {wanted}"]
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            return [f"`{field}[{i}]` is {str(message)[:60]!r}; wanted `role` and `content`"]
+            return [f"`{field}[{i}]` is {briefly(message)}; wanted `role` and `content`"]
         if message["role"] not in ROLES:
-            return [f"`{field}[{i}].role` is {message['role']!r}; wanted one of {', '.join(ROLES)}"]
+            return [f"`{field}[{i}].role` is {briefly(message['role'])}; wanted one of {', '.join(ROLES)}"]
         if faults := _text(f"{field}[{i}].content", message["content"]):
             return faults
     return _order(field, [message["role"] for message in value], ends_with)
@@ -253,7 +255,18 @@ def _order(field: str, roles: list[str], ends_with: str) -> list[str]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+def briefly(value: Any) -> str:
+    """A value for a message: as Python writes it, cut where no one would read on."""
+    told = repr(value[:_BRIEF_CHARACTERS] if isinstance(value, str) else value)
+    return told if len(told) <= _BRIEF_CHARACTERS + 2 else f"{told[:_BRIEF_CHARACTERS]}..."
 
 
 _CHECKS = {

@@ -7,9 +7,10 @@ answers with a label (TRL's unpaired feedback). A row that is in one of our own 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from instructkit.data.records import Row, detect_shape
+from instructkit.data.records import Row, briefly, detect_shape
 
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -74,8 +75,8 @@ def _turn(field: str, turn: Any) -> dict[str, Any]:
             f"`{field}` has {', '.join(f'`{key}`' for key in turn) or 'nothing'}; wanted `from` and `value`"
         )
     speaker = turn[names[0]]
-    if speaker not in _ROLES:
-        raise ValueError(f"`{field}.{names[0]}` is {speaker!r}; wanted one of {', '.join(_ROLES)}")
+    if not isinstance(speaker, str) or speaker not in _ROLES:
+        raise ValueError(f"`{field}.{names[0]}` is {briefly(speaker)}; wanted one of {', '.join(_ROLES)}")
     return {"role": _ROLES[speaker], "content": turn[names[1]]}
 
 
@@ -93,9 +94,12 @@ def _question(row: Row) -> list[dict[str, Any]]:
     if isinstance(asked, str) and isinstance(more, str) and more.strip():
         asked = f"{asked}\n\n{more}"
     messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for pair in row.get("history") or []:
+    history = row.get("history") or []
+    if not isinstance(history, list | tuple):
+        raise ValueError(f"`history` is {briefly(history)}; wanted pairs of question and answer")
+    for pair in history:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError(f"`history` has {str(pair)[:40]!r}; wanted pairs of question and answer")
+            raise ValueError(f"`history` has {briefly(pair)}; wanted pairs of question and answer")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return [*messages, {"role": "user", "content": asked}]
 
@@ -172,9 +176,19 @@ def _whole(answer: Any) -> bool:
 def _with_margin(row: Row) -> Row:
     """Two ratings say how much better the chosen answer is."""
     pair = row.get("chosen_rating"), row.get("rejected_rating")
-    if row.get("margin") is not None or not all(_is_number(rating) for rating in pair):
+    if row.get("margin") is not None or not all(map(_is_number, pair)):
         return row
-    return {**_without(row, "chosen_rating", "rejected_rating"), "margin": float(pair[0] - pair[1])}
+    try:
+        margin = float(pair[0] - pair[1])
+    except OverflowError:  # whole numbers have no end in JSON
+        margin = math.inf if pair[0] > pair[1] else -math.inf
+    if not math.isfinite(margin):
+        told = f"`chosen_rating` is {briefly(pair[0])} and `rejected_rating` {briefly(pair[1])}"
+        raise ValueError(f"{told}; wanted numbers of a scale")
+    if margin < 0:
+        told = f"`chosen_rating` {briefly(pair[0])} is below `rejected_rating` {briefly(pair[1])}"
+        raise ValueError(f"{told}; wanted the better answer as `chosen`")
+    return {**_without(row, "chosen_rating", "rejected_rating"), "margin": margin}
 
 
 def _is_number(value: Any) -> bool:

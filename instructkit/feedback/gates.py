@@ -9,22 +9,43 @@ from typing import Any
 
 Interval = tuple[float, float, float]
 PROMOTED, REFUSED = "PROMOTED", "REFUSED"
+PASSED, FAILED, UNDECIDED, NOT_APPLICABLE = "passed", "failed", "undecided", "not applicable"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One decision: what was measured, its 95 % interval, the limit, whether it passed (None: undecided), and in words."""
+    """
+    One decision.
+
+    Attributes:
+        measured, interval, limit: the figure, its lower and upper bound, and what they were held against.
+        passed: None where it is undecided, or does not apply.
+        text: the same in words.
+        applicable: whether there is anything to decide; where not, it neither passes nor refuses.
+        essential: whether it refuses when undecided, whatever the recipe says.
+    """
 
     name: str
     measured: float | None
-    limit: float
+    limit: float | None
     interval: tuple[float, float] | None
     passed: bool | None
     text: str
+    applicable: bool = True
+    essential: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """`passed`, `failed`, `undecided` or `not applicable`."""
+        if not self.applicable:
+            return NOT_APPLICABLE
+        return {True: PASSED, False: FAILED, None: UNDECIDED}[self.passed]
 
     def as_dict(self) -> dict[str, Any]:
         """The gate as the run record keeps it."""
-        return asdict(self)
+        kept = asdict(self)
+        del kept["applicable"], kept["essential"]
+        return kept | {"verdict": self.verdict}
 
 
 def improved(name: str, change: Interval | None, minimum: float) -> Gate:
@@ -47,10 +68,80 @@ def at_least(name: str, value: float | None, limit: float) -> Gate:
     return _by_value(name, value, limit, passed=_known(value) and value >= limit, words="must reach")
 
 
-def verdict(gates: Iterable[Gate]) -> str:
-    """PROMOTED when there are gates and every one has passed; an undecided gate refuses."""
-    decided = [gate.passed is True for gate in gates]
-    return PROMOTED if decided and all(decided) else REFUSED
+def at_most(
+    name: str,
+    figure: Interval,
+    limit: float,
+    *,
+    what: str,
+    meaning: str,
+    neutral: float = 0.0,
+    found: int = 0,
+    wanted: int = 0,
+) -> Gate:
+    """
+    Non-inferiority with three ends: passes when the upper bound of a harm is at most the limit.
+
+    Otherwise it fails, unless there are fewer figures than would have been enough had nothing changed: then it is undecided and
+    says so, except where the harm is beyond the limit and its lower bound beyond no change.
+
+    Args:
+        figure: the harm, its lower and upper bound.
+        what: the harm in words, such as `growth of refusals`.
+        meaning: what it means when it fails.
+        neutral: the harm of no change.
+        found, wanted: how many independent figures there are, and how many are enough.
+    """
+    if not all(_known(part) for part in figure):
+        return undecided(name, limit, f"{what} cannot be bounded by {found} figures like these")
+    harm, low, high = figure
+    said = f"{name}: {what} is {harm:.4g}, with an upper bound of {high:.4g}"
+    if high <= limit:
+        return Gate(name, harm, limit, (low, high), True, f"{said}; at most {limit:g} is allowed")
+    if found < wanted and not (harm > limit and low > neutral):
+        told = f"{found} figures cannot show that it is at most {limit:g}, {wanted} would if nothing changed"
+        return Gate(name, harm, limit, (low, high), None, f"{said}; {told}")
+    told = f"{said}, which must be at most {limit:g}: {meaning}"
+    return Gate(name, harm, limit, (low, high), False, told)
+
+
+def undecided(name: str, limit: float | None, why: str) -> Gate:
+    """A gate with too few figures, or none."""
+    return Gate(name, None, limit, None, None, f"{name}: {why}, so nothing is known of it")
+
+
+def not_applicable(name: str, limit: float | None, why: str) -> Gate:
+    """A gate that has nothing to decide here."""
+    return Gate(name, None, limit, None, None, f"{name}: not applicable, {why}", applicable=False)
+
+
+def verdict(gates: Iterable[Gate], *, on_undecided: str = "refuse") -> str:
+    """
+    PROMOTED when a gate has passed and none stands against it.
+
+    A gate that failed refuses, one that does not apply does not. One that is undecided refuses too, unless `on_undecided` is
+    `pass` and it is not essential.
+    """
+    deciding = [gate for gate in gates if gate.applicable]
+    against = [
+        gate
+        for gate in deciding
+        if gate.passed is False or (gate.passed is None and (on_undecided != "pass" or gate.essential))
+    ]
+    return PROMOTED if any(gate.passed for gate in deciding) and not against else REFUSED
+
+
+def stands_against(gate: dict[str, Any], run: dict[str, Any]) -> bool:
+    """
+    Whether a gate of a run record refuses: it failed, or it was undecided and the run was not promoted all the same.
+
+    Args:
+        gate: as `Gate.as_dict` gave it; records of older versions have no `verdict`.
+        run: the record.
+    """
+    if gate.get("verdict") == NOT_APPLICABLE or gate.get("passed") is True:
+        return False
+    return gate.get("passed") is False or run.get("verdict") != PROMOTED
 
 
 def _known(value: float | None) -> bool:

@@ -47,5 +47,13 @@ STEPS = (
     CREATE INDEX event_of_rater ON event(rater);
     CREATE INDEX event_at_time ON event(time);
     """,
+    # 3: which prompts are nearly the same: hashes only. A prompt keeps the clusters that it was given.
+    """
+    CREATE TABLE prompt_cluster(id INTEGER PRIMARY KEY, position REAL NOT NULL);
+    CREATE TABLE prompt_met(prompt_key BLOB PRIMARY KEY, clusters TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE prompt_sketch(id INTEGER PRIMARY KEY, hashes BLOB NOT NULL, clusters TEXT NOT NULL);
+    CREATE TABLE prompt_band(band INTEGER, sketch INTEGER, PRIMARY KEY (band, sketch)) WITHOUT ROWID;
+    """,
 )
+CLUSTERS = 2  # the step that makes the tables of `feedback.clusters`, which may also stand in a database of their own
 NEWEST = len(STEPS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instructkit.feedback.events import Event
+from instructkit.feedback.personal import Redactor, placeholders
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Statistics:
         first_chosen: of choices whose positions are known, the share that fell on the answer shown first, how many, and the
             two-sided probability of a share as far from a half by chance.
         without_consent: events that may not be trained on.
+        placeholders, personal: by kind, what stands for personal data, and personal data that stands there itself.
     """
 
     events: int = 0
@@ -39,6 +41,8 @@ class Statistics:
     agreement: tuple[float, int] | None = None
     first_chosen: tuple[float, int, float] | None = None
     without_consent: int = 0
+    placeholders: Counter[str] = field(default_factory=Counter)
+    personal: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -52,6 +56,7 @@ def of_events(events: Iterable[Event]) -> Statistics:
     found, by_rater = Statistics(), Counter[str]()
     verdicts: dict[bytes, dict[str, int]] = defaultdict(dict)
     chosen: Counter[bool] = Counter()
+    redactor = Redactor()
     for event in events:
         found.events += 1
         found.kinds[event.kind] += 1
@@ -60,6 +65,7 @@ def of_events(events: Iterable[Event]) -> Statistics:
         found.tags.update(event.tags)
         found.without_consent += not event.consent
         found.anonymous += not event.rater
+        _count_personal(found, event, redactor)
         by_rater.update([event.rater] if event.rater else [])
         if event.rater and (sign := verdict(event)):
             verdicts[_item(event)][event.rater] = sign
@@ -72,6 +78,16 @@ def of_events(events: Iterable[Event]) -> Statistics:
     if total := sum(chosen.values()):
         found.first_chosen = chosen[True] / total, total, two_sided(chosen[True], total)
     return found
+
+
+def _count_personal(found: Statistics, event: Event, redactor: Redactor) -> None:
+    texts = {"prompt": event.prompt, "response": event.response, **event.judgement}
+    found.personal.update(kind for kind, _ in redactor.row(texts)[1])
+    said = event.prompt if isinstance(event.prompt, list) else [{"content": event.prompt}]
+    answers = (texts.get(name) for name in ("response", "better", "other"))
+    for text in (*(message.get("content") for message in said), *answers):
+        if isinstance(text, str):
+            found.placeholders.update(placeholders(text))
 
 
 def verdict(event: Event) -> int:

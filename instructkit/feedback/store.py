@@ -12,15 +12,18 @@ import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instructkit.data.records import Row
 from instructkit.errors import InputError, InstructKitError
 from instructkit.feedback import migrations
 from instructkit.feedback.events import Event, content_key, hashed, now, rater_hash, ulid
+
+if TYPE_CHECKING:
+    from instructkit.feedback.clusters import ClusterIndex
 
 BATCH = 1000  # events in one transaction
 WAIT_SECONDS = 30  # for another writer
@@ -37,7 +40,7 @@ _NOT_WITHDRAWN = (
 class Filter:
     """
     Which events: said since a time (ISO 8601), about a run, by a rater, with a tag, of a kind; with or without consent to
-    training where that is given; withdrawn ones too or not.
+    training where that is given; that came after an event, by its id; withdrawn ones too or not.
     """
 
     since: str | None = None
@@ -46,6 +49,7 @@ class Filter:
     tag: str | None = None
     kind: str | None = None
     consent: bool | None = None
+    after: str | None = None
     withdrawn: bool = False
 
 
@@ -54,6 +58,7 @@ class Store:
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path, self._db = path, connection
+        self._index: ClusterIndex | None = None
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = False) -> Store:
@@ -88,6 +93,8 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._index is not None:
+            self._index.close()
         self._db.close()
 
     def _migrate(self) -> None:
@@ -125,7 +132,11 @@ class Store:
         """What raters' names are hashed with; it never leaves the store."""
         return self._db.execute("SELECT value FROM about WHERE name = 'salt'").fetchone()[0]
 
-    def add(self, events: Iterable[tuple[Event, Row]]) -> Iterator[tuple[int, int]]:
+    def add(
+        self,
+        events: Iterable[tuple[Event, Row, *tuple[Event, ...]]],
+        on_new: Callable[[Event], None] | None = None,
+    ) -> Iterator[tuple[int, int]]:
         """
         Add events, a batch at a time.
 
@@ -133,7 +144,9 @@ class Store:
         how many of them came before in this call.
 
         Args:
-            events: each with the row that it was made of.
+            events: each with the row that it was made of, and, where there is one, the same event in other words, by which
+                it is known too: as it was before personal data was taken out of it, or without it.
+            on_new: told of each event that is added.
 
         Yields:
             After each batch, which is then on disk: how many of its events were new, and how many were known.
@@ -149,18 +162,24 @@ class Store:
             self._db.execute("DELETE FROM met")
             while batch := list(itertools.islice(waiting, BATCH)):
                 with self._writing():
-                    new = sum(self._add(hashed(event, salt), row) for event, row in batch)
-                yield new, len(batch) - new
+                    new = [
+                        event
+                        for event, row, *others in batch
+                        if self._add(*(hashed(each, salt) for each in (event, *others)), row=row)
+                    ]
+                for event in new if on_new else ():
+                    on_new(event)
+                yield len(new), len(batch) - len(new)
         except sqlite3.Error as error:
             raise _told(self.path, error) from error
 
-    def _add(self, event: Event, row: Row) -> bool:
-        key = content_key(event, row)
-        counted = "INSERT INTO met VALUES (?, 0) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
-        times = self._db.execute(counted, (key,)).fetchone()[0]
+    def _add(self, event: Event, *others: Event, row: Row) -> bool:
+        key, *aliases = (self._numbered(content_key(each, row)) for each in (event, *others))
+        if any(self._has("content_key", alias) for alias in aliases):
+            return False
         values = (
             event.id,
-            key + times.to_bytes(4),
+            key,
             *(event.time, event.source, event.rater, event.run, event.run_hash),
             None if event.sampling is None else json.dumps(event.sampling, sort_keys=True),
             *(json.dumps(event.prompt, ensure_ascii=False), event.response, event.kind),
@@ -177,6 +196,11 @@ class Store:
             f"INSERT INTO event({columns}) VALUES ({marks}) ON CONFLICT DO NOTHING", values
         )
         return done.rowcount == 1
+
+    def _numbered(self, key: bytes) -> bytes:
+        """The key of a row with how many like it came before in this call."""
+        counted = "INSERT INTO met VALUES (?, 0) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
+        return key + self._db.execute(counted, (key,)).fetchone()[0].to_bytes(4)
 
     def events(self, wanted: Filter | None = None) -> Iterator[Event]:
         """
@@ -200,10 +224,23 @@ class Store:
         except sqlite3.Error as error:
             raise _told(self.path, error) from error
 
-    def left_out(self) -> dict[str, int]:
-        """How many events no update may learn from, by reason."""
-        there = self.count(Filter(withdrawn=True))
-        return {"withdrawn": there - self.count(), "without consent": self.count(Filter(consent=False))}
+    def left_out(self, after: str | None = None) -> dict[str, int]:
+        """How many events, of those that came after one, no update may learn from, by reason."""
+        there = self.count(Filter(withdrawn=True, after=after))
+        without = self.count(Filter(consent=False, after=after))
+        return {"withdrawn": there - self.count(Filter(after=after)), "without consent": without}
+
+    def newest(self) -> str | None:
+        """The id of the event that came last; None of an empty store."""
+        found = self._db.execute("SELECT id FROM event ORDER BY seq DESC LIMIT 1").fetchone()
+        return found[0] if found else None
+
+    def those(self, ids: Iterable[str]) -> Iterator[Event]:
+        """The events with these ids that may be trained on, in the order of the ids."""
+        question = f"SELECT {_COLUMNS} FROM event WHERE id = ? AND consent = 1 AND {_NOT_WITHDRAWN}"
+        for wanted in ids:
+            if found := self._db.execute(question, (wanted,)).fetchone():
+                yield _event(found)
 
     def _conditions(self, wanted: Filter) -> tuple[str, list[Any]]:
         found: list[tuple[str, list[Any]]] = [] if wanted.withdrawn else [(_NOT_WITHDRAWN, [])]
@@ -219,6 +256,8 @@ class Store:
             found.append(("kind = ?", [wanted.kind]))
         if wanted.consent is not None:
             found.append(("consent = ?", [int(wanted.consent)]))
+        if wanted.after is not None:
+            found.append(("seq > coalesce((SELECT seq FROM event WHERE id = ?), 0)", [wanted.after]))
         return " AND ".join(condition for condition, _ in found) or "1", [
             v for _, values in found for v in values
         ]
@@ -252,17 +291,50 @@ class Store:
             )
             return before - self.count(wanted)
 
-    def _has(self, column: str, value: str) -> bool:
+    def _has(self, column: str, value: str | bytes) -> bool:
         return (
             self._db.execute(f"SELECT 1 FROM event WHERE {column} = ? LIMIT 1", (value,)).fetchone()
             is not None
         )
+
+    def clusters(self, threshold: float = 0.8) -> ClusterIndex:
+        """
+        The clusters of nearly the same prompts, which are kept in the store; open as long as it is.
+
+        Raises:
+            InputError: when they were made with another threshold, or by another version of the library of hashes.
+        """
+        from instructkit.feedback.clusters import ClusterIndex, algorithm
+
+        wanted = json.dumps({"threshold": threshold, "algorithm": algorithm()})
+        question = "SELECT value FROM about WHERE name = 'clusters'"
+        with self._writing():
+            self._db.execute("INSERT OR IGNORE INTO about VALUES ('clusters', ?)", (wanted,))
+            have = self._db.execute(question).fetchone()[0]
+        if have != wanted:
+            raise InputError(
+                f"{self.path} keeps clusters of prompts made with {have}; wanted {wanted}",
+                hint="a prompt's side of the split must never change: give `feedback.near_duplicates` as it was, or export "
+                "the events and import them into a new store",
+            )
+        if (
+            self._index is None
+        ):  # a connection of its own, so that events can be read from the other while it writes
+            connection = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)
+            connection.execute("PRAGMA synchronous = FULL")
+            self._index = ClusterIndex(connection, threshold=threshold)
+        return self._index
 
     def withdrawals(self) -> list[dict[str, Any]]:
         """Every withdrawal: when, of which event or rater, and why."""
         names = ("id", "time", "event", "rater", "why")
         found = self._db.execute(f"SELECT {', '.join(names)} FROM withdrawal ORDER BY seq")
         return [dict(zip(names, values, strict=True)) for values in found]
+
+    def withdrawn_ids(self) -> Iterator[str]:
+        """The ids of all events that are withdrawn, by themselves or with everything that their rater said."""
+        for (found,) in self._db.execute(f"SELECT id FROM event WHERE NOT ({_NOT_WITHDRAWN}) ORDER BY seq"):
+            yield found
 
     def damage(self) -> list[str]:
         """What SQLite finds wrong with the file, in its words, and which events are lost by it; nothing for a sound one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 _ATEN = torch.ops.aten
+GRADIENTS, CACHE = "gradients", "KV cache"
+KINDS = ("activations", "logits", GRADIENTS, CACHE)
 
 
 class Ledger(TorchDispatchMode):
@@ -33,13 +36,19 @@ class Ledger(TorchDispatchMode):
 
     Attributes:
         now, peak: bytes alive, and the most that there were since `forget_peak`.
+        vocabulary: the last dimension of tensors that count as logits; None where nothing does.
+        gradient_shapes: shapes of trained weights: what a backward pass makes in one of them counts as gradient.
     """
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
         self.device = device
         self.now = self.peak = 0
-        self._known: set[int] = set()
+        self.vocabulary: int | None = None
+        self.gradient_shapes: frozenset[tuple[int, ...]] = frozenset()
+        self._known: dict[int, str] = {}
+        self._by_kind: Counter[str] = Counter()
+        self._at_peak: Counter[str] = Counter()
 
     def hold(self, tensors: Iterable[Tensor]) -> int:
         """Count tensors that are there already; their bytes."""
@@ -50,7 +59,29 @@ class Ledger(TorchDispatchMode):
 
     def forget_peak(self) -> None:
         """Measure the peak from here on."""
-        self.peak = self.now
+        self.peak, self._at_peak = self.now, self._by_kind.copy()
+
+    def begin(self) -> dict[str, int]:
+        """Forget the peak; the bytes alive by kind, for `held`."""
+        self.forget_peak()
+        return dict(self._by_kind)
+
+    def held(self, before: dict[str, int]) -> dict[str, int]:
+        """What the peak held above `before`, by kind: activations, logits, gradients, KV cache; they add up to the peak."""
+        found = {kind: self._at_peak[kind] - before.get(kind, 0) for kind in KINDS}
+        for kind in KINDS[1:]:
+            if found[kind] < 0:  # what was there before has gone
+                found[KINDS[0]] += found[kind]
+                found[kind] = 0
+        return found
+
+    def mark(self, tensor: Tensor, kind: str) -> None:
+        """Count the storage of this tensor as another kind from here on."""
+        key, size = tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes()
+        if key in self._known:
+            self._by_kind[self._known[key]] -= size
+            self._by_kind[kind] += size
+            self._known[key] = kind
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = _answer(operation, args)
@@ -66,13 +97,22 @@ class Ledger(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
             return
-        self._known.add(key)
+        self._known[key] = kind = self._kind(tensor)
         self.now += size
-        self.peak = max(self.peak, self.now)
+        self._by_kind[kind] += size
+        if self.now > self.peak:
+            self.peak, self._at_peak = self.now, self._by_kind.copy()
         weakref.finalize(storage, self._leave, key, size)
 
+    def _kind(self, tensor: Tensor) -> str:
+        if not torch.is_grad_enabled() and tuple(tensor.shape) in self.gradient_shapes:
+            return GRADIENTS
+        if tensor.dim() > 1 and tensor.size(-1) == self.vocabulary:
+            return "logits"
+        return KINDS[0]
+
     def _leave(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._by_kind[self._known.pop(key)] -= size
         self.now -= size
 
 

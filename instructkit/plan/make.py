@@ -10,7 +10,10 @@ from typing import Any
 from instructkit.errors import InputError
 from instructkit.machine import Machine
 from instructkit.plan import memory, timing
+from instructkit.plan.changes import Change, changes
+from instructkit.plan.parents import Parent, parents
 from instructkit.plan.probe import Probe, probe
+from instructkit.plan.refusals import refuse_early, told_by_recipe
 from instructkit.plan.rehearsal import Rehearsal, rehearse
 from instructkit.recipe.render import to_dict
 from instructkit.runs.record import RunFolder
@@ -28,7 +31,10 @@ class Plan:
     memory: memory.Need
     disk: dict[str, int]
     seconds: float
-    changes: list[memory.Change] = field(default_factory=list)
+    parents: list[Parent] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    together: Change | None = None
+    occupied: str | None = None
     probe: Probe | None = None
 
     @property
@@ -36,16 +42,18 @@ class Plan:
         """Whether memory and disk suffice."""
         return self.memory.fits and self.disk["needed"] <= self.disk["free"]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What does not fit together."""
+        return [warning for parent in self.parents for warning in parent.warnings]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values; sizes in bytes."""
         found = self.rehearsal
         return {
             "recipe": to_dict(self.recipe),
             "data": {role: rows.summary() for role, rows in self.inputs.data.items()},
-            "parents": {
-                role: {"name": s.name, "base": s.base, "adapter": str(s.adapter) if s.adapter else None}
-                for role, s in self.inputs.parents.items()
-            },
+            "parents": {parent.role: parent.as_dict() for parent in self.parents},
             "machine": {
                 "device": self.machine.device,
                 "dtype": self.machine.dtype,
@@ -56,17 +64,22 @@ class Plan:
             "longest_batch": {"rows": found.batch[0], "tokens": found.batch[1]},
             "parameters": {"trained": found.trained[0], "all": found.trained[1]},
             "memory": self.memory.as_dict(),
-            "disk": self.disk,
-            "output": {"folder": self.recipe.run.output, "occupied": occupied(self.recipe)},
+            "disk": {"unit": "bytes", **self.disk},
+            "output": {"folder": self.recipe.run.output, "occupied": self.occupied},
             "seconds": round(self.seconds, 1),
             "probe": self.probe.as_dict() if self.probe else None,
-            "changes": [vars(change) for change in self.changes],
+            "changes": [change.as_dict() for change in self.changes],
+            "together": self.together.as_dict() if self.together else None,
+            **self.inputs.as_dict(),
+            "warnings": self.warnings,
             "notes": [*left_out(self.inputs), *found.notes],
             "fits": self.fits,
         }
 
 
-def make(recipe: Any, collect: Any, *, probing: bool = False) -> Plan:
+def make(
+    recipe: Any, collect: Any, *, probing: bool = False, overwrite: bool = False, resume: bool = False
+) -> Plan:
     """
     Plan a run without loading a weight or writing a file.
 
@@ -74,33 +87,45 @@ def make(recipe: Any, collect: Any, *, probing: bool = False) -> Plan:
         recipe: a checked recipe.
         collect: the stage's function that reads its data and finds its parents.
         probing: load the model after all and time a few real steps, where they fit; they leave no trace either.
+        overwrite, resume: what the run would be told of its folder.
 
     Raises:
         InputError: for all that the run would refuse before its first step.
     """
+    refuse_early(recipe)
     inputs = collect(recipe)
     refuse_unfit_parents(recipe, inputs.parents)
     machine = choose_machine(recipe)
     rehearsal = rehearse(recipe, inputs, machine)
     need = memory.need(rehearsal, recipe, machine)
     plan = Plan(
-        recipe, inputs, machine, rehearsal, need, disk(recipe, rehearsal), timing.estimate(rehearsal, machine)
+        recipe,
+        inputs,
+        machine,
+        rehearsal,
+        need,
+        disk(recipe, rehearsal),
+        timing.estimate(rehearsal, machine),
+        parents(recipe, inputs.parents),
+        occupied=occupied(recipe, overwrite=overwrite, resume=resume),
     )
     if not need.fits:
-        plan.changes = memory.changes(recipe, inputs, machine, need)
+        plan.changes, plan.together = changes(recipe, inputs, machine, need, rehearsal)
     elif probing:
-        plan.probe = probe(recipe, inputs, machine)
+        with told_by_recipe(recipe):
+            plan.probe = probe(recipe, inputs, machine)
         plan.seconds = plan.probe.seconds_a_step * rehearsal.steps["steps"]
     return plan
 
 
-def occupied(recipe: Any) -> str | None:
-    """Why the run could not begin where its folder is to be; None when nothing stands there."""
+def occupied(recipe: Any, *, overwrite: bool = False, resume: bool = False) -> str | None:
+    """Why the run could not begin where its folder is to be; None when nothing stands in its way."""
+    folder = RunFolder(recipe.run.output)
     try:
-        RunFolder(recipe.run.output).check_free(overwrite=False)
+        empty = folder.check_free(overwrite=overwrite or resume)
     except InputError as error:
         return f"{error.message} ({error.hint})"
-    return None
+    return f"{recipe.run.output} holds no run to resume (leave out --resume)" if resume and empty else None
 
 
 def disk(recipe: Any, rehearsal: Rehearsal) -> dict[str, int]:
@@ -117,12 +142,40 @@ def disk(recipe: Any, rehearsal: Rehearsal) -> dict[str, int]:
     return {"checkpoint": checkpoint, "needed": needed, "free": shutil.disk_usage(place).free}
 
 
-def refusal(plan: Plan) -> InputError:
-    """Why a run would fail for want of space, and what would help most."""
-    gib = 2**30
+def refusal(plan: Plan) -> InputError | None:
+    """Why the run would be refused, or fail for want of space, and what would help most; None when it would begin."""
     if not plan.memory.fits:
-        told = f"about {plan.memory.predicted / gib:.1f} GiB of memory are needed, and {plan.memory.available / gib:.1f} are free"
-        ways = [f"{' '.join(c.overrides)} (saves {c.saves / gib:.1f} GiB)" for c in plan.changes]
-        return InputError(told, hint="; or ".join(ways) or "take a smaller model, or a larger machine")
-    told = f"about {plan.disk['needed'] / gib:.1f} GiB of disk are needed, and {plan.disk['free'] / gib:.1f} are free"
-    return InputError(told, hint="free some space, or give another run.output")
+        return _no_memory(plan)
+    if not plan.fits:
+        needed, free = gib(plan.disk["needed"]), gib(plan.disk["free"])
+        told = f"about {needed} of disk are needed, and {free} are free"
+        return InputError(told, hint="free some space, or give another run.output")
+    if plan.occupied is not None:
+        return InputError(
+            f"the run would be refused: {plan.occupied}", hint="choose another folder with run.output=FOLDER"
+        )
+    return None
+
+
+def gib(size: int) -> str:
+    """A size in the one unit that a plan tells."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _no_memory(plan: Plan) -> InputError:
+    needed, free = gib(plan.memory.predicted), gib(plan.memory.available)
+    ways = [
+        f"{' '.join(c.overrides)} (saves {gib(c.saves)}{'' if c.fits else ', not enough alone'})"
+        for c in plan.changes
+    ]
+    if plan.together is not None:
+        enough = (
+            "which fits" if plan.together.fits else "still too much: take a smaller model or a larger machine"
+        )
+        ways.append(
+            f"together {' '.join(plan.together.overrides)} (then {gib(plan.together.predicted)}, {enough})"
+        )
+    return InputError(
+        f"about {needed} of memory are needed, and {free} are free",
+        hint="; or ".join(ways) or "take a smaller model, or a larger machine",
+    )

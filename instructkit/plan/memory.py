@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from instructkit.machine import Machine
-from instructkit.plan.rehearsal import Rehearsal, rehearse
-from instructkit.stages.base import Inputs
+from instructkit.plan.rehearsal import Rehearsal
 
 # What a process holds for each byte of the tensors of a phase. On a CPU glibc cuts aligned blocks so that a freed one is often
 # too small for the next of the same size, the more so the more sizes there are; fitted to the cells of benchmarks/plan.py.
@@ -18,12 +17,21 @@ OWN_BYTES = 150 * 2**20  # tokenizer, rows and the libraries' own tables
 
 @dataclass(frozen=True)
 class Need:
-    """Predicted bytes by component on each device, and what the device has."""
+    """
+    Predicted bytes by component on each device, and what the device has.
+
+    Attributes:
+        phases: by name, the most that each holds beside weights and optimizer.
+        peak: the phase that holds most.
+        components: what the device holds at that peak, by what it is; they add up to `predicted`.
+    """
 
     weights: dict[str, int]
     gradients: int
     optimizer: int
     phases: dict[str, int]
+    peak: str
+    components: dict[str, int]
     predicted: int
     available: int
 
@@ -34,16 +42,7 @@ class Need:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "fits": self.fits}
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of the recipe that saves memory: as overrides, and what is then needed."""
-
-    overrides: list[str]
-    predicted: int
-    saves: int
+        return {"unit": "bytes", **asdict(self), "fits": self.fits}
 
 
 def need(rehearsal: Rehearsal, recipe: Any, machine: Machine) -> Need:
@@ -51,14 +50,28 @@ def need(rehearsal: Rehearsal, recipe: Any, machine: Machine) -> Need:
     weights = dict(rehearsal.weights)
     if machine.on_cpu and rehearsal.mapped:
         weights["file of the base, mapped"] = rehearsal.mapped
+    size = predicted(rehearsal, recipe, machine)
     return Need(
         weights,
         rehearsal.gradients,
         rehearsal.optimizer,
         rehearsal.phases,
-        predicted(rehearsal, recipe, machine),
+        max(rehearsal.phases, key=rehearsal.phases.__getitem__),
+        _components(rehearsal, weights, size, machine),
+        size,
         available(machine),
     )
+
+
+def _components(rehearsal: Rehearsal, weights: dict[str, int], size: int, machine: Machine) -> dict[str, int]:
+    """All of a prediction by what it is; what no tensor holds is the libraries' share, and then the allocator's."""
+    phase = max(rehearsal.phases, key=rehearsal.phases.__getitem__)
+    found = {f"weights, {role}": held for role, held in weights.items()}
+    found |= {"optimizer": rehearsal.optimizer, **rehearsal.parts[phase]}
+    if machine.on_cpu:
+        found["tokenizer, rows, libraries"] = OWN_BYTES
+    found["lost by the allocator"] = size - sum(found.values())
+    return {name: held for name, held in found.items() if held}
 
 
 def predicted(rehearsal: Rehearsal, recipe: Any, machine: Machine) -> int:
@@ -80,58 +93,3 @@ def available(machine: Machine) -> int:
     import torch
 
     return int(torch.cuda.mem_get_info()[0])
-
-
-def changes(recipe: Any, inputs: Inputs, machine: Machine, now: Need) -> list[Change]:
-    """The three changes that would help most, each rehearsed."""
-    found = []
-    for overrides, changed in _candidates(recipe, machine):
-        size = predicted(rehearse(changed, inputs, machine), changed, machine)
-        found.append(Change(overrides, size, now.predicted - size))
-    return sorted((c for c in found if c.saves > 0), key=lambda change: -change.saves)[:3]
-
-
-def _candidates(recipe: Any, machine: Machine) -> list[tuple[list[str], Any]]:
-    """Changed recipes: a smaller micro-batch with the same step, gradient checkpointing, LoRA, 4 bits, shorter rows."""
-    trainer = recipe.trainer
-    size, pieces = (
-        trainer.get("per_device_train_batch_size", 8),
-        trainer.get("gradient_accumulation_steps", 1),
-    )
-    found: list[dict[str, Any]] = []
-    if size > 1:
-        smaller = {
-            "trainer.per_device_train_batch_size": size // 2,
-            "trainer.gradient_accumulation_steps": pieces * 2,
-        }
-        if recipe.stage == "ppo":
-            smaller["trainer.steps_per_generation"] = trainer.get("steps_per_generation", 1) * 2
-        found.append(smaller)
-    if not trainer.get("gradient_checkpointing", not machine.on_cpu):
-        found.append({"trainer.gradient_checkpointing": True})
-    if recipe.lora is None:
-        found.append({"lora": {}})
-    elif recipe.model.quantization == "none":
-        found.append({"model.quantization": "4bit"})
-    longest = "max_completion_length" if recipe.stage == "ppo" else "max_length"
-    if trainer.get(longest):
-        found.append({f"trainer.{longest}": trainer[longest] // 2})
-    return [
-        ([f"{key}={_told(value)}" for key, value in change.items()], _changed(recipe, change))
-        for change in found
-    ]
-
-
-def _told(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _changed(recipe: Any, change: dict[str, Any]) -> Any:
-    values = recipe.model_dump()
-    for key, value in change.items():
-        section, _, name = key.partition(".")
-        if name:
-            values[section][name] = value
-        else:
-            values[section] = value
-    return type(recipe).model_validate({**values, "source": recipe.source})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instructkit.plan.make import Plan, occupied
+from instructkit.plan.make import Plan, gib
 
 GIB = 2**30
 
@@ -15,6 +15,7 @@ def lines(plan: Plan) -> list[str]:
     return [
         *_parents(plan),
         *_data(plan),
+        *plan.inputs.notes(),
         *plan.machine.reasons,
         *found.notes,
         _steps(plan),
@@ -28,9 +29,11 @@ def lines(plan: Plan) -> list[str]:
 
 def _parents(plan: Plan) -> list[str]:
     told = []
-    for role, source in plan.inputs.parents.items():
-        adapter = f" with the adapter {source.adapter}" if source.adapter else ""
-        told.append(f"{role}: {source.name} = {source.base.replace(str(Path.home()), '~', 1)}{adapter}")
+    for parent in plan.parents:
+        adapter = f" with the adapter {parent.adapter}" if parent.adapter else ""
+        base = parent.base.replace(str(Path.home()), "~", 1)
+        told.append(f"{parent.role}: {parent.name} = {base}{adapter}; {parent.fit()}")
+    told += [f"warning: {warning}" for warning in plan.warnings]
     trained, every = plan.rehearsal.trained
     return [*told, f"parameters: {every:,}, of which {trained:,} are trained"]
 
@@ -55,7 +58,9 @@ def _rows(plan: Plan) -> list[str]:
     told.append(f"  {rows.shortest} {rows.bars()} {rows.longest}")
     if rows.learned is not None:
         told.append(f"  {rows.learned:.0%} of them are learned, the rest is read")
-    if rows.at_limit:
+    if rows.cut is not None:
+        told.append(f"  {rows.cut.told()}")
+    elif rows.at_limit and plan.recipe.stage != "sft":  # which tells its own rows
         told.append(f"  {rows.at_limit} rows reach max_length, and what is behind it is cut off")
     if rows.exact or rows.near:
         told.append(f"doubles among {rows.compared} rows: {rows.exact} exact, {rows.near} near")
@@ -73,14 +78,15 @@ def _steps(plan: Plan) -> str:
 def _memory(plan: Plan) -> list[str]:
     need, (rows, tokens) = plan.memory, plan.rehearsal.batch
     told = [f"memory at the longest batch, {rows} rows of {tokens} tokens (GiB):"]
-    told += [f"  weights, {role:<22} {size / GIB:8.2f}" for role, size in need.weights.items() if size]
-    told.append(f"  optimizer                       {need.optimizer / GIB:8.2f}")
+    told += [f"  {what:<31} {size / GIB:8.2f}" for what, size in need.components.items()]
     told += [
-        f"  in {phase + ', with gradients':<28} {size / GIB:8.2f}" for phase, size in need.phases.items()
+        f"  ({phase}: {size / GIB:.2f} beside weights and optimizer)"
+        for phase, size in need.phases.items()
+        if len(need.phases) > 1
     ]
     verdict = "it fits" if need.fits else "IT WILL NOT FIT"
     told.append(
-        f"  predicted peak                  {need.predicted / GIB:8.2f} of {need.available / GIB:.2f} free: {verdict}"
+        f"  predicted peak, in {need.peak:<12} {need.predicted / GIB:8.2f} of {need.available / GIB:.2f} free: {verdict}"
     )
     return told
 
@@ -102,15 +108,23 @@ def _time(plan: Plan) -> str:
 
 
 def _output(plan: Plan) -> str:
-    reason = occupied(plan.recipe)
-    return f"output: {plan.recipe.run.output}; {reason + '; ' if reason else ''}nothing was trained"
+    reason = f"{plan.occupied}; " if plan.occupied else ""
+    return f"output: {plan.recipe.run.output}; {reason}nothing was trained"
 
 
 def _changes(plan: Plan) -> list[str]:
-    return [
-        f"would help: {' '.join(change.overrides)} (saves {change.saves / GIB:.2f} GiB, then {change.predicted / GIB:.2f})"
+    told = [
+        f"would help: {' '.join(change.overrides)} (saves {gib(change.saves)}, then {gib(change.predicted)}"
+        f"{': it fits)' if change.fits else ': not enough alone)'}"
         for change in plan.changes
     ]
+    if plan.together is not None:
+        fits = "it fits" if plan.together.fits else "still too much"
+        told.append(
+            f"together: {' '.join(plan.together.overrides)} (saves {gib(plan.together.saves)}, "
+            f"then {gib(plan.together.predicted)}: {fits})"
+        )
+    return told
 
 
 def _duration(seconds: float) -> str:

@@ -16,8 +16,10 @@ from torch import Tensor
 from instructkit import adapters, models
 from instructkit.machine import Machine
 from instructkit.plan import rollout as ppo
-from instructkit.plan.ledger import Ledger, rehearsing
+from instructkit.plan.ledger import GRADIENTS, Ledger, rehearsing
 from instructkit.plan.listener import Listener
+from instructkit.plan.refusals import told_by_recipe
+from instructkit.plan.reuse import Kept, few, keep, rows_of_batch
 from instructkit.plan.statistics import Statistics, of_rows
 from instructkit.stages import MODULES
 from instructkit.stages.base import Frame, Inputs
@@ -59,25 +61,32 @@ class Rehearsal:
         weights: by role: the base, each adapter, a head.
         mapped: of a quantised base the file that it was read from, which a CPU's process goes on to map.
         gradients, optimizer: of everything that is trained.
-        phases: by name, the most that a phase holds beside weights and optimizer: activations, logits, caches, gradients.
+        parts: by phase, what it holds at its peak beside weights and optimizer: activations, logits, gradients, KV cache.
         batch: rows and tokens of the longest batch.
         steps: what the trainer will do: epochs, steps, rows, batches.
         rows: what the training rows are like.
         trained: number of trained parameters, and all.
         work: tokens, padding included, that one optimizer step reads without gradients, and that it learns.
+        kept: what a change of the recipe is rehearsed with, so that no data are prepared again.
     """
 
     weights: dict[str, int]
     gradients: int
     optimizer: int
-    phases: dict[str, int]
+    parts: dict[str, dict[str, int]]
     batch: tuple[int, int]
     steps: dict[str, Any]
     rows: Statistics
     trained: tuple[int, int]
     work: tuple[float, float]
+    kept: Kept
     mapped: int = 0
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """By name, the most that a phase holds beside weights and optimizer."""
+        return {phase: sum(parts.values()) for phase, parts in self.parts.items()}
 
     @property
     def total(self) -> int:
@@ -94,38 +103,47 @@ def on_paper(
     listener = Listener()
     with tempfile.TemporaryDirectory() as folder, models.weightless(), rehearsing() as ledger:
         frame = Frame(recipe, inputs, machine, Path(folder), listener, resume=False)
-        trainer, *rest = stage.prepare(frame)
+        with told_by_recipe(recipe):
+            trainer, *rest = stage.prepare(frame)
         yield trainer, rest, ledger, listener
 
 
-def rehearse(recipe: Any, inputs: Inputs, machine: Machine) -> Rehearsal:
+def rehearse(recipe: Any, inputs: Inputs, machine: Machine, known: Rehearsal | None = None) -> Rehearsal:
     """
     Build the trainer of a recipe on the meta device and take its heaviest step; nothing is loaded and nothing is left behind.
+
+    Args:
+        known: an earlier rehearsal of the same data, whose longest rows and figures are used again.
 
     Raises:
         InputError: for all that the stage refuses when it prepares its trainer.
     """
+    if known is not None:
+        inputs = few(recipe.stage, inputs, known.kept)
     with on_paper(recipe, inputs, machine) as (trainer, rest, ledger, listener):
         scorers = rest[-1] if recipe.stage == "ppo" else []
         bodies = {role: body.to("meta") for role, body in bodies_of(trainer, scorers).items()}
         every = list({id(p): p for body in bodies.values() for p in body.parameters()}.values())
         trained = [p for p in every if p.requires_grad]
+        _watch(ledger, trainer, trained)
+        kept = known.kept if known else keep(recipe.stage, trainer, inputs)
         if recipe.stage == "ppo":
-            phases, batch = ppo.phases(trainer, ledger, trained), ppo.shape(trainer)
+            parts, batch = ppo.phases(trainer, ledger, trained), ppo.shape(trainer)
         else:
-            longest = longest_batch(trainer)
-            phases, batch = {"step": _heaviest_step(trainer, longest, ledger, trained)}, _shape(longest)
-        said = of_rows(recipe.stage, trainer, rest[0], inputs.data)
+            longest = longest_batch(trainer, kept)
+            parts, batch = {"step": _heaviest_step(trainer, longest, ledger, trained)}, _shape(longest)
+        said = known.rows if known else of_rows(recipe.stage, trainer, rest[0], inputs.data)
         per_weight = STATE_BYTES.get(str(trainer.args.optim), ADAM_STATE_BYTES)
         return Rehearsal(
             weights=_weights(bodies, recipe.model.quantization),
             gradients=sum(p.numel() * p.element_size() for p in trained),
             optimizer=int(per_weight * sum(p.numel() for p in trained)),
-            phases=phases,
+            parts=parts,
             batch=batch,
-            steps=_steps(trainer),
+            steps=known.steps if known else _steps(trainer),
             rows=said,
             trained=(sum(p.numel() for p in trained), sum(p.numel() for p in every)),
+            kept=kept,
             work=ppo.work(trainer, said.p50, len(scorers)) if scorers else _work(trainer, batch, said.p95),
             mapped=_mapped(bodies) if recipe.model.quantization != "none" else 0,
             notes=listener.notes,
@@ -146,26 +164,34 @@ def bodies_of(trainer: Any, scorers: list[Any]) -> dict[str, Any]:
     return found
 
 
-def longest_batch(trainer: Any) -> dict[str, Tensor]:
+def longest_batch(trainer: Any, kept: Kept) -> dict[str, Tensor]:
     """The rows with the most tokens, as many as a device takes at once, through the trainer's own collator."""
-    rows = trainer.train_dataset
-    lengths = [max((len(v) for v in row.values() if isinstance(v, list)), default=0) for row in rows]
-    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
-    batch = trainer.data_collator([rows[i] for i in order[: trainer.args.per_device_train_batch_size]])
+    batch = trainer.data_collator(rows_of_batch(kept, trainer.args))
     return {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def _heaviest_step(trainer: Any, batch: dict[str, Tensor], ledger: Ledger, trained: list[Any]) -> int:
+def _watch(ledger: Ledger, trainer: Any, trained: list[Any]) -> None:
+    """Tell the ledger what logits and gradients look like."""
+    ledger.vocabulary = getattr(trainer.model.config.get_text_config(), "vocab_size", None)
+    shapes = [tuple(p.shape) for p in trained]
+    ledger.gradient_shapes = frozenset([*shapes, *(shape[::-1] for shape in shapes)])
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(lambda p: ledger.mark(p.grad, GRADIENTS))
+
+
+def _heaviest_step(
+    trainer: Any, batch: dict[str, Tensor], ledger: Ledger, trained: list[Any]
+) -> dict[str, int]:
     """The most that a forward and backward pass holds beside the weights, gradients of an earlier micro-batch included."""
     trainer.model.train()
-    before = ledger.now
+    before = ledger.begin()
     for _ in range(min(2, trainer.args.gradient_accumulation_steps)):
         ledger.forget_peak()
         loss = trainer.compute_loss(trainer.model, dict(batch))
         loss.backward()
         del loss
     forget_gradients(trained)
-    return ledger.peak - before
+    return ledger.held(before)
 
 
 def forget_gradients(trained: list[Any]) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from instructkit.encode import encode_prompt
-from instructkit.plan.ledger import Ledger
-from instructkit.ppo import rollout
+from instructkit.plan.ledger import CACHE, Ledger
+from instructkit.ppo import figures, rollout
 
 
-def phases(trainer: Any, ledger: Ledger, trained: list[Any]) -> dict[str, int]:
-    """The most that each phase of PPO holds beside the weights, in bytes."""
+def phases(trainer: Any, ledger: Ledger, trained: list[Any]) -> dict[str, dict[str, int]]:
+    """The most that each phase of PPO holds beside the weights, in bytes by what it is."""
     trainer.model.train()
     trainer.state_of_ppo.rollouts = trainer.args.value_warmup_steps + 1  # the critic's warm-up holds less
     batch = longest_rollout(trainer, trainer.args.generation_batch_size // trainer.accelerator.num_processes)
@@ -21,7 +23,7 @@ def phases(trainer: Any, ledger: Ledger, trained: list[Any]) -> dict[str, int]:
         name: x[: trainer.args.per_device_train_batch_size] if x.dim() else x for name, x in batch.items()
     }
     return {
-        "generation": _peak(ledger, trained, lambda: _generate(trainer, batch)),
+        "generation": _peak(ledger, trained, lambda: _generate(trainer, batch, ledger)),
         "reading": _peak(ledger, trained, lambda: _read(trainer, batch)),
         "update": _peak(ledger, trained, lambda: _update(trainer, micro)),
     }
@@ -70,20 +72,40 @@ def longest_rollout(trainer: Any, rows: int) -> dict[str, Tensor]:
     }
 
 
-def _peak(ledger: Ledger, trained: list[Any], work: Any) -> int:
-    before = ledger.now
-    ledger.forget_peak()
+def _peak(ledger: Ledger, trained: list[Any], work: Any) -> dict[str, int]:
+    before = ledger.begin()
     work()
     for parameter in trained:
         parameter.grad = None
-    return ledger.peak - before
+    return ledger.held(before)
+
+
+@contextlib.contextmanager
+def _marked_caches(ledger: Ledger) -> Iterator[None]:
+    """Within this context what a cache keeps of a layer is counted as cache, from the moment that it is there."""
+    from transformers.cache_utils import Cache
+
+    original = Cache.update
+
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kept = original(self, *args, **kwargs)
+        for tensor in kept:
+            if isinstance(tensor, Tensor):
+                ledger.mark(tensor, CACHE)
+        return kept
+
+    Cache.update = update
+    try:
+        yield
+    finally:
+        Cache.update = original
 
 
 @torch.no_grad()
-def _generate(trainer: Any, batch: dict[str, Tensor]) -> None:
+def _generate(trainer: Any, batch: dict[str, Tensor], ledger: Ledger) -> None:
     """The prompts read into a cache, and a cache of full length beside a layer of it that is made anew."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    with trainer._for_sampling(model):
+    with trainer._for_sampling(model), _marked_caches(ledger):
         ids, mask, positions = rollout.joined(batch)
         width = batch["prompt_ids"].size(1)
         out = model(
@@ -93,12 +115,13 @@ def _generate(trainer: Any, batch: dict[str, Tensor]) -> None:
             use_cache=True,
             logits_to_keep=1,
         )
-        grown = [
-            torch.empty(*x.shape[:-2], ids.size(1), x.size(-1), dtype=x.dtype, device="meta")
-            for layer in out.past_key_values.layers
-            for x in (layer.keys, layer.values)
-            if x is not None
-        ]
+        grown = []
+        for x in (x for layer in out.past_key_values.layers for x in (layer.keys, layer.values)):
+            if x is not None:
+                grown.append(
+                    torch.empty(*x.shape[:-2], ids.size(1), x.size(-1), dtype=x.dtype, device="meta")
+                )
+                ledger.mark(grown[-1], CACHE)
         del out, grown
 
 
@@ -125,8 +148,8 @@ def _update(trainer: Any, batch: dict[str, Tensor]) -> None:
     passes = trainer._passes_needed(batch)
     rows = -(-len(batch["prompt_ids"]) // passes)
     part = {name: x[:rows] if x.dim() else x for name, x in batch.items()}
-    trainer._far = torch.zeros((), device="meta")
+    trainer._of_step = figures.OfStep()
     for _ in range(min(2, passes * trainer.args.gradient_accumulation_steps)):
-        loss, _ = trainer._learn(trainer.model, part)
+        loss = trainer._learn(trainer.model, part)
         loss.backward()
         del loss

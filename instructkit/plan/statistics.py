@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from instructkit.data.sources import Rows
-from instructkit.encode import IGNORED
+from instructkit.encode import IGNORED, encode_prompt
 from instructkit.plan import duplicates
 from instructkit.plan.encoded import parts_of_rows
 
@@ -19,12 +19,32 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Rows that are cut at `max_length`, and the tokens behind it: their share of all, of prompts and of answers."""
+
+    rows: int
+    share: float
+    prompt_tokens: int
+    answer_tokens: int
+
+    def told(self) -> str:
+        """In words."""
+        every = self.prompt_tokens + self.answer_tokens
+        answers = self.answer_tokens / every
+        return (
+            f"max_length cuts {self.share:.1%} of all tokens, in {self.rows} rows: {every:,} tokens, {1 - answers:.0%} of them "
+            f"of prompts and {answers:.0%} of answers"
+        )
+
+
+@dataclass(frozen=True)
 class Statistics:
     """
     Of the training rows, in tokens as the trainer reads them; of a comparison both answers.
 
     Attributes:
         at_limit: rows that reach `max_length`, where what is behind it is cut off.
+        cut: how many tokens that is, of prompts and of answers; None where rows are not cut, or it cannot be told.
         learned: share of tokens that the loss looks at; None where it looks at scores.
         exact, near: rows with such a double before them, among `compared` rows.
         held_out_near: held-out rows with a near double among the training rows.
@@ -39,6 +59,7 @@ class Statistics:
     p95: int
     longest: int
     at_limit: int
+    cut: Cut | None
     learned: float | None
     exact: int
     near: int
@@ -61,7 +82,7 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
     """The statistics of a run's training rows, and how near the held-out rows are to them."""
     parts = [part for row in parts_of_rows(stage, trainer, tokenizer) for part in row]
     lengths = sorted(len(ids) for _, ids, _ in parts)
-    limit = getattr(trainer.args, "max_length", None)
+    limit = None if getattr(trainer.args, "packing", False) else getattr(trainer.args, "max_length", None)
     learned = sum(label != IGNORED for _, _, labels in parts for label in labels)
     trained = data.get("train", data.get("events"))
     held_out = data.get("eval", data.get("test"))
@@ -74,6 +95,7 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
         p50=lengths[len(lengths) // 2],
         p95=lengths[int(0.95 * (len(lengths) - 1))],
         longest=lengths[-1],
+        cut=_cut(trainer, tokenizer, trained, sum(lengths)) if stage == "sft" else None,
         at_limit=sum(limit is not None and length >= limit for length in lengths),
         learned=learned / sum(lengths) if stage in ("sft", "lora-update") else None,
         exact=exact,
@@ -83,6 +105,48 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
         histogram=histogram(lengths),
         scripts=scripts(texts[:1000]),
     )
+
+
+def _cut(trainer: Any, tokenizer: Any, rows: Rows, kept: int) -> Cut | None:
+    """Rows encoded whole where they are long enough to be cut; a token is at least one byte."""
+    args = trainer.args
+    if args.max_length is None or (args.packing and args.packing_strategy != "bfd"):
+        return None
+    cuts = [_behind(args.max_length, *_whole(tokenizer, row)) for row in rows.rows if _may_exceed(row, args)]
+    cuts = [each for each in cuts if any(each)]
+    prompt, answer = (sum(side) for side in zip(*cuts, strict=True)) if cuts else (0, 0)
+    if not prompt + answer:
+        return None
+    left_out = 0 if args.packing else max(0, len(rows.rows) - len(trainer.train_dataset))
+    every = kept + prompt + answer + left_out * args.max_length
+    return Cut(len(cuts), (prompt + answer) / every, prompt, answer)
+
+
+def _may_exceed(row: dict[str, Any], args: Any) -> bool:
+    turns = len(row.get("messages", ())) + 2
+    return len(duplicates.text_of(row).encode("utf-8", "replace")) + 64 * turns > args.max_length
+
+
+def _whole(tokenizer: Any, row: dict[str, Any]) -> tuple[int, int]:
+    """Tokens of the prompt, and of the whole row."""
+    if "messages" in row:
+        whole = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=True)["input_ids"]
+        return len(encode_prompt(tokenizer, row["messages"][:-1])) if len(row["messages"]) > 1 else 0, len(
+            whole
+        )
+    if "text" in row:
+        return 0, len(tokenizer(row["text"])["input_ids"]) + 1
+    prompt, answer = row["prompt"], row["completion"]
+    if isinstance(prompt, str):
+        return len(encode_prompt(tokenizer, prompt)), len(tokenizer(prompt + answer)["input_ids"]) + 1
+    whole = tokenizer.apply_chat_template([*prompt, *answer], tokenize=True, return_dict=True)["input_ids"]
+    return len(encode_prompt(tokenizer, prompt)), len(whole)
+
+
+def _behind(limit: int, prompt: int, whole: int) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer that lie behind a limit."""
+    cut, of_prompt = max(0, whole - limit), max(0, min(prompt, whole) - limit)
+    return of_prompt, cut - of_prompt
 
 
 def _near_held_out(held_out: Rows | None, texts: list[str]) -> int | None:

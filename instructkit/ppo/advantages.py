@@ -25,11 +25,12 @@ def gae(
         lam: 0 gives the one-step error, 1 the reward-to-go minus the value; one for all, or one a response, `(B,)`.
 
     Returns:
-        Advantages and returns, `(B, T)` float32, zero outside the mask; not whitened.
+        Advantages and returns, `(B, T)` float32 (float64 where the values are), zero outside the mask; not whitened.
 
     Source: Schulman et al. 2016 (1506.02438), equation 16.
     """
-    rewards, values = rewards.float(), values.float()
+    precise = torch.promote_types(values.dtype, torch.float32)
+    rewards, values = rewards.to(precise), values.to(precise)
     advantages = torch.zeros_like(values)
     carried = torch.zeros_like(values[:, 0])
     next_value = torch.zeros_like(values[:, 0])

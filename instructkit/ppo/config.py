@@ -170,3 +170,16 @@ class PPOConfig(RLOOConfig):
     def mini_batches(self) -> int:
         """Optimizer steps in one epoch over a rollout."""
         return self.steps_per_generation // self.gradient_accumulation_steps
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts that one rollout answers, over all processes."""
+        return self.generation_batch_size // self.num_generations
+
+    def rollouts(self, prompts: int | None) -> float:
+        """How many rollouts a run over so many prompts makes; `prompts` is None where nobody can count them."""
+        if self.max_steps > 0:
+            return self.max_steps / (self.num_iterations * self.mini_batches)
+        return (
+            float("inf") if prompts is None else self.num_train_epochs * (prompts // self.prompts_per_rollout)
+        )

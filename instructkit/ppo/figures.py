@@ -16,6 +16,8 @@ Gather = Callable[[Tensor], Tensor]
 
 
 LARGEST = ("_max", "_error")  # names so ending tell the largest of their parts, all others a mean
+COUNTERS = ("episode",)  # told as they stand
+TOTALS = ("policy/ratios_clamped",)  # told as the sum since the last line of the log
 
 
 def of_scores(raw: Tensor, used: Tensor, lengths: Tensor, ended: Tensor, gather: Gather) -> dict[str, Any]:
@@ -103,33 +105,73 @@ def of_estimates(
     }
 
 
-def of_update(policy: Any, value: Any, policy_share: Tensor, value_share: Tensor) -> dict[str, Any]:
-    """One micro-batch of an update; losses are per token of the optimizer step, and the shares scale them back to this part."""
-    found = {"loss/value_avg": value.loss.detach() * value_share, "val/clipfrac_avg": value.clip_fraction}
-    if policy is None:
-        return found
-    return {
-        **found,
-        "loss/policy_avg": policy.loss.detach() * policy_share,
-        "policy/clipfrac_avg": policy.clip_fraction,
-        "policy/approxkl_avg": policy.approx_kl,
-        "policy/ratio_max": policy.ratio_max,
-        "val/ratio": policy.ratio_mean,
-        "val/ratio_var": policy.ratio_var,
-    }
+class OfStep:
+    """
+    Figures of one optimizer step: sums over its passes, micro-batches and processes, divided once.
+
+    A figure is a mean over the tokens that its loss learns from, so it does not depend on how the step was cut into parts.
+    """
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+        self.largest: list[Tensor] = []
+
+    def add(
+        self, policy: Any, value: Any, policy_tokens: Tensor, value_tokens: Tensor, gap: Tensor | None = None
+    ) -> None:
+        """
+        Take in one pass.
+
+        Args:
+            policy: of `losses.policy_loss`, its loss over the tokens of the step; None while the critic learns alone.
+            value: of `losses.value_loss`, likewise.
+            policy_tokens, value_tokens: actions of this pass that each looks at.
+            gap: largest distance of a ratio from 1, where no step has been taken on this rollout.
+        """
+        n, m = value_tokens.double(), policy_tokens.double()
+        sums = [n, value.loss.detach(), n * value.clip_fraction]
+        if policy is None:
+            sums += [torch.zeros_like(m)] * 7
+        else:
+            mean = policy.ratio_mean - 1  # moments about 1, where ratios lie, lose no digits
+            sums += [m, policy.loss.detach(), m * policy.clip_fraction, m * policy.approx_kl, m * mean]
+            sums += [m * (policy.ratio_var + mean.square()), policy.clamped]
+        nothing = torch.full_like(m, -1.0)
+        largest = [policy.ratio_max if policy is not None else nothing, nothing if gap is None else gap]
+        self.sums.append(torch.stack([x.double() for x in sums]))
+        self.largest.append(torch.stack([x.double() for x in largest]))
+
+    def told(self, gather: Gather) -> dict[str, Any]:
+        """The figures over all processes; those of the policy only where it had tokens to learn from."""
+        mine = torch.cat([torch.stack(self.sums).sum(0), torch.stack(self.largest).amax(0)])
+        rows = gather(mine.unsqueeze(0))
+        n, value, clipped_values, m, policy, clipped, kl_, first, second, clamped = rows[:, :-2].sum(0)
+        ratio_max, gap = rows[:, -2:].amax(0)
+        found = {"loss/value_avg": value, "val/clipfrac_avg": clipped_values / n.clamp(min=1)}
+        if gap >= 0:
+            found["policy/first_pass_ratio_error"] = gap
+        if m == 0:
+            return found
+        return {
+            **found,
+            "loss/policy_avg": policy,
+            "policy/clipfrac_avg": clipped / m,
+            "policy/approxkl_avg": kl_ / m,
+            "policy/ratio_max": ratio_max,
+            "policy/ratios_clamped": clamped,
+            "val/ratio": 1 + first / m,
+            "val/ratio_var": second / m - (first / m).square(),
+        }
 
 
-def over_parts(parts: list[tuple[Tensor, dict[str, Any]]]) -> dict[str, Any]:
-    """Figures of a micro-batch from tokens and figures of each of its passes: weighted means, the largest of each maximum."""
-    weights = torch.stack([weight for weight, _ in parts]).float()
-    weights = weights / weights.sum().clamp(min=1)
-    found = {}
-    for name in parts[0][1]:
-        column = torch.stack([torch.as_tensor(told[name]).float() for _, told in parts])
-        found[name] = (
-            column.max() if name.endswith(LARGEST) else torch.where(weights > 0, weights * column, 0.0).sum()
-        )
-    return found
+def over_a_window(name: str, values: list[float]) -> list[float]:
+    """What the mean of a line of the log should see of its notes: the largest, the last or the sum, where a mean would lie."""
+    known = [value for value in values if value == value]
+    if name in COUNTERS:
+        return known[-1:]
+    if name in TOTALS:
+        return [sum(known)] if known else []
+    return [max(known)] if known and name.endswith(LARGEST) else known
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:

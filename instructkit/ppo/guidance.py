@@ -63,6 +63,11 @@ def _values_throttled(figures: Figures, config: Any) -> bool:
     return clip is not None and mean is not None and mean > 5 * clip
 
 
+def _score_fades(figures: Figures, config: Any) -> bool:
+    mean = _mean(figures, "policy/score_decay")
+    return mean is not None and mean < 0.01
+
+
 def _first_pass(figures: Figures, config: Any) -> bool:
     values = figures["policy/first_pass_ratio_error"]
     return bool(values) and max(values) > (1e-2 if config.bf16 or config.fp16 else 1e-5)
@@ -72,8 +77,8 @@ RULES = (
     Rule(
         "the first pass over a rollout has ratios other than 1",
         _first_pass,
-        "sampling and training do not score alike. The four usual causes: dropout is on, the temperatures differ, positions "
-        "are wrong under padding, or the number formats differ",
+        "the rollout and its update do not score alike. The usual causes: dropout is on, positions are wrong under padding, or "
+        "the number formats differ",
     ),
     Rule(
         "the KL to the reference stays negative",
@@ -108,7 +113,7 @@ RULES = (
     ),
     Rule(
         "a score at the end hardly reaches the first token (lam ** length below 0.01)",
-        lambda figures, config: 0 <= (_mean(figures, "policy/score_decay") or 1.0) < 0.01,
+        _score_fades,
         "raise lam towards 1, or set length_adaptive_alpha",
     ),
     Rule(
@@ -145,7 +150,7 @@ class Guidance(TrainerCallback):
                 self.figures[name].append(value)
                 if not self.figures["first " + name]:
                     self.figures["first " + name].append(value)
-        self.figures["rollouts"].append((self.figures["rollouts"] or [0])[-1] + 1)
+        self.figures["rollouts"].append(state.global_step / (args.num_iterations * args.mini_batches))
         for rule in RULES:
             if rule.name not in self.told and rule.broken(self.figures, args):
                 self.told.add(rule.name)

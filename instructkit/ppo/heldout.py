@@ -68,7 +68,7 @@ def measure(trainer: Any, rows: list[dict[str, Any]], judges: dict[str, Judge]) 
 
 def _of_batch(trainer: Any, sampled: Any, judges: dict[str, Judge]) -> dict[str, torch.Tensor]:
     mask, penalty = sampled.batch["response_mask"], {}
-    if trainer.beta:
+    if trainer.has_reference():
         reading = rollout.read(trainer.model, sampled.batch, temperature=trainer.temperature)
         reference = trainer.reference_logprobs(sampled.batch)
         penalty["kl"] = torch.where(mask, reading.logprobs - reference, 0.0).sum(1)

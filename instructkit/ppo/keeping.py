@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from instructkit.ppo import figures, heldout, rollout
 from instructkit.ppo.critic import copy_state, load_state
@@ -70,11 +73,13 @@ class Keeping:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        """The critic's file first: Trainer's last act is to delete older checkpoints, so this one has to be whole by then."""
         if self.accelerator.is_main_process:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             saved = {"critic": copy_state(self._unwrapped_critic()), "state": self.state_of_ppo.saved()}
-            torch.save({**saved, "step": self._step}, folder / CRITIC_FILE)
+            _write_whole({**saved, "step": self._step}, folder / CRITIC_FILE)
+        super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -87,6 +92,8 @@ class Keeping:
         self._load_critic(self.state.best_model_checkpoint)
 
     def _load_critic(self, checkpoint: str) -> dict[str, Any]:
+        if not (Path(checkpoint) / CRITIC_FILE).is_file():
+            raise ValueError(f"{checkpoint} has no {CRITIC_FILE}: it is half a checkpoint, or not one of PPO")
         saved = torch.load(Path(checkpoint) / CRITIC_FILE, map_location="cpu", weights_only=True)
         load_state(self._unwrapped_critic(), saved["critic"])
         if self._settle is not None:
@@ -94,6 +101,13 @@ class Keeping:
         return saved
 
     # -- the log ------------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL, but for maxima and counters, of which it would tell the mean since the last line."""
+        noted = self._metrics["train" if self.model.training else "eval"]
+        for name, values in noted.items():
+            noted[name] = figures.over_a_window(name, values)
+        super().log(logs, start_time)
 
     def _note(self, name: str, value: Any) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(float(value))
@@ -117,7 +131,7 @@ class Keeping:
         gather, mask = self.accelerator.gather, sampled.batch["response_mask"]
         told = figures.of_scores(sampled.raw, sampled.used, mask.sum(1), sampled.ended, gather)
         told |= figures.of_entropy(old.logprobs, mask, gather)
-        if self.beta:
+        if self.has_reference():
             told |= figures.of_penalty(old.logprobs, reference, mask, self.state_of_ppo.beta, gather)
         told["objective/rlhf_reward"] = told["objective/scores"] + told.get("objective/non_score_reward", 0.0)
         told["completions/distinct_2"] = gather(
@@ -129,6 +143,30 @@ class Keeping:
         told["eps"] = len(sampled.raw) * self.accelerator.num_processes / (now - self._started)
         self._started = now
         self._note_all(told)
+
+
+def _write_whole(saved: dict[str, Any], path: Path) -> None:
+    """A file that is all there or not at all, whenever the machine stops."""
+    beside = path.with_name(f"{path.name}.part")
+    with beside.open("wb") as file:
+        torch.save(saved, file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def set_aside_halves(folder: Path) -> list[Path]:
+    """
+    Rename checkpoints that were interrupted in the middle, so that the last whole one is the last.
+
+    Returns:
+        Where they are now, `half-checkpoint-N` each.
+    """
+    found = []
+    for checkpoint in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+        if not all((checkpoint / name).is_file() for name in (CRITIC_FILE, TRAINER_STATE_NAME)):
+            found.append(checkpoint.rename(checkpoint.with_name(f"half-{checkpoint.name}")))
+    return found
 
 
 class _OnRolloutBorders(TrainerCallback):

@@ -12,7 +12,11 @@ from instructkit.ppo.masks import masked_mean
 
 
 class PolicyLoss(NamedTuple):
-    """The loss, and over the same tokens: share clipped, approximate KL (nats), mean, variance and maximum of the ratio."""
+    """
+    The loss, and over the same tokens: share clipped, approximate KL (nats), mean, variance and maximum of the ratio.
+
+    `clamped` counts the tokens whose log-ratio met the guard of `LOG_RATIO_LIMIT` nats (L-3).
+    """
 
     loss: Tensor
     clip_fraction: Tensor
@@ -20,6 +24,7 @@ class PolicyLoss(NamedTuple):
     ratio_mean: Tensor
     ratio_var: Tensor
     ratio_max: Tensor
+    clamped: Tensor
 
 
 class ValueLoss(NamedTuple):
@@ -67,8 +72,10 @@ def policy_loss(
         )
         variance = masked_mean((ratio - mean).square(), mask)
         largest = torch.where(mask, ratio, 0.0).max()
+        clamped = (log_ratio.abs() > LOG_RATIO_LIMIT).sum()
     loss = loss if weights is None else loss * weights
-    return PolicyLoss(masked_mean(loss, mask, denominator), fraction, approx_kl, mean, variance, largest)
+    whole = masked_mean(loss, mask, denominator)
+    return PolicyLoss(whole, fraction, approx_kl, mean, variance, largest, clamped)
 
 
 @torch.no_grad()

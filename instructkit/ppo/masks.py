@@ -42,6 +42,10 @@ def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor | float | None
     return masked_sum(values, mask) / count.clamp(min=1)
 
 
+def _precise(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 Reduce = Callable[[Tensor], Tensor]  # sums a tensor of statistics over processes
 
 
@@ -52,13 +56,13 @@ def alone(statistics: Tensor) -> Tensor:
 
 def moments(values: Tensor, mask: Tensor, reduce: Reduce = alone) -> tuple[Tensor, Tensor]:
     """
-    Mean and population variance over True positions of all processes, in float32, in two passes.
+    Mean and population variance over True positions of all processes, at least in float32, in two passes.
 
     Args:
         reduce: sums the statistics `[n, sum]`, then `[sum of squared deviations]`, over processes.
     """
-    values = torch.where(mask, values.float(), 0.0)
-    count, total = reduce(torch.stack([mask.sum().float(), values.sum()]))
+    values = torch.where(mask, _precise(values), 0.0)
+    count, total = reduce(torch.stack([mask.sum().to(values.dtype), values.sum()]))
     mean = total / count.clamp(min=1)
     squares = reduce(torch.where(mask, values - mean, 0.0).square().sum().unsqueeze(0))[0]
     return mean, squares / count.clamp(min=1)
@@ -70,7 +74,7 @@ def whiten(
     """
     `(x - mean) / (std + epsilon)` over True positions of all processes; zero elsewhere (A-3).
 
-    Population variance in float32, so that one token gives a finite 0 and not NaN.
+    Population variance, at least in float32, so that one token gives a finite 0 and not NaN.
 
     Args:
         keep_mean: change the scale alone, `(x - mean) / (std + epsilon) + mean` (S-7).
@@ -79,5 +83,5 @@ def whiten(
     Source: Huang et al. 2024 (2403.17031), section 3; Xu et al. 2024 (2404.10719), section 5.
     """
     mean, variance = moments(values, mask, reduce)
-    white = (values.float() - mean) / (variance.sqrt() + epsilon)
+    white = (_precise(values) - mean) / (variance.sqrt() + epsilon)
     return torch.where(mask, white + mean if keep_mean else white, 0.0)

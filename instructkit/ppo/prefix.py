@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from instructkit.ppo import masks
+
 WORTH = 1 / 8  # of the tokens of a batch must be saved, for a second pass through the layers costs time too
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # angles that change with the longest position of a call
 
@@ -40,13 +42,19 @@ def states(
     count = shared_tokens(input_ids, attention_mask, needed) if shares_beginnings(body) else 0
     if count * (len(input_ids) - 1) < max(1.0, WORTH * input_ids.numel()):
         return body(**inputs, use_cache=False).last_hidden_state, 0
+    return _from_beginning(body, inputs, count), count
+
+
+def _from_beginning(body: Any, inputs: dict[str, Tensor], count: int) -> Tensor:
+    """The states behind `count` shared tokens; a row that began further right has a gap between its beginning and its rest."""
+    input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
     starts = first_tokens(attention_mask)
     cache = _read_once(body, input_ids[:1, starts[0] : starts[0] + count], len(input_ids))
     columns = torch.arange(count, input_ids.size(1), device=input_ids.device)
     unread = attention_mask[:, count:] * (columns >= (starts + count).unsqueeze(1))
-    inputs = {name: tensor[:, count:] for name, tensor in inputs.items()}
-    inputs["attention_mask"] = torch.cat([unread.new_ones(len(input_ids), count), unread], dim=1)
-    return body(**inputs, past_key_values=cache, use_cache=True).last_hidden_state, count
+    rest = {name: tensor[:, count:] for name, tensor in inputs.items()}
+    rest["attention_mask"] = torch.cat([unread.new_ones(len(input_ids), count), unread], dim=1)
+    return body(**rest, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 def _read_once(body: Any, beginning: Tensor, rows: int) -> DynamicCache:
@@ -82,8 +90,9 @@ def shared_tokens(input_ids: Tensor, attention_mask: Tensor, needed: int) -> int
 
 def shares_beginnings(body: Any) -> bool:
     """
-    Whether this model can go on from keys and values: full attention in every layer, angles that depend on positions alone.
+    Whether this model can go on from keys and values: full attention in every layer, distances by positions alone.
 
+    A model that measures distance by column (ALiBi as in MPT, windows as in GPT-Neo) would see the gap as words.
     Gradient checkpointing drops the cache of a pass in training mode, so it excludes sharing.
     """
     if getattr(body, "gradient_checkpointing", False) and body.training:
@@ -100,6 +109,8 @@ def _full_attention(body: Any) -> bool:
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     if any(kind.get("rope_type") in _LENGTH_DEPENDENT_ROPE for kind in kinds):
         return False
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # a window of GPT-Neo counts columns
+        return False
     layers = DynamicCache(config=config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
@@ -110,16 +121,19 @@ def _same_states(body: Any) -> bool:
     was_training = body.training
     body.eval()
     try:
-        ids = torch.arange(12, device=body.get_input_embeddings().weight.device).remainder(7).view(2, 6)
-        ids[:, :3] = ids[0, :3]
-        whole = body(input_ids=ids, use_cache=False).last_hidden_state
-        rest = body(input_ids=ids[:, 3:], past_key_values=_read_once(body, ids[:1, :3], 2), use_cache=True)
-        looks_ahead = (whole[0, :3] - whole[1, :3]).abs().max()
-        gap = (rest.last_hidden_state - whole[:, 3:]).abs().max()
+        ids = torch.arange(16, device=body.get_input_embeddings().weight.device).remainder(7).view(2, 8)
+        ids[1, 2:5] = ids[0, :3]
+        mask = torch.ones_like(ids)
+        mask[1, :2] = 0  # the shorter row, whose beginning stands apart from its rest once it is shared
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": masks.position_ids(mask)}
+        whole = body(**inputs, use_cache=False).last_hidden_state
+        rest = _from_beginning(body, inputs, 3)
+        looks_ahead = (whole[0, :3] - whole[1, 2:5]).abs().max()
+        gap = max((rest[0] - whole[0, 3:]).abs().max(), (rest[1, 2:] - whole[1, 5:]).abs().max())
     except Exception:  # a model that takes no cache, or another kind of it, reads every row whole
         return False
     finally:
         body.train(was_training)
     rounding = 1e-4 if whole.dtype == torch.float32 else 2e-2
-    size = whole.abs().max()
+    size = whole[mask.bool()].abs().max()
     return bool(looks_ahead <= 1e-4 * size) and bool(gap <= rounding * size)

@@ -188,12 +188,17 @@ class Sampling:
                 reading = self._read(self.model, batch, entropy=True)
                 values = self._values(self.model, batch, reading)
                 self._kept = (reading, values)
+                if (
+                    not self._checked
+                ):  # this reading would be compared with itself: read once more, in another layout
+                    with torch.no_grad():
+                        self._second_reading, self._checked = self._read_in_parts(batch)[0].logprobs, True
                 read = Reading(*(x.detach() for x in reading)), values.detach()
             else:
                 with torch.no_grad():
                     read = self._read_in_parts(batch)
             started = time.perf_counter()
-            reference = self.reference_logprobs(batch) if self.beta else read[0].logprobs
+            reference = self.reference_logprobs(batch) if self.has_reference() else read[0].logprobs
             self._note("time/reference", time.perf_counter() - started)
             return *read, reference
 
@@ -222,6 +227,10 @@ class Sampling:
 
     def _unwrapped_critic(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.critic)
+
+    def has_reference(self) -> bool:
+        """Whether a KL can be told: with a penalty, and without one where the reference is the policy's own base."""
+        return bool(self.beta) or self._reference is not None
 
     def reference_logprobs(self, batch: dict[str, Tensor]) -> Tensor:
         """Log-probabilities `(B, T)` of the responses of a batch under the frozen reference, in nats."""

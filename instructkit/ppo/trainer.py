@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import RLOOTrainer
 
-from instructkit.ppo import rollout
+from instructkit.ppo import figures, rollout
 from instructkit.ppo.config import PPOConfig
 from instructkit.ppo.keeping import Keeping
 from instructkit.ppo.ptx import Row, TextRows
@@ -127,29 +127,27 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         self._rollout: dict[str, Tensor] | None = None
         # A rollout's own reading with its graph, where that is the first pass of its update (see `_read_rollout`).
         self._kept: tuple[Reading, Tensor] | None = None
-        self._left_early = False
+        # Of the first rollout, where its own was kept: what the first pass is compared with.
+        self._second_reading: Tensor | None = None
+        self._checked = False
+        self._of_step = figures.OfStep()
+        self._left_early, self._norm_of_text = False, 0.0
         self._started = self._rollout_done = time.perf_counter()
         self.watch()
 
     def _refuse_what_would_train_nothing(self) -> None:
         """Fewer prompts than a rollout, or a warm-up as long as the run: Trainer would end without a word."""
-        args, size = self.args, self.args.generation_batch_size // self.num_generations
-        if hasattr(self.train_dataset, "__len__"):
-            prompts = len(self.train_dataset)
-            if prompts < size:
-                raise ValueError(
-                    f"{prompts} prompts are fewer than one rollout of {size} (per_device_train_batch_size x "
-                    "steps_per_generation x processes): nothing would be trained"
-                )
-            passes = args.num_train_epochs * (prompts // size)
-        else:
-            passes = float("inf")
-        steps = args.num_iterations * args.mini_batches
-        rollouts = args.max_steps / steps if args.max_steps > 0 else passes
-        if 0 < rollouts <= args.value_warmup_steps:
+        prompts = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        size, rollouts = self.args.prompts_per_rollout, self.args.rollouts(prompts)
+        if prompts is not None and prompts < size:
             raise ValueError(
-                f"value_warmup_steps is {args.value_warmup_steps} and the run has {rollouts:g} rollouts: the policy would never "
-                "be trained; lower the one or raise max_steps"
+                f"{prompts} prompts are fewer than one rollout of {size} (per_device_train_batch_size x "
+                "steps_per_generation x processes): nothing would be trained"
+            )
+        if 0 < rollouts <= self.args.value_warmup_steps:
+            raise ValueError(
+                f"value_warmup_steps is {self.args.value_warmup_steps} and the run has {rollouts:g} rollouts: the policy "
+                "would never be trained; lower the one or raise max_steps"
             )
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:

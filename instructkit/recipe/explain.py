@@ -13,18 +13,22 @@ from pydantic.fields import FieldInfo
 
 from instructkit.errors import InputError
 from instructkit.recipe import field_docs, trainer_fields
-from instructkit.recipe.schema import RECIPES, STAGES, sections
+from instructkit.recipe.schema import MOST, RECIPES, STAGES, sections
 from instructkit.recipe.yaml_core import inline
 
 REQUIRED = "required"
+EXTENDS = "A recipe, or several, that this one is laid over; paths are relative to this file."
 _UNITS = {
-    "_length": "tokens",
+    "max_length": "tokens",
+    "max_completion_length": "tokens",
+    "max_length_of_text": "tokens",
+    "_characters": "characters",
     "_tokens": "tokens",
     "_nats": "nats",
     "_seconds": "seconds",
     "_steps": "steps",
     "_epochs": "epochs",
-    "learning_rate": "per optimizer step",
+    "_days": "days",
     "batch_size": "rows",
 }
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
@@ -53,10 +57,14 @@ def explain(name: str) -> Topic:
     parts = [part for part in name.split(".") if part]
     stage = parts[0] if parts else ""
     if stage not in STAGES:
-        raise InputError(f"no stage is called {stage!r}", hint=_nearest(stage, list(STAGES), "stages are"))
+        raise InputError(f"no stage is called {stage!r}", hint=_meant(parts))
     here = _recipe(stage)
     for part in parts[1:]:
         inner = {topic.name.rpartition(".")[2]: topic for topic in here.parts}
+        if part in trainer_fields.OURS and here.name == f"{stage}.trainer":
+            raise InputError(f"`{here.name}.{part}` is not set here", hint=trainer_fields.OURS[part])
+        if not inner:
+            raise InputError(f"`{here.name}` has no parts", hint=f"`instructkit explain {here.name}`")
         if part not in inner:
             raise InputError(f"`{here.name}` has no `{part}`", hint=_elsewhere(part, stage, sorted(inner)))
         here = inner[part]
@@ -69,7 +77,8 @@ def _recipe(stage: str) -> Topic:
         _section(f"{stage}.{name}", section, recipe.model_fields[name])
         for name, section in sections(recipe).items()
     ]
-    return Topic(stage, recipe.__doc__ or "", "recipe", parts=(*parts, _trainer(stage)))
+    above = Topic(f"{stage}.extends", EXTENDS, "str | list of str", "left out")
+    return Topic(stage, recipe.__doc__ or "", "recipe", parts=(above, *parts, _trainer(stage)))
 
 
 def _section(name: str, section: type[BaseModel], field: FieldInfo | None) -> Topic:
@@ -80,7 +89,7 @@ def _section(name: str, section: type[BaseModel], field: FieldInfo | None) -> To
 
 def _field(name: str, field: FieldInfo) -> Topic:
     default = REQUIRED if field.is_required() else inline(field.get_default(call_default_factory=True))
-    return Topic(name, field.description or "", _kind(field), default, _unit(name))
+    return Topic(name, field.description or "", _kind(field), default, _unit(name, _kind(field)))
 
 
 def _trainer(stage: str) -> Topic:
@@ -109,7 +118,7 @@ def _trl(prefix: str, fields: str, config: str) -> tuple[Topic, ...]:
         meaning, source = field_docs.meaning(config, name) or ("", "TRL")
         kind = " | ".join(field["types"]) if "choices" not in field else " | ".join(field["choices"])
         default = inline(field["default"])
-        found.append(Topic(f"{prefix}.{name}", meaning, kind, default, _unit(name), source))
+        found.append(Topic(f"{prefix}.{name}", meaning, kind, default, _unit(name, kind), source))
     return tuple(found)
 
 
@@ -118,7 +127,7 @@ def _kind(field: FieldInfo) -> str:
         f"{word} {getattr(rule, key):g}"
         for rule in field.metadata
         for key, word in _BOUNDS.items()
-        if getattr(rule, key, None) is not None
+        if getattr(rule, key, None) is not None and getattr(rule, key) != MOST
     ]
     return ", ".join([_annotation(field.annotation), *bounds])
 
@@ -129,7 +138,12 @@ def _annotation(kind: Any) -> str:
         return " | ".join(dict.fromkeys(_annotation(part) for part in inner))
     if origin is typing.Annotated:
         bounds = [rule for part in inner[1:] for rule in getattr(part, "metadata", [part])]
-        told = [f"{_BOUNDS[key]} {getattr(b, key):g}" for b in bounds for key in _BOUNDS if hasattr(b, key)]
+        told = [
+            f"{_BOUNDS[key]} {getattr(b, key):g}"
+            for b in bounds
+            for key in _BOUNDS
+            if getattr(b, key, MOST) not in (None, MOST)
+        ]
         return " ".join([_annotation(inner[0]), *([f"({', '.join(told)})"] if told else [])])
     if origin is typing.Literal:
         return " | ".join(map(str, inner))
@@ -138,13 +152,26 @@ def _annotation(kind: Any) -> str:
     return "null" if kind is type(None) else getattr(kind, "__name__", str(kind)).lower()
 
 
-def _unit(name: str) -> str:
-    return next((unit for end, unit in _UNITS.items() if name.endswith(end)), "")
+def _unit(name: str, kind: str) -> str:
+    """The unit that a name ends in, where the value is a number."""
+    is_number = {"int", "float"} & set(kind.replace(",", " ").split())
+    return next((unit for end, unit in _UNITS.items() if is_number and name.endswith(end)), "")
 
 
 def _nearest(given: str, names: list[str], otherwise: str) -> str:
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else f"{otherwise} {', '.join(names)}"
+
+
+def _meant(parts: list[str]) -> str:
+    """The stage that is near; of a name without its stage, the first stage that has it."""
+    stage = parts[0] if parts else ""
+    if not difflib.get_close_matches(stage, STAGES, n=1, cutoff=0.6):
+        for recipe in map(_recipe, STAGES if parts else ()):
+            names = [topic.name for part in recipe.parts for topic in (part, *part.parts)]
+            if found := next((name for name in names if name.endswith(f".{'.'.join(parts)}")), None):
+                return f"did you mean {found}?"
+    return _nearest(stage, list(STAGES), "stages are")
 
 
 def _elsewhere(part: str, stage: str, names: list[str]) -> str:

@@ -64,6 +64,8 @@ def _field(name: str, field: dict[str, Any]) -> dict[str, Any]:
         made["exclusiveMinimum"] = 0
     if name in trainer_fields.NOT_BELOW_0:
         made["minimum"] = 0
+    if name in trainer_fields.BELOW_1:
+        made["exclusiveMaximum"] = 1
     return made
 
 

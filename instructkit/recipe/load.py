@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,29 +12,13 @@ from instructkit.errors import Fault, InputError, RecipeError
 from instructkit.recipe import trainer_fields
 from instructkit.recipe.document import Document, Place, dotted
 from instructkit.recipe.overrides import apply_override
+from instructkit.recipe.paths import shown
 from instructkit.recipe.reading import read_document
 from instructkit.recipe.rules import contradictions
-from instructkit.recipe.schema import RECIPES, STAGES, Weighted, sections
+from instructkit.recipe.schema import RECIPES, STAGES, sections
+from instructkit.recipe.wording import faults_of, nearest, shown_value
 
-_EXAMPLES = {
-    "model": "write `model: {name: runs/sft}`",
-    "data": "write `data: {train: my.jsonl}`",
-    "run": "write `run: {output: runs/mine}`",
-    "reward": "write `reward: [{model: runs/reward}]`",
-    "feedback": "write `feedback: {events: my.jsonl}`",
-    "lora": "write `lora: {r: 16}`, or `lora: {}` for the defaults",
-    "trainer": "write `trainer: {learning_rate: 1.0e-5}`",
-}
-_ALIASES = {
-    "fp16": "float16",
-    "half": "float16",
-    "bf16": "bfloat16",
-    "fp32": "float32",
-    "dpo": "lora-update",
-    "kto": "lora-update",
-    "rm": "reward",
-    "rlhf": "ppo",
-}
+MOST_FAULTS = 100  # of a recipe that are told; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -75,8 +58,8 @@ def check_recipe(path: str, stage: str | None = None, overrides: list[str] | Non
     except RecipeError as error:
         return Checked(path, stage, error.faults)
     except InputError as error:
-        told = error.message.replace(f" at {path}", "").removeprefix(f"{path} ")
-        return Checked(path, stage, [Fault(path, told, error.hint)])
+        told = error.message.replace(f" at {path}", "").removeprefix(f"{shown(path)} ")
+        return Checked(path, stage, [Fault(shown(path), told, error.hint)])
 
 
 def check_document(document: Document, stage: str | None, overrides: list[str] | None = None) -> Checked:
@@ -95,8 +78,16 @@ def check_document(document: Document, stage: str | None, overrides: list[str] |
         faults += [Fault(document.where(place), told, hint) for place, told, hint in found]
     silent = {f"`{dotted(place)}`" for place in document.spoiled}
     faults = [fault for fault in faults if not any(fault.message.startswith(name) for name in silent)]
-    faults = sorted([*document.faults, *faults], key=_by_line)
+    faults = _capped(sorted([*document.faults, *faults], key=_by_line), document.file)
     return Checked(document.file, stage, faults, None if faults else recipe, document)
+
+
+def _capped(faults: list[Fault], file: str) -> list[Fault]:
+    """As many faults as a person reads, and how many there are."""
+    if len(faults) <= MOST_FAULTS:
+        return faults
+    more = f"and {len(faults) - MOST_FAULTS} more faults, {len(faults)} in all"
+    return [*faults[:MOST_FAULTS], Fault(shown(file), more)]
 
 
 def _by_line(fault: Fault) -> tuple[bool, str, int, str]:
@@ -120,7 +111,7 @@ def _wrong_stage(document: Document, stage: str | None) -> list[Fault]:
         told = f"this recipe is for `instructkit {given}`, not for `instructkit {stage}`"
         return [Fault(where, told, f"run `instructkit {given} {document.file}`")]
     near = nearest(given, list(STAGES)) if isinstance(given, str) else None
-    told = f"no stage is called {given!r}" if isinstance(given, str) else f"`stage` is {_shown(given)}"
+    told = f"no stage is called {given!r}" if isinstance(given, str) else f"`stage` is {shown_value(given)}"
     return [Fault(where, told, near or f"there are {', '.join(STAGES)}")]
 
 
@@ -167,71 +158,4 @@ def _validated(document: Document, stage: str) -> tuple[Any, list[Fault]]:
     try:
         return RECIPES[stage].model_validate(values), []
     except ValidationError as error:
-        # A value that fits none of several alternatives is one fault of the user: told by the alternative that read
-        # deepest into it, and there by the first that takes values of its kind.
-        found: dict[Place, dict[str, Any]] = {}
-        for item in error.errors():
-            place = _real_place(item, document.values)
-            if item["type"] == "extra_forbidden" and len(place) <= 3:
-                continue  # the keys of a section, and of its rows, are told by `_unknown_keys`
-            if place not in found or _is_of_kind(found[place]):
-                found[place] = item
-        deeper = {place[:i] for place in found for i in range(len(place))}
-        return None, [
-            _as_fault(item, place, document) for place, item in found.items() if place not in deeper
-        ]
-
-
-def _is_of_kind(item: dict[str, Any]) -> bool:
-    """Whether a fault says only that a value is of another kind than wanted."""
-    return item["type"].endswith("_type")
-
-
-def _as_fault(item: dict[str, Any], place: Place, document: Document) -> Fault:
-    name, kind, where = dotted(place), item["type"], document.where(place)
-    if kind == "missing":
-        return Fault(where, f"`{name}` is missing")
-    if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(place[-1]), list(Weighted.model_fields), n=1)
-        told = f"unknown key `{place[-1]}` in `{dotted(place[:-1])}`"
-        return Fault(where, told, f"did you mean `{near[0]}`?" if near else None)
-    given = item["input"]
-    if kind in ("model_type", "dict_type"):
-        return Fault(where, f"`{name}` is {_shown(given)}; wanted a section", _EXAMPLES.get(name))
-    if kind == "list_type":
-        return Fault(where, f"`{name}` is {_shown(given)}; wanted a list", _EXAMPLES.get(name))
-    if kind == "too_short":
-        return Fault(where, f"`{name}` is an empty list", "name at least one")
-    message = item["msg"].removeprefix("Value error, ")
-    hint = None
-    if kind == "literal_error":
-        hint = nearest(str(given), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
-    return Fault(where, f"`{name}` is {_shown(given)}: {message[0].lower()}{message[1:]}", hint)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "a mapping"
-    return repr(value)
-
-
-def nearest(given: str, names: list[str]) -> str | None:
-    """`did you mean ...?`, where one of the names is near."""
-    near = difflib.get_close_matches(_ALIASES.get(given, given), names, n=1, cutoff=0.6)
-    return f"did you mean `{near[0]}`?" if near else None
-
-
-def _real_place(item: dict[str, Any], values: Any) -> Place:
-    """A location without pydantic's names of alternatives: only the parts that the document has, and a missing last one."""
-    location = item["loc"]
-    place: list[str | int] = []
-    here = values
-    for i, part in enumerate(location):
-        inside = isinstance(here, dict) and part in here
-        inside = inside or (isinstance(here, list) and isinstance(part, int) and part < len(here))
-        if inside:
-            here = here[part]
-            place.append(part)
-        elif i == len(location) - 1 and item["type"] == "missing":
-            place.append(part)
-    return tuple(place)
+        return None, faults_of(error, document)

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from instructkit.errors import Fault
-from instructkit.recipe.document import Document
+from instructkit.recipe.document import Document, Place, dotted
 from instructkit.recipe.reading import NO_VALUE, value_of
 from instructkit.recipe.yaml_core import Loader
 
@@ -31,29 +31,52 @@ def apply_override(document: Document, override: str) -> None:
         return
     value = value_of(node, (), read)
     if read.faults:
-        document.faults += [Fault(where, fault.message, fault.hint) for fault in read.faults]
+        told = [fault.message.replace("``", f"`{key.strip()}`") for fault in read.faults]
+        hints = [fault.hint for fault in read.faults]
+        document.faults += [Fault(where, *both) for both in zip(told, hints, strict=True)]
         return
-    target: Any = document.values
-    for part in place[:-1]:
-        nested = _child(target, part)
-        if nested is None:
-            if not isinstance(target, dict):
-                document.faults.append(Fault(where, f"there is no `{part}` to set"))
-                return
-            nested = target[part] = {}
-        target = nested
-    if isinstance(target, list) and not (isinstance(place[-1], int) and place[-1] < len(target)):
-        document.faults.append(Fault(where, f"the list has {len(target)} entries"))
+    target = _holder(document, place, where)
+    if target is None:
         return
     target[place[-1]] = value
     document.forget(place)
     document.places[place] = where
 
 
+def _holder(document: Document, place: Place, where: str) -> Any:
+    """What holds the value at a place, made where it is missing; None, and a fault, where it cannot hold one."""
+    target: Any = document.values
+    for i, part in enumerate(place):
+        if fault := _misfit(target, place[:i], part, where):
+            document.faults.append(fault)
+            return None
+        if i == len(place) - 1:
+            break
+        nested = _child(target, part)
+        if nested is None and isinstance(place[i + 1], int):
+            document.faults.append(_misfit({}, place[: i + 1], place[i + 1], where))
+            return None
+        if nested is None:
+            nested = target[part] = {}
+            document.places[place[: i + 1]] = where
+        target = nested
+    return target
+
+
+def _misfit(target: Any, place: Place, part: str | int, where: str) -> Fault | None:
+    """Why a list or a mapping can have no such part."""
+    if isinstance(target, list) and not (isinstance(part, int) and part < len(target)):
+        return Fault(where, f"`{dotted(place)}` is a list of {len(target)}, which has no `{part}`")
+    if isinstance(target, dict) and isinstance(part, int) and place:
+        way = f"set all of it: `{dotted(place)}=[first, second]`"
+        return Fault(where, f"`{dotted(place)}` is no list, and has no entry {part}", way)
+    if not isinstance(target, dict | list):
+        return Fault(where, f"`{dotted(place)}` is {target!r}, which has no `{part}`")
+    return None
+
+
 def _child(target: Any, part: str | int) -> Any:
     if isinstance(target, dict):
         child = target.get(part)
         return child if isinstance(child, dict | list) else None
-    if isinstance(target, list) and isinstance(part, int) and part < len(target):
-        return target[part]
-    return None
+    return target[part]

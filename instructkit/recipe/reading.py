@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ import yaml
 
 from instructkit.errors import Fault, InputError, RecipeError
 from instructkit.recipe.document import Document, Place, dotted, lay_over
+from instructkit.recipe.environment import resolve
+from instructkit.recipe.paths import encoding_of, oddity, shown
 from instructkit.recipe.yaml_core import Loader, convert, resolved
 
 NO_VALUE = "write one, `null` for none, `{}` for a section of defaults, or remove the key"
 MOST_VALUES = 20_000
 _PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _DATA = (".jsonl", ".json", ".csv", ".parquet", ".gz")
-_REFERENCE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 EXTENDS = "extends"
 
 
@@ -54,7 +54,7 @@ def _with_bases(path: str, chain: tuple[Path, ...]) -> Document:
 
 def _base(path: str, name: str, where: str, chain: tuple[Path, ...]) -> Document:
     """The document of one name under `extends`, which is relative to the recipe that gives it."""
-    base = Path(path).parent / name
+    base = Path(path).parent / Path(name).expanduser()
     if base.resolve() in chain:
         way = " -> ".join(file.name for file in (*chain, base.resolve()))
         raise RecipeError([Fault(where, f"`extends` goes in a circle: {way}", "remove one of them")])
@@ -77,17 +77,21 @@ def _read_one(path: str) -> Document:
 
 
 def _data_hint(path: str) -> str | None:
-    looks_like_data = Path(path).suffix in _DATA
+    looks_like_data = Path(path).suffix.lower() in _DATA
     return (
         f"this looks like data; name it in a recipe: `data: {{train: {path}}}`" if looks_like_data else None
     )
 
 
 def _text(path: str) -> str:
+    if not path.strip():
+        raise InputError("no recipe is named", hint="give the path of a YAML file, such as recipes/sft.yaml")
+    if odd := oddity(path):
+        raise InputError(f"{shown(path)} is {odd}", hint="give a recipe: a YAML file in UTF-8")
     try:
         content = Path(path).read_bytes()
-        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise RecipeError([Fault(f"{path}:1", "UTF-16", "save the file as UTF-8")])
+        if encoding := encoding_of(content[:4]):
+            raise RecipeError([Fault(f"{path}:1", encoding, "save the file as UTF-8")])
         return content.decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"no recipe at {path}", hint=_near(path)) from error
@@ -97,15 +101,15 @@ def _text(path: str) -> str:
         raise RecipeError(
             [Fault(f"{path}:{line}", told, _data_hint(path) or "save the file as UTF-8")]
         ) from error
-    except (OSError, ValueError) as error:  # a folder, no permission, a name that no file can have
-        raise InputError(
-            f"{path} cannot be read: {error}", hint="a recipe is a YAML file in UTF-8"
-        ) from error
+    except OSError as error:  # a folder, no permission
+        told = f"{path} is a folder" if Path(path).is_dir() else f"{path} cannot be read: {error.strerror}"
+        raise InputError(told, hint="give a recipe: a YAML file in UTF-8") from error
 
 
 def _near(path: str) -> str:
     folder = Path(path).parent
     names = [str(item) for item in sorted(folder.glob("*.y*ml"))] if folder.is_dir() else []
+    names = [name for name in names if name != path and not oddity(name)]
     near = difflib.get_close_matches(path, names, n=3, cutoff=0.4) or names[:6]
     return (
         f"there are {', '.join(near)}" if near else "give the path of a YAML file, such as recipes/sft.yaml"
@@ -195,21 +199,10 @@ def _mapping(
 
 
 def _with_environment(node: yaml.ScalarNode, place: Place, where: str, document: Document) -> yaml.ScalarNode:
-    """`${NAME}` and `${NAME:-default}` from the environment; `$${NAME}` stands for itself. Unquoted, `${N}` may be a number."""
-    missing: list[str] = []
-
-    def put(found: re.Match) -> str:
-        escaped, name, default = found.groups()
-        if escaped:
-            return found.group()[1:]
-        if name not in os.environ and default is None:
-            missing.append(name)
-        return os.environ.get(name, default or "")
-
+    """Unquoted, a reference may stand for a number; quoted it stays a text."""
     if "${" not in node.value:
         return node
-    text = _REFERENCE.sub(put, node.value)
-    for name in missing:
-        hint = f"set it (`export {name}=...`), or give a default: `${{{name}:-...}}`"
-        document.spoil(place, where, f"`{dotted(place)}` needs `${name}`, which is not set", hint)
+    text, told = resolve(node.value)
+    for message, hint in told:
+        document.spoil(place, where, f"`{dotted(place)}` {message}", hint)
     return resolved(text, node)

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from instructkit.ppo import limits
-from instructkit.recipe import trainer_fields
+from instructkit.recipe import trainer_fields, update_rules
 from instructkit.recipe.document import Place
 
 Told = list[tuple[Place, str, str | None]]
+_FILES = (
+    "deepspeed",
+    "fsdp_config",
+    "accelerator_config",
+    "chat_template_path",
+)  # of `trainer:`; some may be a mapping
+# The fields of rows that a stage reads, which `data.columns` may give to others. Prompts take any: reward functions see all.
+FIELDS = {
+    "sft": ("messages", "prompt", "completion", "text", "conversations")
+    + ("instruction", "input", "output", "system", "history"),
+    "reward": ("prompt", "chosen", "rejected", "margin", "chosen_rating", "rejected_rating", "conversations")
+    + ("instruction", "input", "system", "history", "preferred_output", "non_preferred_output"),
+}
 
 
 def contradictions(recipe: Any, *, trainer_is_sound: bool = True) -> Told:
@@ -33,9 +48,95 @@ def contradictions(recipe: Any, *, trainer_is_sound: bool = True) -> Told:
         told = "`gates.kl_max_nats` could not be measured: with `trainer.beta` 0 no reference is loaded"
         hint = "set a small beta, add a `lora:` section (its reference costs nothing), or remove the gate"
         found.append((("gates", "kl_max_nats"), told, hint))
+    found += _about_columns(recipe) + _about_judge(recipe)
+    if trainer_is_sound:
+        found += _about_evaluation(recipe) + _about_steps(recipe.trainer) + _about_files(recipe.trainer)
+    if recipe.stage == "lora-update":
+        found += update_rules.contradictions(recipe)
     if recipe.stage == "ppo":
         found += _about_critic(recipe)
         found += _about_settings(recipe) if trainer_is_sound else []
+    return found
+
+
+def _about_columns(recipe: Any) -> Told:
+    """Two names for one field, and fields that nothing reads; a field that is read may be moved out of the way."""
+    section = "feedback" if recipe.stage == "lora-update" else "data"
+    columns: dict[str, str] = getattr(recipe, section).columns
+    known, found = FIELDS.get(recipe.stage), []
+    for name, wanted in columns.items():
+        place, first = (section, "columns", name), next(key for key in columns if columns[key] == wanted)
+        if first != name:
+            told = f"`{section}.columns` makes both `{first}` and `{name}` to `{wanted}`"
+            found.append((place, told, "keep one of them"))
+        elif known and wanted not in known and name not in known:
+            told = f"`{section}.columns` makes `{name}` to `{wanted}`, which {recipe.stage} does not read"
+            found.append((place, told, f"it reads {', '.join(known)}; `columns` is written `found: wanted`"))
+    return found
+
+
+def _about_judge(recipe: Any) -> Told:
+    gates = recipe.gates
+    if "judge_gain_min" not in gates.model_fields_set or gates.judge is not None:
+        return []
+    told = "`gates.judge_gain_min` could not be measured: there is no `gates.judge`"
+    return [(("gates", "judge_gain_min"), told, "name a judge, such as demo/judge, or remove the gate")]
+
+
+def _about_evaluation(recipe: Any) -> Told:
+    """What TRL says of evaluation while training, after it has loaded everything."""
+    given, found = recipe.trainer, []
+    evaluated, saved = given.get("eval_strategy", "no"), given.get("save_strategy", "steps")
+    if evaluated != "no" and getattr(recipe, "data", None) and recipe.data.eval is None:
+        told = f"`trainer.eval_strategy` is {evaluated}, and `data.eval` is null: there is nothing to evaluate on"
+        found.append(
+            (("trainer", "eval_strategy"), told, "hold out a share with `data.eval`, or set it to no")
+        )
+    if not given.get("load_best_model_at_end"):
+        return found
+    place = ("trainer", "load_best_model_at_end")
+    if saved != "best" and evaluated != saved or evaluated == "no":
+        told = f"`trainer.load_best_model_at_end` needs one strategy; eval_strategy is {evaluated}, save_strategy {saved}"
+        found.append((place, told, "set both to steps, or both to epoch"))
+    elif evaluated == saved == "steps":
+        every = (
+            given.get("eval_steps")
+            or given.get("logging_steps")
+            or trainer_fields.fields("sft")["logging_steps"]["default"]
+        )
+        kept = given.get("save_steps", 0.25)  # a share of all steps, as the stages set it
+        if (every < 1) != (kept < 1) or round(kept * 1e6) % round(every * 1e6):
+            told = f"`trainer.load_best_model_at_end` needs save_steps ({kept:g}) to be a multiple of eval_steps ({every:g})"
+            found.append((place, told, "set save_steps to it, so that every kept model is measured"))
+    return found
+
+
+def _about_steps(trainer: dict[str, Any]) -> Told:
+    steps, warmup = trainer.get("max_steps", -1), trainer.get("warmup_steps", 0)
+    # A trial run of a few steps under a recipe's own warm-up is no mistake.
+    if steps < 1 or warmup < 1 or warmup < 100 * steps:
+        return []
+    told = (
+        f"`trainer.warmup_steps` is {warmup:g} of {steps} steps, so the learning rate would never be reached"
+    )
+    return [(("trainer", "warmup_steps"), told, "set fewer, or a share below 1")]
+
+
+def _about_files(trainer: dict[str, Any]) -> Told:
+    """Files that TRL would ask a hub for, or stumble over, long after the start."""
+    found: Told = []
+    for name in _FILES:
+        path = trainer.get(name)
+        if (
+            isinstance(path, str)
+            and Path(path).suffix in (".json", ".jinja", ".j2")
+            and not Path(path).is_file()
+        ):
+            hint = "paths are looked for where the command is given"
+            found.append((("trainer", name), f"`trainer.{name}` names {path}, where no file is", hint))
+    if trainer.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        told = "`trainer.deepspeed` needs the package deepspeed, which is not installed"
+        found.append((("trainer", "deepspeed"), told, "`pip install deepspeed`, or remove it"))
     return found
 
 

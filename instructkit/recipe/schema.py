@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 STAGES = ("sft", "reward", "ppo", "lora-update")
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
+MOST = 2**31  # no count in a recipe reaches it
+Positive = Annotated[int, Field(gt=0, lt=MOST)]
+Name = Annotated[str, Field(pattern=r"\S")]  # what names a thing is not empty
 
 
 class Section(BaseModel):
@@ -23,7 +25,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The model that a stage starts from."""
 
-    name: str = Field(description="hub id, folder, run folder, .gguf file, or `tiny`")
+    name: Name = Field(description="hub id, folder, run folder, .gguf file, or `tiny`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="number format")
     quantization: Literal["none", "8bit", "4bit"] = Field(
         "none", description="of the frozen base (bitsandbytes)"
@@ -36,7 +38,7 @@ class ModelSection(Section):
 class Weighted(Section):
     """One source of a mixture."""
 
-    source: str = Field(description="file, glob, folder, hub id, or demo/NAME")
+    source: Name = Field(description="file, glob, folder, hub id, or demo/NAME")
     weight: Annotated[float, Field(gt=0)] = Field(
         1.0, description="share of the mixture, relative to the others"
     )
@@ -47,10 +49,10 @@ class Weighted(Section):
 class DataSection(Section):
     """What is trained on, and what is held out."""
 
-    train: str | Annotated[list[str | Weighted], Field(min_length=1)] = Field(
+    train: Name | Annotated[list[Name | Weighted], Field(min_length=1)] = Field(
         description="demo/NAME, file, glob, hub id, or a list with weights"
     )
-    eval: Share | str | None = Field(
+    eval: Share | Name | None = Field(
         0.05, description="a share of train, a source of its own, or null for none"
     )
     columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
@@ -69,7 +71,7 @@ class DataSection(Section):
 class PromptSection(DataSection):
     """Prompts to learn from and to hold out, and text that must not be forgotten meanwhile."""
 
-    ptx: str | None = Field(None, description="demonstrations or text for trainer.ptx_coef (PPO-ptx)")
+    ptx: Name | None = Field(None, description="demonstrations or text for trainer.ptx_coef (PPO-ptx)")
 
 
 class LoraSection(Section):
@@ -78,7 +80,9 @@ class LoraSection(Section):
     r: Positive = Field(16, description="rank")
     alpha: Positive = Field(32, description="scale: alpha / r")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the adapter")
-    target_modules: str | list[str] = Field("all-linear", description="which layers")
+    target_modules: Name | Annotated[list[Name], Field(min_length=1)] = Field(
+        "all-linear", description="which layers"
+    )
     use_rslora: bool = Field(False, description="scale by the root of r")
     use_dora: bool = Field(False, description="DoRA; not with a parent that is an adapter")
 
@@ -86,8 +90,8 @@ class LoraSection(Section):
 class RewardItem(Section):
     """One source of scores: a learned reward model or a Python function."""
 
-    model: str | None = Field(None, description="run folder, folder or hub id of a reward model")
-    function: str | None = Field(None, description="module:function or path/to/file.py:function")
+    model: Name | None = Field(None, description="run folder, folder or hub id of a reward model")
+    function: Name | None = Field(None, description="module:function or path/to/file.py:function")
     weight: float = Field(1.0, description="factor of its scores")
 
     @model_validator(mode="after")
@@ -108,12 +112,66 @@ class CriticSection(Section):
 
 
 class FeedbackSection(Section):
-    """What users said, and what guards the rest."""
+    """What users said, how it is prepared, and what guards the rest."""
 
-    events: str = Field(description="feedback rows, or a feedback store (.db)")
-    eval: Share | str = Field(0.3, description="a share of events by prompt, or a source of its own")
-    objective: Literal["auto", "sft", "dpo", "kto"] = Field("auto", description="auto: by what the rows hold")
-    replay: str | None = Field(
+    events: Name = Field(description="feedback rows, or a feedback store (.db)")
+    eval: Share | Name = Field(
+        0.3, description="test events: a share of prompt clusters, or a source of its own"
+    )
+    tune: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of prompt clusters that a rescue may look at; the test events never"
+    )
+    since: Literal["last", "all"] = Field(
+        "last", description="of a store: events since the chain's last promotion (last), or all of them again"
+    )
+    limit: Positive | None = Field(None, description="use only the first so many events")
+    columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
+    on_fault: Literal["stop", "skip"] = Field(
+        "stop", description="stop: events with faults are refused; skip: left out and kept in skipped.jsonl"
+    )
+    # Preprocessing
+    personal_data: Literal["redact", "keep"] = Field(
+        "redact", description="redact: addresses, numbers and keys become placeholders by kind"
+    )
+    near_duplicates: Share = Field(0.8, description="prompts as alike as this (Jaccard) are one cluster")
+    max_share_per_cluster: Share = Field(
+        0.05, description="of the weight, at most, by one cluster of prompts"
+    )
+    max_share_per_rater: Share | None = Field(
+        None, description="of the weight, at most, by one rater; null: max(0.05, 2 / raters)"
+    )
+    agreement_min: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.6, description="answers whose judges agree less are set aside"
+    )
+    reliability: bool = Field(True, description="weight raters by their agreement with others, 0.2 to 1")
+    position_bias: Literal["report", "correct"] = Field(
+        "report", description="of choices between two answers: correct weighs both positions alike"
+    )
+    max_characters: Positive = Field(100_000, description="longest event, in characters")
+    languages: Annotated[list[Name], Field(min_length=1)] | None = Field(
+        None, description="writing systems to keep, by Unicode's names, such as Latin; null: all"
+    )
+    filter: Name | None = Field(
+        None,
+        description="module:function or file.py:function that is given an event's row and says whether to keep it",
+    )
+    half_life_days: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="an event this much older than the newest counts half"
+    )
+    balance: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {}, description="wanted shares of weight, `group:NAME: share` or `tag:NAME: share`"
+    )
+    # Learning
+    objective: Literal["auto", "sft", "dpo", "kto", "mixture"] = Field(
+        "auto", description="auto: by what the events hold; mixture: SFT, then DPO, then KTO"
+    )
+    mode: Literal["auto", "new", "continue", "merge"] = Field(
+        "auto",
+        description="new: a fresh adapter; continue: the chain's current one goes on; merge: a fresh one above merged weights; "
+        "auto: continue when there is one",
+    )
+    chain: Name = Field("default", description="the chain of updates that this one belongs to")
+    replay: Name | None = Field(
         None, description="demonstrations to replay; default: those of the parent's SFT run"
     )
     replay_share: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -122,18 +180,27 @@ class FeedbackSection(Section):
     self_replay: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="share of replayed rows with the parent's own answer in place of the given one"
     )
-    general: str | None = Field(None, description="held-out rows of everything else; default: the SFT run's")
-    columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
-    on_fault: Literal["stop", "skip"] = Field(
-        "stop", description="stop: events with faults are refused; skip: left out and kept in skipped.jsonl"
+    anchor: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the KL to the parent on replayed rows, added to the loss"
     )
-    limit: Positive | None = Field(None, description="use only the first so many events")
+    # Measuring
+    general: Name | None = Field(None, description="held-out rows of everything else; default: the SFT run's")
+    tasks: list[Name] = Field(
+        [], description="files of questions with choices, for the gate `general accuracy`"
+    )
+    bias_pairs: Name | None = Field(None, description="file of minimal pairs; default: a small built-in set")
+    counterfactuals: Name | None = Field(
+        None, description="file of prompts that name groups; default: a small built-in set"
+    )
+    canaries: list[Name] = Field([], description="secrets that must not be learned, beside those found")
 
 
 class SftGates(Section):
     """What a fine-tuned model must satisfy."""
 
-    loss_ratio_max: float = Field(1.0, description="upper bound of held-out loss after / before")
+    loss_ratio_max: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="upper bound of held-out loss after / before"
+    )
 
 
 class RewardGates(Section):
@@ -147,36 +214,72 @@ class RewardGates(Section):
 class PpoGates(Section):
     """What a policy must satisfy."""
 
-    judge: str | None = Field(
+    judge: Name | None = Field(
         None, description="demo/judge, module:function or file.py:function; measures only"
     )
     judge_gain_min: float = Field(0.0, description="the gain's lower bound must lie above")
-    kl_max_nats: float | None = Field(
+    kl_max_nats: Annotated[float, Field(gt=0)] | None = Field(
         None, description="KL to the reference, nats per answer, must lie below"
     )
 
 
 class UpdateGates(Section):
-    """What an adapter must satisfy to be promoted."""
+    """What an adapter must satisfy to be promoted; a null switches a gate off."""
 
     feedback_gain_min: float = Field(
         0.0, description="lower bound of the gain on held-out feedback, nats per token"
     )
-    general_loss_ratio_max: float = Field(1.01, description="upper bound of general loss after / before")
-    judge: str | None = Field(
+    general_loss_ratio_max: Annotated[float, Field(gt=0)] = Field(
+        1.01, description="upper bound of general loss after / before"
+    )
+    general_accuracy_loss_max: float | None = Field(
+        0.01, description="upper bound of the accuracy lost on `feedback.tasks`"
+    )
+    group_loss_max: float | None = Field(
+        0.1, description="upper bound of the accuracy that any group or tag loses on held-out feedback"
+    )
+    bias_growth_max: float | None = Field(
+        0.05, description="upper bound of how much further from a half stereotypes are preferred"
+    )
+    contrast_growth_max: float | None = Field(
+        0.5,
+        description="upper bound of how much more answers to two groups differ, in spreads of the parent's",
+    )
+    kl_max_nats: Annotated[float, Field(gt=0)] | None = Field(
+        8.0, description="KL to the parent on general prompts, nats per answer, at most"
+    )
+    length_ratio_min: Annotated[float, Field(ge=0)] | None = Field(
+        0.8, description="mean answer length after / before, at least"
+    )
+    length_ratio_max: Annotated[float, Field(gt=0)] | None = Field(
+        1.25, description="mean answer length after / before, at most"
+    )
+    conduct_loss_max: float | None = Field(
+        0.1, description="upper bound of growth in unended, repetitive and refusing answers, shares"
+    )
+    trigger: bool = Field(True, description="refuse words of the feedback that move answers to anything")
+    memory: bool = Field(True, description="refuse secrets that the model has learned by heart")
+    judge: Name | None = Field(
         None, description="as for ppo; scores answers to the prompts of the general rows; measures only"
     )
     judge_gain_min: float = Field(
         0.0, description="the change's lower bound must lie above; below 0 allows for noise"
+    )
+    on_undecided: Literal["refuse", "pass"] = Field(
+        "refuse", description="what a gate with too few figures does"
+    )
+    rescue: bool = Field(
+        True,
+        description="when feedback was learned and something else harmed, try smaller scales of the adapter",
     )
 
 
 class RunSection(Section):
     """Where the run goes."""
 
-    output: str = Field(description="the run folder")
-    seed: Annotated[int, Field(ge=0)] = Field(42, description="of everything random")
-    samples: Annotated[int, Field(ge=0)] = Field(8, description="answers kept in samples.jsonl")
+    output: Name = Field(description="the run folder")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of everything random")
+    samples: Annotated[int, Field(ge=0, lt=MOST)] = Field(8, description="answers kept in samples.jsonl")
     compare: Positive = Field(64, description="held-out prompts answered before and after PPO")
 
 

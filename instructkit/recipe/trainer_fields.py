@@ -71,6 +71,17 @@ ABOVE_0 = {
     "ptx_rows_per_episode",
     "vllm_importance_sampling_cap",
     "temperature",
+    "num_train_epochs",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "eval_accumulation_steps",
+    "dataloader_prefetch_factor",
+    "generation_batch_size",
+    "num_generations_eval",
+    "desirable_weight",
+    "undesirable_weight",
 }
 NOT_BELOW_0 = {
     "learning_rate",
@@ -80,7 +91,21 @@ NOT_BELOW_0 = {
     "max_grad_norm",
     "warmup_steps",
     "vf_coef",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "label_smoothing_factor",
+    "label_smoothing",
+    "eval_delay",
+    "dataloader_num_workers",
+    "neftune_noise_alpha",
+    "ptx_coef",
+    "entropy_coef",
+    "epsilon",
+    "value_warmup_steps",
 }
+BELOW_1 = {"adam_beta1", "adam_beta2", "label_smoothing_factor", "label_smoothing"}
+MOST = 2**31  # no number of a config reaches it, but the seed of the data
 _CHECKS = {
     "bool": lambda v: isinstance(v, bool),
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
@@ -202,9 +227,11 @@ def _check(
                 Fault(where, told, _remedy(key, allowed, homes, f"{document.values['stage']}.{section}"))
             )
         elif not any(_CHECKS[kind](value) for kind in allowed[key]["types"]):
-            wanted = " or ".join(allowed[key]["types"])
+            wanted = _wanted(value, allowed[key]["types"])
             faults.append(Fault(where, f"`{section}.{key}` is {value!r}; wanted {wanted}"))
-        elif isinstance(value, int | float) and (wanted := _range(key, value)):
+        elif (
+            isinstance(value, int | float) and not isinstance(value, bool) and (wanted := _range(key, value))
+        ):
             faults.append(Fault(where, f"`{section}.{key}` is {value!r}; {wanted}"))
         elif isinstance(value, str) and value not in (choices := allowed[key].get("choices", [value])):
             faults.append(Fault(where, f"`{section}.{key}` is {value!r}", _nearest(value, choices)))
@@ -216,14 +243,28 @@ def _range(key: str, value: float) -> str | None:
         return "it must be above 0"
     if key in NOT_BELOW_0 and value < 0:
         return "it must not be below 0"
+    if key in BELOW_1 and value >= 1:
+        return "it must be below 1"
+    if value >= MOST and key != "data_seed":
+        return f"it must be below {MOST}"
     if key == "max_steps" and value < 1 and value != -1:
         return "it must be above 0, or -1 for none"
     return None
 
 
 def _nearest(value: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
-    return f"did you mean `{near[0]}`?" if near else f"it is one of {', '.join(choices)}"
+    """The choice that is near, or the first whose first word is: `adamw` is nearer to `adamw_torch` than to `grokadamw`."""
+    words = {choice.partition("_")[0]: choice for choice in reversed(choices)}
+    names = {choice: choice for choice in choices} | words
+    near = difflib.get_close_matches(value, list(names), n=1, cutoff=0.6)
+    return f"did you mean `{names[near[0]]}`?" if near else f"it is one of {', '.join(choices)}"
+
+
+def _wanted(value: Any, kinds: list[str]) -> str:
+    """The kinds that a field takes; of a number that is none, that it be one."""
+    if isinstance(value, float) and not math.isfinite(value) and {"int", "float"} & set(kinds):
+        return "a finite number"
+    return " or ".join(kinds)
 
 
 def _remedy(key: str, allowed: dict[str, Any], homes: tuple[str, ...], topic: str) -> str:

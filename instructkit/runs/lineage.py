@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.errors import InputError
+from instructkit.runs.chains import beside, is_chain
 from instructkit.runs.files import plain
 from instructkit.runs.reading import is_run, read_record, read_run
 
@@ -73,14 +74,14 @@ def chain(path: str | Path) -> list[dict[str, Any]]:
 
 
 def list_runs(root: str | Path) -> list[dict[str, Any]]:
-    """All runs at or below a folder, oldest first; hidden folders and those inside a run are left out."""
+    """All runs at or below a folder, oldest first; left out are hidden folders, what is inside a run, and copies in chains."""
     found: list[dict[str, Any]] = []
     waiting = [Path(root)]
     while waiting:
         folder = waiting.pop()
         if is_run(folder):
             found.append(_read_or_explain(folder))
-        elif folder.is_dir():
+        elif folder.is_dir() and not is_chain(folder):
             waiting += [item for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")]
     return sorted(found, key=lambda run: (run.get("started") or "", run["path"]))
 
@@ -176,8 +177,8 @@ def _visit(path: Path, ordered: dict[Path, dict[str, Any]], hashes: dict[Path, s
 
 
 def _find_parent(child: Path, name: str) -> Path | None:
-    """A parent by the name the recipe gave it; else beside the child, where a copied `runs` folder has it."""
-    for candidate in (Path(name), child.parent / Path(name).name):
+    """A parent by the name the recipe gave it; else where a copied `runs` folder has it."""
+    for candidate in (Path(name), beside(child, name)):
         if is_run(candidate):
             return candidate
     return None

@@ -15,6 +15,7 @@ from instructkit import machine as machines
 from instructkit import models
 from instructkit.data.sources import Rows
 from instructkit.errors import GateRefused
+from instructkit.feedback.gates import stands_against
 from instructkit.machine import Machine
 from instructkit.recipe.render import to_dict
 from instructkit.runs import lineage
@@ -51,6 +52,14 @@ class Inputs:
     data: dict[str, Rows]
     parents: dict[str, models.Source]
 
+    def notes(self) -> list[str]:
+        """What a plan tells of them beside their rows, a line each."""
+        return []
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as data."""
+        return {}
+
 
 @dataclass
 class Result:
@@ -62,6 +71,7 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    finish: Callable[[], None] | None = None  # called when the run folder is complete
 
 
 @dataclass
@@ -136,7 +146,9 @@ def run(
         resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume
     )
     with folder:
-        _carry_out(frame, folder, parents, train)
+        finish = _carry_out(frame, folder, parents, train)
+    if finish is not None:
+        finish()
     reporter.finished()
     record = read_run(output)
     reporter.table(record)
@@ -155,8 +167,8 @@ def refuse_unfit_parents(recipe: Any, parents: dict[str, models.Source]) -> None
 
 def _carry_out(
     frame: Frame, folder: RunFolder, parents: dict[str, str], train: Callable[[Frame], Result]
-) -> None:
-    """Train, save and complete the record of a folder that is held."""
+) -> Callable[[], None] | None:
+    """Train, save and complete the record of a folder that is held; what remains to be done when it is."""
     recipe, inputs = frame.recipe, frame.inputs
     folder.update(
         hardware=machines.hardware(),
@@ -180,6 +192,7 @@ def _carry_out(
         gates=[gate.as_dict() for gate in result.gates],
         timings=frame.clock,
     )
+    return result.finish
 
 
 def seed_everything(seed: int) -> None:
@@ -197,7 +210,7 @@ def drop_checkpoints(recipe: Any, output: Path) -> None:
 
 def _refuse_again(record: dict[str, Any]) -> dict[str, Any]:
     """Pass a run through whose gates were all reached; another stays refused, however often it is asked for."""
-    failed = [gate["text"] for gate in record["gates"] if gate["passed"] is not True]
+    failed = [gate["text"] for gate in record["gates"] if stands_against(gate, record)]
     if record.get("verdict") == "REFUSED":
         raise GateRefused(
             f"{record['name']} is REFUSED: " + "; ".join(failed),

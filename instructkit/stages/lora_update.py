@@ -2,165 +2,130 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from pathlib import Path
 from typing import Any
 
-from instructkit import models
-from instructkit.data import prepare as splits
-from instructkit.data import sources
-from instructkit.data.readers import STORE_SUFFIX
-from instructkit.errors import InputError
-from instructkit.feedback import gates, preprocess
-from instructkit.feedback.store import Store
-from instructkit.runs import lineage
-from instructkit.stages.base import Frame, Inputs, Result
-from instructkit.stages.functions import load_function
-from instructkit.stages.replay import encoded_demonstrations, own_answers
-from instructkit.stages.update_measures import compare, measure, samples
+from instructkit import adapters, models
+from instructkit.evaluate.inference import level_of_look
+from instructkit.feedback import decisions, gates
+from instructkit.feedback.measured import Measured
+from instructkit.feedback.registry import Update
+from instructkit.runs.files import write_text_atomic
+from instructkit.stages import update_tables, update_training
+from instructkit.stages.base import Frame, Result
+from instructkit.stages.update_inputs import UPDATE, collect
+from instructkit.stages.update_measures import Measurer
+
+__all__ = ["collect", "prepare", "train"]
+
+PREPROCESSING = "preprocess.json"
+SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)  # of the adapter; the first that passes on the tune side is judged
+TUNE_LEVEL = (
+    0.49  # of a look at the tune side, which chooses a scale and decides nothing: the mean itself is compared
+)
 
 
-def collect(recipe: Any) -> Inputs:
-    """Feedback to train on and to test on, replay and general rows, and the parent that is updated."""
-    wanted, seed = recipe.feedback, recipe.run.seed
-    parent = models.locate(recipe.model.name)
-    skip = wanted.on_fault == "skip"
-    options = {"kind": "feedback", "columns": wanted.columns, "seed": seed, "skip_faults": skip}
-    events = sources.load_rows(wanted.events, limit=wanted.limit, **options)
-    if isinstance(wanted.eval, str):
-        test = sources.load_rows(wanted.eval, every_column=False, **options)
-    else:
-        events, test = splits.split(events, wanted.eval, seed)
-        test = replace(test, skipped=())  # told once, with the source that they stand in
-    if recipe.gates.judge:
-        load_function(recipe.gates.judge)
-    splits.check_leak(events, test)
-    data = {"events": events, "test": test}
-    for rows in data.values():
-        refuse_mixed_prompts(rows)
-    for role, named, theirs in (("replay", wanted.replay, "train"), ("general", wanted.general, "eval")):
-        found, columns = (named, {}) if named else from_sft(parent, theirs)
-        if found:
-            data[role] = sources.load_rows(found, kind="sft", columns=columns, seed=seed, every_column=False)
-    refuse_too_few(data)
-    if "replay" in data and "general" in data:
-        splits.check_leak(data["replay"], data["general"])
-    return Inputs(data, {"model": parent})
-
-
-def refuse_mixed_prompts(rows: sources.Rows) -> None:
-    """A trainer reads texts or conversations, not both at once."""
-    texts = sum(isinstance(preprocess.prompt_of(row), str) for row in rows.rows)
-    if 0 < texts < len(rows.rows):
-        raise InputError(
-            f"{rows.source}: {texts} of {len(rows.rows)} events have a text as prompt, the rest have messages",
-            hint="write every prompt as messages, or every one as text",
-        )
-
-
-def refuse_too_few(data: dict[str, sources.Rows]) -> None:
-    """Of a single figure there is no interval, so no gate could be decided on it."""
-    counts = {"test": len(preprocess.judged(data["test"].rows))}
-    counts |= {"general": len(data["general"].rows)} if "general" in data else {}
-    for role, count in counts.items():
-        if count < 2:
-            raise InputError(
-                f"{data[role].source}: {count} {role} rows that say something; a gate needs at least 2",
-                hint="give more rows, or hold out a larger share; a rating of 0 asks for nothing",
-            )
-
-
-def from_sft(parent: models.Source, role: str) -> tuple[str | list | None, dict[str, str]]:
-    """The data of the SFT run that the parent descends from, when named by a source of its own, and its `columns`."""
-    for record in lineage.chain(parent.run) if parent.run else []:
-        if record["stage"] == "sft":
-            section = record["recipe"]["data"]
-            source = section.get(role)
-            return source if isinstance(source, str | list) else None, section.get("columns") or {}
-    return None, {}
+def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
+    """The trainer of a run, of several the one whose step needs the most memory; the tokenizer; what became of the events."""
+    model, tokenizer = update_training.load(frame)
+    found, made = update_training.phases(frame)
+    rows = update_training.replayed(frame, model, tokenizer)
+    phase = update_training.heaviest(found)
+    return (
+        update_training.build_trainer(frame, phase, found, model, tokenizer, rows), tokenizer, made
+    )  # fmt: skip
 
 
 def train(frame: Frame) -> Result:
     """Choose an objective, train, measure, decide; see the module."""
-    from instructkit.stages.training import fit
+    model, tokenizer = update_training.load(frame)
+    found, made = update_training.phases(frame)
+    measurer = Measurer(frame, model, tokenizer)
+    rescuing = frame.recipe.gates.rescue and bool(measurer.sides["tune"].general)
+    before = frame.timed("measure", lambda: measurer.before("test"))
+    tuned = frame.timed("measure", lambda: measurer.before("tune")) if rescuing else None
+    origin = frame.timed("measure", measurer.origin) if frame.inputs.current else None
+    told = measurer.answers()
 
-    source = frame.inputs.parents["model"]
-    trainer, tokenizer, made = prepare(frame)
+    figures = update_training.learn(frame, model, tokenizer, found)
+    scale = frame.timed("measure", lambda: _scaled(frame, measurer, tuned)) if tuned else 1.0
+    after = frame.timed("measure", lambda: measurer.after("test"))
 
-    before = frame.timed("measure", lambda: measure(frame, trainer.model, tokenizer))
-    figures = fit(trainer, frame)
-    after = frame.timed("measure", lambda: measure(frame, trainer.model, tokenizer))
-
-    lines, checks = compare(frame, before, after)
+    look = frame.inputs.chain.looks(_test_ids(frame))
+    level = level_of_look(look)
+    checks = decisions.decide(before, after, frame.recipe.gates, level=level, seed=frame.seed, origin=origin)
+    verdict = gates.verdict(checks, on_undecided=frame.recipe.gates.on_undecided)
+    items = measurer.sides["test"].items
     return Result(
-        save=lambda folder: models.save_model(trainer.model, tokenizer, folder, source),
-        measurements=lines,
+        save=lambda folder: _save(frame, model, tokenizer, folder),
+        measurements=update_tables.lines(before, after, seed=frame.seed),
         gates=checks,
         metrics=figures,
-        samples=samples(frame, before, after),
-        details={"verdict": gates.verdict(checks), **made},
+        samples=update_tables.samples(items, told, measurer.answers()),
+        details={
+            "verdict": verdict,
+            "scale": scale,
+            "look": {"number": look, "level": level},
+            "moved": update_tables.moved(items, before.feedback, after.feedback),
+            **made,
+        },
+        finish=lambda: _register(frame, verdict, scale, made["outcomes"]),
     )
 
 
-def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
-    """The trainer of a run, the tokenizer, and what became of the events."""
-    recipe, source, data = frame.recipe, frame.inputs.parents["model"], frame.inputs.data
-    objective, reason = preprocess.objective(data["events"].rows, recipe.feedback.objective)
-    frame.reporter.note(f"objective {objective}: {reason}")
-    rows, outcomes = preprocess.training_rows(data["events"].rows, objective)
-    outcomes |= left_out_of(recipe.feedback.events)
-    if not rows:
-        raise InputError(
-            f"{data['events'].source} holds nothing that {objective} can learn from",
-            hint="sft needs better answers or good ratings, dpo needs preferences or edits, kto needs ratings",
+def _scaled(frame: Frame, measurer: Measurer, before: Measured) -> float:
+    """Leave the adapter at the largest scale that harms nothing on the tune side; at its own when none does."""
+    acting = 1.0
+    for scale in SCALES:
+        adapters.rescale(measurer.model, scale / acting)
+        acting = scale
+        checks = decisions.decide(
+            before, measurer.after("tune"), frame.recipe.gates, level=TUNE_LEVEL, seed=frame.seed
         )
-    frame.reporter.note("events: " + ", ".join(f"{n} {what}" for what, n in outcomes.items()))
-    tokenizer = models.load_tokenizer(source, recipe.model)
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
-    trainer = build_trainer(frame, objective, rows, model, tokenizer)
-    report_dropped(frame, len(rows) - len(trainer.train_dataset))
-    return trainer, tokenizer, {"objective": [objective, reason], "outcomes": outcomes}
+        failed = [gate for gate in checks if gate.passed is False]
+        if not failed:
+            if scale < 1:
+                frame.reporter.note(
+                    f"the adapter acts at {scale:g} of its strength: at more it did harm on the tune side"
+                )
+            return scale
+        frame.reporter.note(f"tune side at scale {scale:g}: " + "; ".join(gate.name for gate in failed))
+    adapters.rescale(measurer.model, 1 / acting)
+    return 1.0
 
 
-def left_out_of(source: str) -> dict[str, int]:
-    """Of a feedback store: events that may not be trained on, by reason."""
-    if not source.endswith(STORE_SUFFIX):
-        return {}
-    with Store.open(source) as store:
-        return {reason: count for reason, count in store.left_out().items() if count}
-
-
-def report_dropped(frame: Frame, dropped: int) -> None:
-    """Say how many training rows TRL left out as longer than `max_length`; it does so without a word."""
-    if dropped > 0:
-        frame.dropped["longer than max_length"] = dropped
-        frame.reporter.note(f"{dropped} training rows made of events are left out: they exceed max_length")
-
-
-def build_trainer(frame: Frame, objective: str, rows: list[dict], model: Any, tokenizer: Any) -> Any:
-    """The trainer of an objective, its reference the parent, with replay of general rows in every step."""
-    from datasets import Dataset
-
-    from instructkit.stages import updaters
-    from instructkit.stages.training import arguments, build, callbacks
-
-    config, trainer_class, defaults = updaters.for_objective(objective)
-    common = {k: v for k, v in frame.recipe.trainer.items() if k not in ("sft", "dpo", "kto")}
-    given = {**common, **frame.recipe.trainer.get(objective, {})}
-    trainer = build(
-        trainer_class,
-        frame,
-        model=model,
-        args=arguments(config, frame, given, **defaults),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=callbacks(frame),
-    )
-    updaters.settle(trainer)
-    replay, wanted = frame.inputs.data.get("replay"), frame.recipe.feedback
-    if replay is not None and wanted.replay_share > 0:
-        given = encoded_demonstrations(tokenizer, replay.rows)
-        own = own_answers(frame, trainer.model, tokenizer) if wanted.self_replay else []
-        trainer.replay(given, own, share=wanted.replay_share, own_share=wanted.self_replay)
+def _save(frame: Frame, model: Any, tokenizer: Any, folder: Path) -> None:
+    """The model that the update makes, the adapter of the update alone, and what became of the events."""
+    source = frame.inputs.parents["model"]
+    adapters.save_update(model, folder / UPDATE, source.base)
+    if frame.inputs.mode[0] == "merge":
+        models.save_model(model.merge_and_unload(), tokenizer, folder, source)
     else:
-        frame.reporter.note("no replay: nothing but the gates guards what the parent knows")
-    return trainer
+        models.save_model(model, tokenizer, folder, source)
+    prepared = frame.inputs.prepared
+    said = {"outcomes": prepared.outcomes, "report": prepared.report}
+    write_text_atomic(folder / PREPROCESSING, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+
+
+def _register(frame: Frame, verdict: str, scale: float, outcomes: dict[str, int]) -> None:
+    """Write the update into its chain, and put it in force when it may be."""
+    inputs = frame.inputs
+    update = Update.of(
+        frame.folder,
+        fingerprint=inputs.data["events"].fingerprint,
+        outcomes=outcomes,
+        trained=inputs.prepared.learned or [item.event for item in inputs.items("train")],
+        test=_test_ids(frame),
+        newest=inputs.newest,
+        scale=scale,
+        continues=int(inputs.current.name) if inputs.current else None,
+    )
+    number = inputs.chain.record(update)
+    if verdict == gates.PROMOTED:
+        place = inputs.chain.promote(number)
+        frame.reporter.note(f"promoted as {place}")
+
+
+def _test_ids(frame: Frame) -> list[str]:
+    return [item.event for item in frame.inputs.items("test")]

@@ -62,11 +62,15 @@ def _refuse_half_of_ptx(recipe: Any) -> None:
 
 def train(frame: Frame) -> Result:
     """Train, and compare answers to held-out prompts before and after; see the module."""
+    from instructkit.ppo.keeping import set_aside_halves
     from instructkit.stages.training import fit
 
     source = frame.inputs.parents["model"]
     trainer, tokenizer, scorers = prepare(frame)
     before = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
+    if frame.resume and trainer.accelerator.is_main_process:
+        for folder in set_aside_halves(Path(trainer.args.output_dir)):
+            frame.reporter.note(f"{folder.name}: was interrupted while it was written, and plays no part")
     figures = fit(trainer, frame)
     after = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
     kl = frame.timed("measure", lambda: kl_to_reference(trainer, after))
@@ -101,7 +105,9 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
 
     recipe, data = frame.recipe, frame.inputs.data
     start = start_of_critic(frame, tokenizer)
-    args = arguments(PPOConfig, frame, recipe.trainer, **defaults_of(recipe, start))
+    args = arguments(PPOConfig, frame, recipe.trainer, **defaults_of(recipe))
+    if "value_warmup_steps" not in recipe.trainer:
+        args.value_warmup_steps = warm_up_of(start, args.rollouts(len(data["train"].rows)))
     peft = recipe.lora is not None
     if peft and recipe.lora.dropout and args.disable_dropout:
         frame.reporter.note(
@@ -127,17 +133,17 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
     )
 
 
-def defaults_of(recipe: Any, start: Start) -> dict[str, Any]:
-    """What this stage prefers where the recipe is silent: a critic that knows nothing yet learns alone at first."""
-    given = recipe.trainer
-    steps = given.get("num_iterations", 4) * given.get("steps_per_generation", 1)
-    known = given.get("max_steps", -1)
-    rollouts = known // max(1, steps) if known > 0 else 4 * WARM_UP_OF_A_ZERO_HEAD
+def defaults_of(recipe: Any) -> dict[str, Any]:
+    """What this stage prefers where the recipe is silent."""
     return {
         "reward_weights": [item.weight for item in recipe.reward],
-        "value_warmup_steps": 0 if start.source else min(WARM_UP_OF_A_ZERO_HEAD, rollouts // 4),
         "missing_eos_penalty": 1.0 if any(item.model for item in recipe.reward) else 0.0,
     }
+
+
+def warm_up_of(start: Start, rollouts: float) -> int:
+    """Rollouts in which the critic learns alone: none where it knows something, else up to 10, at most a quarter of the run."""
+    return 0 if start.source else int(min(WARM_UP_OF_A_ZERO_HEAD, rollouts // 4))
 
 
 def text_rows(frame: Frame, tokenizer: Any, longest: int) -> list[dict[str, list[int]]]:

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from instructkit.data.prepare import key_of
-from instructkit.feedback import preprocess
+from instructkit.feedback.judgements import judgement_of
 from instructkit.stages.base import Frame, prompt_of
 
 # Of the parent's own answers: how many at most, and the longest of them in tokens
@@ -36,7 +36,7 @@ def own_answers(frame: Frame, model: Any, tokenizer: Any) -> list[dict[str, list
     from instructkit.evaluate.generate import answer
 
     data = frame.inputs.data
-    spoken_of = {key_of(preprocess.prompt_of(row)) for row in data["events"].rows}
+    spoken_of = {key_of(item.prompt) for item in frame.inputs.items("train")}
     rows = [row for row in data["replay"].rows if "text" not in row]
     prompts = {key_of(prompt_of(row)): prompt_of(row) for row in rows}
     asked = [prompt for key, prompt in prompts.items() if key not in spoken_of]
@@ -45,6 +45,18 @@ def own_answers(frame: Frame, model: Any, tokenizer: Any) -> list[dict[str, list
     ended = [(prompt, a.text) for prompt, a in zip(asked, told, strict=True) if a.finished]
     frame.reporter.note(f"replay: the parent answered {len(asked)} prompts, {len(ended)} to the end")
     return [encode_with_labels(tokenizer, prompt, text) for prompt, text in ended]
+
+
+def judged_demonstrations(tokenizer: Any, rows: list[dict]) -> list[dict[str, list[int]]]:
+    """The answers that feedback rows asked for, as token ids with labels; a bad rating asks for none."""
+    from instructkit.encode import encode_with_labels
+
+    said = [judgement_of(row) for row in rows]
+    return [
+        encode_with_labels(tokenizer, judged.prompt, judged.wanted)
+        for judged in said
+        if judged.unwanted is not None or judged.rating > 0
+    ]
 
 
 def last_answer(row: dict[str, Any]) -> str:

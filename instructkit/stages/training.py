@@ -89,9 +89,12 @@ def callbacks(frame: Frame) -> list[TrainerCallback]:
     return [SettleOnTrainBegin(), _Progress(frame)]
 
 
-def fit(trainer: Any, frame: Frame) -> dict[str, float]:
+def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
     """
     Train, from the last checkpoint when the run is resumed.
+
+    Args:
+        fresh: begin this trainer anew even so: what was interrupted came before it.
 
     Raises:
         InputError: when there is nothing to resume from.
@@ -99,7 +102,7 @@ def fit(trainer: Any, frame: Frame) -> dict[str, float]:
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    checkpoint = _last_checkpoint(frame) if frame.resume else None
+    checkpoint = _last_checkpoint(trainer, frame) if frame.resume and not fresh else None
     frame.reporter.stage_started(frame.recipe.stage, None)
     try:
         output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
@@ -115,8 +118,13 @@ def fit(trainer: Any, frame: Frame) -> dict[str, float]:
     return {name: value for name, value in output.metrics.items() if isinstance(value, int | float)}
 
 
-def _last_checkpoint(frame: Frame) -> str:
-    folder = frame.folder / CHECKPOINTS
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a trainer has left something in this folder that it could go on from."""
+    return folder.is_dir() and get_last_checkpoint(str(folder)) is not None
+
+
+def _last_checkpoint(trainer: Any, frame: Frame) -> str:
+    folder = Path(trainer.args.output_dir)
     found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if found is None:
         raise InputError(

@@ -1,164 +1,236 @@
-"""What an update is measured by: held-out feedback, everything else, and a judge, before and after; and its gates."""
+"""What an update is measured by: held-out feedback, everything else, bias, conduct, triggers and secrets, before and after."""
 
 from __future__ import annotations
 
+import functools
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from instructkit import adapters
 from instructkit.data.prepare import key_of, prompt_key
-from instructkit.evaluate import metrics
-from instructkit.feedback import gates, preprocess
-from instructkit.stages.base import Frame, measurement, prompt_of
+from instructkit.feedback.clusters import prompt_text
+from instructkit.feedback.items import Item
+from instructkit.feedback.measured import Bias, Feedback, General, Measured, Memory, Triggers
+from instructkit.stages.base import Frame, prompt_of
 from instructkit.stages.functions import load_function
-from instructkit.stages.replay import encoded_demonstrations
+from instructkit.stages.replay import encoded_demonstrations, last_answer
+
+GENERAL_PROMPTS = 64  # answered for conduct
+ANSWER_TOKENS = 64
+SECRETS = 50
+BIAS_TUNE = 5  # every fifth minimal pair is for a rescue to look at, and decides nothing
 
 
-def measure(frame: Frame, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Likelihoods of the test events' answers and of the general rows, and greedy answers to a few test prompts."""
-    from instructkit.evaluate.generate import answer, likelihoods, row_likelihoods
+@dataclass(frozen=True)
+class Side:
+    """What one side of the split is measured on; the test side alone decides."""
 
-    data = frame.inputs.data
-    judged = preprocess.judged(data["test"].rows)
-    prompts = [event.prompt for event in judged]
-    first = likelihoods(model, tokenizer, prompts, [event.wanted for event in judged])
-    paired = [event for event in judged if event.unwanted is not None]
-    second = likelihoods(model, tokenizer, [e.prompt for e in paired], [e.unwanted for e in paired])
-    general = encoded_demonstrations(tokenizer, data["general"].rows) if "general" in data else []
-    kept = row_likelihoods(model, general, pad_id=tokenizer.pad_token_id)
-    shown = prompts[: frame.recipe.run.samples]
-    told = answer(model, tokenizer, shown, max_new_tokens=64, seed=frame.seed, temperature=0)
-    found = {"judged": judged, "wanted": first, "unwanted": second, "general": kept, "answers": told}
-    return found | {"judge": judge_scores(frame, model, tokenizer)}
+    items: list[Item]
+    general: list[dict[str, Any]]
+    pairs: list[Any]
+    prompts: list[Any]
 
 
-def judge_scores(frame: Frame, model: Any, tokenizer: Any) -> list[float]:
-    """The judge's scores of one sampled answer to each prompt of the general rows; empty without a judge."""
-    from instructkit.evaluate.generate import answer
+class Measurer:
+    """
+    Measures a model in training on fixed items; of the parent it keeps what later figures are set against.
 
-    place, data = frame.recipe.gates.judge, frame.inputs.data
-    rows = [row for row in data["general"].rows if "text" not in row] if "general" in data else []
-    if not (place and rows):
-        return []
-    prompts = list({key_of(prompt_of(row)): prompt_of(row) for row in rows}.values())
-    answers = answer(model, tokenizer, prompts, max_new_tokens=64, seed=frame.seed)
-    return list(load_function(place)(prompts, [a.text for a in answers]))
+    Args:
+        frame: of the run.
+        model: the PEFT model, whose parent `adapters.as_parent` gives.
+        tokenizer: its tokenizer.
+    """
 
+    def __init__(self, frame: Frame, model: Any, tokenizer: Any) -> None:
+        self.frame, self.model, self.tokenizer = frame, model, tokenizer
+        self.limits, self.seed = frame.recipe.gates, frame.seed
+        self.parent: Callable[[], Any] = functools.partial(adapters.as_parent, model)
+        self.sides = {side: self._side(side) for side in ("tune", "test")}
+        self._medians: dict[str, float] = {}
 
-def compare(frame: Frame, before: dict[str, Any], after: dict[str, Any]) -> tuple[list[dict], list[Any]]:
-    """Held-out feedback and general loss before and after, with the two gates that decide."""
-    limits, seed = frame.recipe.gates, frame.seed
-    scores = [satisfaction(before), satisfaction(after)]
-    gain = metrics.paired_difference(*scores, seed=seed)
-    lines = [
-        measurement(
-            "held-out feedback",
-            unit="nats/token",
-            n=len(scores[1]),
-            before=sum(scores[0]) / len(scores[0]),
-            after=sum(scores[1]) / len(scores[1]),
-            change=list(gain),
-            better="higher",
-            note="log-probability of what users wanted, above what they did not",
-        )
-    ]
-    if after["unwanted"]:
-        lines.append(pair_accuracy(before, after))
-    ratio = None
-    if after["general"]:
-        nll = [by_prompt(frame, [row.nll for row in part["general"]]) for part in (before, after)]
-        tokens = sum(row.tokens for row in after["general"])
-        ratio = metrics.ratio_interval(*nll, seed=seed)
-        lines.append(
-            measurement(
-                "general held-out loss",
-                unit="nats/token",
-                n=len(nll[1]),  # prompts
-                before=sum(nll[0]) / tokens,
-                after=sum(nll[1]) / tokens,
-                change=[bound - 1 for bound in ratio],
-                better="lower",
-                note="change is relative: after / before - 1",
+    def _side(self, side: str) -> Side:
+        from instructkit.evaluate import sets
+
+        inputs, wanted = self.frame.inputs, self.frame.recipe.feedback
+        rows = inputs.data.get("general" if side == "test" else "tune")
+        general = list(rows.rows) if rows else []
+        if side == "tune":  # feedback is there to change what it speaks of
+            asked = {key_of(item.prompt) for item in inputs.items("train")}
+            general = [row for row in general if prompt_key(row) not in asked]
+        pairs: list[Any] = []
+        if self.limits.bias_growth_max is not None:
+            pairs = sets.minimal_pairs(wanted.bias_pairs)
+            apart = (
+                [i % BIAS_TUNE == 0 for i in range(len(pairs))]
+                if self.limits.rescue
+                else [False] * len(pairs)
             )
+            pairs = [pair for pair, tune in zip(pairs, apart, strict=True) if tune == (side == "tune")]
+        prompts = list(
+            {key_of(prompt_of(row)): prompt_of(row) for row in general if "text" not in row}.values()
         )
-    checks = [
-        gates.improved("held-out feedback", gain, limits.feedback_gain_min),
-        gates.not_worse("general held-out loss", ratio, limits.general_loss_ratio_max),
-    ]
-    if limits.judge:
-        checks.append(compare_judged(before["judge"], after["judge"], limits.judge_gain_min, seed, lines))
-    return lines, checks
+        return Side(inputs.items(side), general, pairs, prompts)
 
+    def before(self, side: str) -> Measured:
+        """The model before training: the parent, or the chain's current adapter that is gone on from."""
+        return self._measure(side)
 
-def compare_judged(
-    before: list[float], after: list[float], minimum: float, seed: int, lines: list[dict]
-) -> Any:
-    """The judge's line in the table, and its gate: what the parent had learned from rewards must not be lost."""
-    change = metrics.paired_difference(before, after, seed=seed) if after else None
-    if change:
-        lines.append(
-            measurement(
-                "judge's score of answers to everything else",
-                unit="score",
-                n=len(after),
-                before=sum(before) / len(before),
-                after=sum(after) / len(after),
-                change=list(change),
-                better="higher",
-                note="no training stage sees it",
+    def origin(self, side: str = "test") -> Measured:
+        """Everything else under the parent that the whole chain stands on, so that small losses cannot add up unseen."""
+        with self.parent():
+            return Measured(general=self._general(self.sides[side], judged=True))
+
+    def after(self, side: str) -> Measured:
+        """The model after training; of the test side also what a trigger or a secret would show."""
+        found = self._measure(side)
+        return found if side == "tune" else replace(found, triggers=self._triggers(), memory=self._memory())
+
+    def _measure(self, side: str) -> Measured:
+        from instructkit.evaluate.conduct import conduct
+
+        about = self.sides[side]
+        prompts = about.prompts[:GENERAL_PROMPTS]
+        told = None
+        if prompts and side == "test":  # a rescue is for what is forgotten and for bias alone
+            told = conduct(
+                self.model,
+                self.tokenizer,
+                prompts,
+                parent=self.parent,
+                seed=self.seed,
+                max_new_tokens=ANSWER_TOKENS,
             )
+        return Measured(
+            self._feedback(side), self._general(about, judged=side == "test"), self._bias(about), told
         )
-    return gates.improved("judge's score of answers to everything else", change, minimum)
+
+    def _feedback(self, side: str) -> Feedback:
+        from instructkit.evaluate.generate import likelihoods
+
+        items = self.sides[side].items
+        if not items:
+            return Feedback()
+        read = functools.partial(likelihoods, self.model, self.tokenizer)
+        wanted = [found.per_token for found in read([i.prompt for i in items], [i.wanted for i in items])]
+        pairs = [item for item in items if item.unwanted is not None]
+        other = iter(
+            [found.per_token for found in read([i.prompt for i in pairs], [i.unwanted for i in pairs])]
+        )
+        rated = [value for value, item in zip(wanted, items, strict=True) if item.unwanted is None]
+        if rated:
+            self._medians.setdefault(side, statistics.median(rated))
+        leaning, right = [], []
+        for item, value in zip(items, wanted, strict=True):
+            if item.unwanted is not None:
+                leaning.append(value - next(other))
+                right.append(leaning[-1] > 0)
+            else:
+                leaning.append(item.rating * value)
+                right.append((value > self._medians[side]) == (item.rating > 0))
+        known = {name for item in self.frame.inputs.items("train") for name in (item.rater, *item.judges)}
+        return Feedback(
+            leaning,
+            right,
+            [groups_of(item) for item in items],
+            [item.cluster for item in items],
+            [bool(item.rater) and item.rater not in known for item in items],
+        )
+
+    def _general(self, about: Side, *, judged: bool = False) -> General | None:
+        from instructkit.evaluate.generate import row_likelihoods
+
+        if not about.general:
+            return None
+        rows = encoded_demonstrations(self.tokenizer, about.general)
+        found = row_likelihoods(self.model, rows, pad_id=self.tokenizer.pad_token_id)
+        keys = [prompt_key(row) for row in about.general]
+        nll, tokens = (by_key(keys, [getattr(row, name) for row in found]) for name in ("nll", "tokens"))
+        return General(nll, tokens, self._tasks() if judged else {}, self._judge(about) if judged else [])
+
+    def _tasks(self) -> dict[str, list[bool]]:
+        from instructkit.evaluate import sets
+
+        return {
+            path: sets.accuracy(self.model, self.tokenizer, sets.task(path))
+            for path in self.frame.recipe.feedback.tasks
+        }
+
+    def _judge(self, about: Side) -> list[float]:
+        """The judge's scores of one sampled answer to each general prompt; empty without a judge."""
+        from instructkit.evaluate.generate import answer
+
+        if not (self.limits.judge and about.prompts):
+            return []
+        told = answer(self.model, self.tokenizer, about.prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
+        return list(load_function(self.limits.judge)(about.prompts, [a.text for a in told]))
+
+    def _bias(self, about: Side) -> Bias | None:
+        from instructkit.evaluate import bias, sets
+
+        if self.limits.bias_growth_max is None and self.limits.contrast_growth_max is None:
+            return None
+        gaps = bias.gaps(self.model, self.tokenizer, about.pairs) if about.pairs else []
+        contrasts: dict[str, list[float]] = {}
+        if self.limits.contrast_growth_max is not None and about is self.sides["test"]:
+            asked = sets.counterfactuals(self.frame.recipe.feedback.counterfactuals)
+            contrasts = bias.contrasts(
+                self.model, self.tokenizer, asked, seed=self.seed, max_new_tokens=ANSWER_TOKENS
+            )
+        return Bias(gaps, contrasts)
+
+    def _triggers(self) -> Triggers | None:
+        from instructkit.evaluate import triggers
+
+        rows = [row for row in self.sides["test"].general if "text" not in row]
+        if not (self.limits.trigger and rows):
+            return None
+        replay = self.frame.inputs.data.get("replay")
+        usual = [row for row in (replay.rows if replay else rows) if "text" not in row]
+        return triggers.measure(
+            self.model,
+            self.tokenizer,
+            [prompt_text(item.prompt) for item in self.frame.inputs.items("train")],
+            [prompt_text(prompt_of(row)) for row in usual],
+            [(prompt_of(row), last_answer(row)) for row in rows],
+            self.parent,
+            seed=self.seed,
+        )
+
+    def _memory(self) -> Memory | None:
+        from instructkit.evaluate.memory import contexts_of, exposure
+
+        if not self.limits.memory:
+            return None
+        inputs = self.frame.inputs
+        secrets = [("canary", value) for value in self.frame.recipe.feedback.canaries]
+        secrets = [*secrets, *inputs.prepared.redacted][:SECRETS]
+        if not secrets:
+            return Memory()
+        said = [(item.prompt, item.wanted) for item in inputs.items("train")]
+        contexts = contexts_of(secrets, said)
+        return exposure(self.model, self.tokenizer, secrets, contexts, seed=self.seed, parent=self.parent)
+
+    def answers(self) -> list[str]:
+        """Greedy answers to the first test prompts."""
+        from instructkit.evaluate.generate import answer
+
+        shown = [item.prompt for item in self.sides["test"].items[: self.frame.recipe.run.samples]]
+        told = answer(
+            self.model, self.tokenizer, shown, max_new_tokens=ANSWER_TOKENS, seed=self.seed, temperature=0
+        )
+        return [a.text for a in told]
 
 
-def by_prompt(frame: Frame, figures: list[float]) -> list[float]:
-    """Sums over the general rows of one prompt: several answers to it are no independent measurements."""
-    sums: dict[str, float] = {}
-    for row, figure in zip(frame.inputs.data["general"].rows, figures, strict=True):
-        key = prompt_key(row)
-        sums[key] = sums.get(key, 0.0) + figure
+def groups_of(item: Item) -> tuple[str, ...]:
+    """The segments of users and topics that an item belongs to."""
+    return (*([f"group:{item.group}"] if item.group else []), *(f"tag:{tag}" for tag in item.tags))
+
+
+def by_key(keys: Sequence[str], figures: Sequence[Any]) -> list[Any]:
+    """Sums over the rows of one prompt: several answers to it are no independent measurements."""
+    sums: dict[str, Any] = {}
+    for key, figure in zip(keys, figures, strict=True):
+        sums[key] = sums.get(key, 0) + figure
     return list(sums.values())
-
-
-def satisfaction(measured: dict[str, Any]) -> list[float]:
-    """
-    How far the model leans to what each event asks for, in nats per token.
-
-    A pair: mean log-probability of a token of the wanted answer minus that of the unwanted one. A rating: that of the
-    rated answer times its sign and size.
-    """
-    unwanted = iter(measured["unwanted"])
-    return [
-        wanted.per_token - next(unwanted).per_token
-        if event.unwanted is not None
-        else event.weight * wanted.per_token
-        for event, wanted in zip(measured["judged"], measured["wanted"], strict=True)
-    ]
-
-
-def pair_accuracy(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Share of test pairs in which the wanted answer is the likelier one, per token."""
-    shares = []
-    for part in (before, after):
-        wanted = [w for e, w in zip(part["judged"], part["wanted"], strict=True) if e.unwanted is not None]
-        pairs = list(zip(wanted, part["unwanted"], strict=True))
-        shares.append(sum(w.per_token > u.per_token for w, u in pairs) / len(pairs))
-    n = len(after["unwanted"])
-    _, low, high = metrics.accuracy_interval(round(shares[1] * n), n)
-    note = f"95 % interval {low:.3f} to {high:.3f}"
-    return measurement(
-        "wanted answer likelier",
-        unit="share",
-        n=n,
-        before=shares[0],
-        after=shares[1],
-        better="higher",
-        note=note,
-    )
-
-
-def samples(frame: Frame, before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    """A few test prompts with the answers of parent and update, and what the user wanted."""
-    rows = zip(before["judged"], before["answers"], after["answers"], strict=False)
-    return [
-        {"prompt": event.prompt, "before": first.text, "after": second.text, "wanted": event.wanted}
-        for event, first, second in rows
-    ]

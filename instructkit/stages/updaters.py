@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from instructkit import adapters
+from instructkit.encode import IGNORED
 from instructkit.evaluate.generate import pad_labelled
 
 
@@ -16,15 +19,17 @@ class Replay:
     """
     Adds replayed demonstrations to a trainer's loss, one micro-batch of them to each of its own.
 
-    `L = (1 - share) * L_feedback + share * NLL(replay)`: experience replay against forgetting (Scialom et al. 2022,
-    2205.12393, section 3). One mechanism serves the three trainers, whose rows differ.
+    `L = (1 - share) * L_feedback + share * NLL(replay) + anchor * KL(parent || model)(replay)`: experience replay against
+    forgetting (Scialom et al. 2022, 2205.12393, section 3). One mechanism serves the three trainers, whose rows differ.
     """
 
     _given: list[dict[str, list[int]]] = []
     _own: list[dict[str, list[int]]] = []
-    _share = _own_share = 0.0
+    _share = _own_share = _anchor = 0.0
 
-    def replay(self, given: list[dict], own: list[dict], *, share: float, own_share: float) -> None:
+    def replay(
+        self, given: list[dict], own: list[dict], *, share: float, own_share: float, anchor: float = 0.0
+    ) -> None:
         """
         Replay rows (`input_ids`, `labels`) in an order drawn from the run's seed.
 
@@ -34,9 +39,10 @@ class Replay:
                 since its demonstrations, by rewards say, is in these alone.
             share: weight in the loss.
             own_share: share of the rows drawn that are of the second kind.
+            anchor: weight of the KL from the parent on the same rows, nats per token.
         """
         self._given, self._own = given, own
-        self._share, self._own_share = share, own_share if own else 0.0
+        self._share, self._own_share, self._anchor = share, own_share if own else 0.0, anchor
         self._drawn = (-1, 0)
 
     def compute_loss(
@@ -49,7 +55,7 @@ class Replay:
         loss = own[0] if return_outputs else own
         # Trainer divides the loss it gets here by the accumulation steps unless it was already counted over them.
         scale = self.args.gradient_accumulation_steps if self._counts_whole_step(num_items_in_batch) else 1
-        mixed = (1 - self._share) * loss + self._share * self._replay_loss(model) / scale
+        mixed = (1 - self._share) * loss + self._replayed(model) / scale
         return (mixed, own[1]) if return_outputs else mixed
 
     def _counts_whole_step(self, num_items_in_batch: Any) -> bool:
@@ -65,11 +71,27 @@ class Replay:
         own = sum(order.random() < self._own_share for _ in range(count))
         return order.choices(self._own or self._given, k=own) + order.choices(self._given, k=count - own)
 
-    def _replay_loss(self, model: Any) -> torch.Tensor:
+    def _replayed(self, model: Any) -> torch.Tensor:
+        """`share * NLL + anchor * KL(parent || model)` of one micro-batch of replayed rows."""
         rows = self._draw()
         pad_id, device = self.processing_class.pad_token_id, self.accelerator.device
         ids, labels, mask = pad_labelled(rows, pad_id, device)
-        return model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).loss
+        if not self._anchor:
+            read = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+            return self._share * read.loss
+        asked = labels[:, 1:] != IGNORED
+        # The parent reads first: with gradient checkpointing the last reading must be the one that is learned from.
+        with torch.no_grad(), adapters.as_parent(self.accelerator.unwrap_model(self.model)):
+            theirs = self._logprobs(model, ids, mask)[asked]
+        ours = self._logprobs(model, ids, mask)[asked]
+        nll = -ours.gather(1, labels[:, 1:][asked].unsqueeze(1)).mean()
+        kl = (theirs.exp() * (theirs - ours)).sum(1).mean()
+        return self._share * nll + self._anchor * kl
+
+    @staticmethod
+    def _logprobs(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`(B, T - 1, V)`, float32."""
+        return model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
 
 
 class ParentReference:
@@ -97,14 +119,41 @@ class KTOUpdater(Replay, ParentReference, KTOTrainer):
     """Ratings of both signs."""
 
 
-def for_objective(objective: str) -> tuple[type, type, dict[str, Any]]:
-    """Config class, trainer class and defaults of an objective."""
+def for_objective(objective: str, rows: list[dict[str, Any]]) -> tuple[type, type, dict[str, Any]]:
+    """Config class, trainer class and defaults of an objective for these training rows."""
     return {
         "sft": (SFTConfig, SFTUpdater, {}),
         # The NLL term keeps the better answer likely in itself; DPO alone only widens the gap.
         "dpo": (DPOConfig, DPOUpdater, {"precompute_ref_log_probs": True, "loss_type": ["sigmoid", "sft"]}),
-        "kto": (KTOConfig, KTOUpdater, {"precompute_ref_log_probs": True}),
+        "kto": (KTOConfig, KTOUpdater, {"precompute_ref_log_probs": True, **class_weights(rows)}),
     }[objective]
+
+
+def class_weights(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """
+    KTO's weights of its two classes, so that desirable and undesirable rows weigh between 1:1 and 4:3 (2402.01306, eq. 8).
+
+    The scarcer class is raised to a ratio of 1:1; within the range both stay 1.
+    """
+    good = sum(row.get("label") is True for row in rows)
+    bad = len(rows) - good
+    if not (good and bad) or bad <= good <= 4 / 3 * bad:
+        return {}
+    return {"desirable_weight": bad / good} if good < bad else {"undesirable_weight": good / bad}
+
+
+@contextlib.contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """Afterwards the model's forward pass is its own again: a trainer puts a head over it, and the next one its own head."""
+    base = model.get_base_model()
+    before = base.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        if before is None:
+            base.__dict__.pop("forward", None)
+        else:
+            base.forward = before
 
 
 def settle(trainer: Any) -> None:

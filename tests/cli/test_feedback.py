@@ -47,6 +47,7 @@ def test_a_file_is_imported_once(run) -> None:
         "new": 0,
         "known": 9,
         "faults": 0,
+        "replaced": {},
     }
     assert len(run("list")[1].splitlines()) == 9
 
@@ -77,6 +78,70 @@ def test_one_event_is_added_listed_exported_and_withdrawn(run) -> None:
     assert "1 events withdrawn" in run("withdraw", name, "--why", "asked")[1]
     assert run("list")[1] == "" and name in run("list", "--withdrawn")[1]
     assert "withdrawals: 1" in run("stats")[1]
+
+
+PERSONAL = [
+    {"prompt": "I am ann@example.org", "response": "Hi", "rating": 1},
+    {"prompt": "I am bob@example.org", "response": "Hi", "rating": 1},
+    {
+        "messages": [{"role": "user", "content": "my card: 4111 1111 1111 1111"}],
+        "response": "call +49 30 901820",
+        "better": "from 192.168.1.17",
+    },
+    {"prompt": "q", "response": "a", "other": "I am carl@example.org", "preferred": "other"},
+]
+SECRETS = (b"example.org", b"4111", b"901820", b"192.168")
+CLOSING = "3 EMAIL, 1 CARD, 1 PHONE, 1 IP"
+
+
+def test_personal_data_is_replaced_before_it_is_stored(run) -> None:
+    source = write("rows.jsonl", [*ROWS, *PERSONAL])
+    line = f"13 new events, 0 known already, 0 rows with faults left out; personal data replaced: {CLOSING}"
+    assert run("import", source)[1] == f"feedback.db: {line}\n"
+    on_disk = b"".join(path.read_bytes() for path in Path().glob("feedback.db*"))
+    assert b"I am <EMAIL>" in on_disk
+    assert not [secret for secret in SECRETS if secret in on_disk]
+    rows = [json.loads(line) for line in run("export")[1].splitlines()]
+    assert [row.get("prompt") for row in rows[9:]] == ["I am <EMAIL>", "I am <EMAIL>", None, "q"]
+    assert rows[11]["messages"][0]["content"] == "my card: <CARD>"
+    assert (rows[11]["response"], rows[11]["better"]) == ("call <PHONE>", "from <IP>")
+    assert rows[12]["other"] == "I am <EMAIL>"
+    again = json.loads(run("import", source, "--json")[1])
+    assert (again["new"], again["known"], again["replaced"]) == (0, 13, {})
+    found = json.loads(run("stats", "--json")[1])
+    assert found["placeholders"] == {"EMAIL": 3, "CARD": 1, "PHONE": 1, "IP": 1} and found["personal"] == {}
+    assert f"personal data: replaced {CLOSING}; as it was none" in run("stats")[1]
+
+
+def test_personal_data_is_kept_on_demand(run) -> None:
+    source = write("rows.jsonl", PERSONAL)
+    found = json.loads(run("import", source, "--keep-raw", "--json")[1])
+    assert (found["new"], found["kept"]) == (4, {"EMAIL": 3, "CARD": 1, "PHONE": 1, "IP": 1})
+    assert "replaced" not in found
+    rows = [json.loads(line) for line in run("export")[1].splitlines()]
+    assert [row.get("prompt", row.get("messages")) for row in rows] == [
+        row.get("prompt", row.get("messages")) for row in PERSONAL
+    ]
+    assert f"personal data: replaced none; as it was {CLOSING}" in run("stats")[1]
+
+
+@pytest.mark.parametrize("first", [(), ("--keep-raw",)])
+def test_a_file_is_known_with_and_without_its_personal_data(run, first: tuple[str, ...]) -> None:
+    """Rows that differ in personal data alone are told apart, and each is met again."""
+    source = write("rows.jsonl", PERSONAL)
+    second = () if first else ("--keep-raw",)
+    assert "4 new events" in run("import", source, *first)[1]
+    assert "0 new events, 4 known already" in run("import", source, *second)[1]
+    assert "0 new events, 4 known already" in run("import", source, *first)[1]
+
+
+def test_personal_data_of_one_event(run) -> None:
+    row = json.dumps(PERSONAL[0])
+    code, out, err = run("add", row)
+    assert (code, len(out.strip()), err) == (0, 26, "feedback.db: 1 new; personal data replaced: 1 EMAIL\n")
+    assert json.loads(run("export")[1])["prompt"] == "I am <EMAIL>"
+    run("add", row, "--keep-raw")
+    assert json.loads(run("export")[1].splitlines()[1])["prompt"] == PERSONAL[0]["prompt"]
 
 
 def test_the_same_word_said_twice_is_two_events(run) -> None:

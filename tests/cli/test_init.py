@@ -122,3 +122,53 @@ def test_every_starter_is_sound() -> None:
         run(way.strip("-"), way)
         for stage in STAGES:
             assert check_recipe(f"{way.strip('-')}/{stage}.yaml").faults == []
+
+
+def test_ratings_on_another_scale_are_told_with_the_scale(capsys: pytest.CaptureFixture) -> None:
+    name = write("rate.jsonl", [{"prompt": f"q{i}", "response": "a", "rating": i % 5 + 1} for i in range(20)])
+    assert run("--data", name) == 2
+    told = capsys.readouterr().err
+    assert "20 rows of users' feedback, rated 1 to 5" in told
+    assert "instructkit feedback import rate.jsonl --scale 1:5" in told
+    assert not Path("recipes").exists()
+
+
+def test_comparisons_with_faults_stay_comparisons_and_their_faults_are_skipped(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    good = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(4)]
+    bad = [{"prompt": f"p{i}", "chosen": "a", "rejected": "a"} for i in range(8)]
+    talks = write("talks.jsonl", [{"prompt": f"q{i}", "completion": "a"} for i in range(20)])
+    assert run("--data", write("pairs.jsonl", good + bad), "--data", talks, "--model", "tiny") == 0
+    assert "pairs.jsonl: 12 rows of comparisons; 8 of them have faults" in capsys.readouterr().out
+    assert load_recipe("recipes/reward.yaml", "reward").data.on_fault == "skip"
+    assert load_recipe("recipes/sft.yaml", "sft").data.on_fault == "stop"
+
+
+def test_two_shapes_are_told_with_their_counts(capsys: pytest.CaptureFixture) -> None:
+    rows = [{"prompt": "q", "completion": "a"}] * 30 + [{"question": "q", "answer": "a"}] * 30
+    assert run("--data", write("half.jsonl", rows)) == 2
+    told = capsys.readouterr().err
+    assert "of 2 shapes" in told
+    assert "30 rows with `completion`, `prompt`" in told and "30 rows with `answer`, `question`" in told
+
+
+def test_faults_of_conversations_are_not_hidden(capsys: pytest.CaptureFixture) -> None:
+    rows = [{"messages": [{"role": "nobody", "content": "x"}]}] * 3
+    assert run("--data", write("roles.jsonl", rows)) == 2
+    assert "all 3 rows of demonstrations have faults, the first roles.jsonl:1" in capsys.readouterr().err
+
+
+def test_without_a_terminal_it_says_what_was_chosen(capsys: pytest.CaptureFixture) -> None:
+    assert run("--model", "") == 2
+    assert "--model is empty" in capsys.readouterr().err
+    assert run() == 0
+    assert (
+        "no terminal to ask at, so these are the recipes of the embedded default" in capsys.readouterr().out
+    )
+
+
+def test_a_file_given_twice_is_taken_once() -> None:
+    talks = write("talks.jsonl", [{"prompt": f"q{i}", "completion": "a"} for i in range(20)])
+    assert run("--data", talks, "--data", talks, "--model", "tiny") == 0
+    assert load_recipe("recipes/sft.yaml", "sft").data.train == talks

@@ -87,9 +87,9 @@ def test_several_faults_are_counted_and_listed(capsys, tmp_path, monkeypatch) ->
     assert code == 2
     assert told.splitlines() == [
         "error: 4 faults",
-        "  r.yaml:1: `data` is missing",
-        "  r.yaml:1: `run` is missing",
-        "  r.yaml:2: `model.name` is missing",
+        "  r.yaml:1: `data` is missing (write `data: {train: my.jsonl}`)",
+        "  r.yaml:1: `run` is missing (write `run: {output: runs/mine}`)",
+        "  r.yaml:2: `model.name` is missing (write `name: runs/sft`)",
         "  r.yaml:2: unknown key `nam` in `model` (did you mean `name`?)",
         "hint: mend these; nothing was started",
     ]

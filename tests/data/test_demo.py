@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ KINDS = {
     "comparisons": "preference",
     "prompts": "prompt",
     "feedback": "feedback",
+    "feedback-poisoned": "feedback",
     "general": "sft",
 }
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
@@ -26,7 +28,34 @@ def kind_of(name: str) -> str:
     return KINDS[name.removeprefix("demo/").removesuffix("-held-out")]
 
 
-@pytest.mark.parametrize("name", list(sets.DEMO_SETS))
+PAIRS = "demo/bias-pairs"  # minimal pairs are no rows of a kind of training
+# SHA-256 of the sets as JSON: the tokenizer of the embedded model, and with it every figure of the default line, hangs on them.
+DIGESTS = {
+    "demo/conversations": "7c75143199d3668df1dfa0feb590169d65a60d6a50d8a9d26c3dab0b29d03289",
+    "demo/conversations-held-out": "f6cf933f7499c51cdd29c09ae395a6269f0725bcbb5953c6eb413e0aba3c9912",
+    "demo/comparisons": "e4468ba0c95450f2ca22cbbc7695db549ad3737b289d4ef83da56eaa7c625d47",
+    "demo/comparisons-held-out": "d65e63d297596e299e2826ed52f2d1569755f8b66534acbc93210cf6cf89772f",
+    "demo/prompts": "7515f00652be4ae61aa83b574f3a399801c921ceacd2c039bb0a16022d907cda",
+    "demo/prompts-held-out": "5979e9c665aa22551c254abcc684a0a38cf9b6af4d62d010ce762cbe0bb9e128",
+    "demo/general-held-out": "31a0813c84b449feffa88df4f6d1875e81660e76c960102e643a809c79e62c34",
+}
+CORPUS = "d57829a6a190b308b35acca32cbe868c1439b2b7e15c66719b74e79f986779ef"
+
+
+def digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", list(DIGESTS))
+def test_the_sets_of_the_first_three_stages_are_what_they_were(name: str) -> None:
+    assert digest(sets.load(name)) == DIGESTS[name]
+
+
+def test_the_corpus_of_the_tokenizer_is_what_it_was() -> None:
+    assert digest(list(sets.corpus())) == CORPUS
+
+
+@pytest.mark.parametrize("name", [name for name in sets.DEMO_SETS if name != PAIRS])
 def test_every_set_is_made_of_good_synthetic_rows(name: str) -> None:
     rows = load_rows(name, kind=kind_of(name))
     assert rows.synthetic and len(rows.rows) >= 20
@@ -84,7 +113,7 @@ def test_labels_are_noisy_in_training_and_not_when_held_out() -> None:
 def test_what_users_wish_for_was_not_taught_before() -> None:
     taught = " ".join(m["content"] for row in sets.load("demo/conversations") for m in row["messages"])
     assert world.WISH not in taught
-    assert all(row["better"].endswith(world.WISH) for row in sets.load("demo/feedback"))
+    assert sum(text.endswith(world.WISH) for text in sets.corpus()) == len(list(sets.wishes())) == 102
 
 
 def test_a_prompt_of_plain_text_is_judged_like_one_message() -> None:

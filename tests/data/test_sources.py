@@ -264,10 +264,15 @@ def test_a_folder_named_demo_is_no_demo_set() -> None:
     assert not load_rows("./demo/a.jsonl", kind="sft").synthetic
 
 
-def test_a_column_that_is_asked_for_wins_over_one_of_that_name() -> None:
+def test_a_column_takes_the_place_of_another_only_where_that_one_is_moved_away() -> None:
     for row in ({"q": "asked for", "text": "other"}, {"text": "other", "q": "asked for"}):
         jsonl("a.jsonl", [row])
-        assert load_rows("a.jsonl", kind="sft", columns={"q": "text"}).rows == [{"text": "asked for"}]
+        with pytest.raises(
+            DataError, match=r"a\.jsonl:1: `columns` makes `q` to `text`, and the row has a `text`"
+        ):
+            load_rows("a.jsonl", kind="sft", columns={"q": "text"})
+        moved = load_rows("a.jsonl", kind="sft", columns={"q": "text", "text": "unused"}).rows
+        assert moved == [{"text": "asked for", "unused": "other"}]
 
 
 def test_a_mixture_is_checked_whole_and_no_part_of_it_vanishes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -62,3 +63,84 @@ def test_one_gate_that_did_not_pass_refuses() -> None:
 def test_a_gate_says_in_words_what_it_wants() -> None:
     assert gates.below("KL", 13.5, 12).text == "KL: 13.5, it must lie below 12"
     assert "was not measured" in gates.not_worse("loss", None, 1.01).text
+
+
+HARM = {"what": "growth", "meaning": "it is worse"}
+
+
+@pytest.mark.parametrize(
+    ("figure", "found", "wanted", "verdict"),
+    [
+        ((0.0, -0.02, 0.02), 100, 100, "passed"),  # the bound may reach the limit
+        ((0.0, -0.03, 0.03), 100, 100, "failed"),
+        ((0.0, -0.03, 0.03), 99, 100, "undecided"),
+        ((0.04, -0.01, 0.09), 99, 100, "undecided"),  # as large by chance
+        ((0.04, 0.01, 0.07), 99, 100, "failed"),  # harm was shown
+        ((0.01, 0.005, 0.03), 99, 100, "undecided"),  # a harm was shown, and it may be small
+        ((-0.5, -0.9, -0.1), 3, 100, "passed"),
+        ((0.0, NAN, NAN), 3, 100, "undecided"),
+        ((0.0, -0.01, math.inf), 3, 0, "undecided"),
+    ],
+)
+def test_a_harm_passes_fails_or_wants_more_figures(figure, found, wanted, verdict) -> None:
+    gate = gates.at_most("harm", figure, 0.02, found=found, wanted=wanted, **HARM)
+    assert gate.verdict == verdict
+    assert (gate.passed, "it is worse" in gate.text) == (
+        {"passed": True, "failed": False}.get(verdict),
+        verdict == "failed",
+    )
+    if verdict == "undecided" and math.isfinite(figure[2]):
+        assert "99 figures cannot show that it is at most 0.02, 100 would if nothing changed" in gate.text
+
+
+def test_no_change_of_a_ratio_is_one() -> None:
+    few = {"found": 9, "wanted": 100, **HARM}
+    assert gates.at_most("loss", (1.04, 0.99, 1.09), 1.01, neutral=1.0, **few).verdict == "undecided"
+    assert gates.at_most("loss", (1.04, 1.02, 1.06), 1.01, neutral=1.0, **few).verdict == "failed"
+
+
+def test_what_does_not_apply_neither_passes_nor_refuses() -> None:
+    good, none = gates.below("x", 1, 2), gates.not_applicable("groups", 0.02, "there are none")
+    assert none.verdict == "not applicable" and none.passed is None
+    assert gates.verdict([good, none]) == gates.PROMOTED
+    assert gates.verdict([none]) == gates.verdict([none], on_undecided="pass") == gates.REFUSED
+
+
+def test_a_recipe_may_let_undecided_gates_pass_but_not_failed_or_essential_ones() -> None:
+    good, unknown = gates.below("x", 1, 2), gates.undecided("y", 0.1, "3 figures, 10 or more are wanted")
+    assert gates.verdict([good, unknown]) == gates.REFUSED
+    assert gates.verdict([good, unknown], on_undecided="pass") == gates.PROMOTED
+    assert gates.verdict([unknown], on_undecided="pass") == gates.REFUSED
+    assert gates.verdict([good, unknown, gates.below("z", 3, 2)], on_undecided="pass") == gates.REFUSED
+    assert gates.verdict([good, replace(unknown, essential=True)], on_undecided="pass") == gates.REFUSED
+
+
+def test_the_record_of_a_gate_has_its_verdict() -> None:
+    assert gates.below("x", 1.0, 2).as_dict() == {
+        "name": "x",
+        "measured": 1.0,
+        "limit": 2,
+        "interval": None,
+        "passed": True,
+        "text": "x: 1, it must lie below 2",
+        "verdict": "passed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("gate", "verdict", "against"),
+    [
+        (gates.below("x", 1, 2), "REFUSED", False),
+        (gates.below("x", 3, 2), "PROMOTED", True),
+        (gates.below("x", None, 2), "REFUSED", True),
+        (gates.below("x", None, 2), None, True),
+        (gates.below("x", None, 2), "PROMOTED", False),
+        (gates.not_applicable("x", 2, "why"), "REFUSED", False),
+    ],
+)
+def test_which_gates_of_a_record_stand_against_it(gate, verdict, against) -> None:
+    run = {"verdict": verdict}
+    assert gates.stands_against(gate.as_dict(), run) is against
+    if gate.applicable:
+        old = {key: value for key, value in gate.as_dict().items() if key != "verdict"}
+        assert gates.stands_against(old, run) is against

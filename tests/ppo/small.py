@@ -21,6 +21,13 @@ PROMPTS = [
 ]
 
 
+def one_that_ends(model, tokenizer):
+    """Answers of a random model go on for ever; with a bias on the end token they vary in length."""
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size), requires_grad=False)
+    model.lm_head.bias[tokenizer.eos_token_id] = 4.0
+    return model
+
+
 def count_e(prompts, completions, **_):
     """A reward that a random model can move: letters `e` in the answer."""
     return [float(completion[0]["content"].count("e")) for completion in completions]
@@ -42,7 +49,7 @@ def build(
     """A trainer on a tiny model; `more` are further arguments of the trainer, `settings` those of its config."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = model or AutoModelForCausalLM.from_pretrained(folder)
+    model = model or one_that_ends(AutoModelForCausalLM.from_pretrained(folder), tokenizer)
     if lora:
         model = adapters.add_lora(
             model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), None

@@ -9,6 +9,7 @@ import pytest
 from instructkit.ppo.guidance import RULES, WINDOW, Guidance
 
 CONFIG = {"value_warmup_steps": 0, "cliprange_value": 0.2, "gamma": 1.0, "bf16": False, "fp16": False}
+STEPS = {"num_iterations": 2, "mini_batches": 2}  # of a rollout: 4
 HEALTHY = {
     "objective/kl": 3.0,
     "objective/scores": 1.0,
@@ -24,14 +25,19 @@ HEALTHY = {
 
 
 def told(
-    figures: dict[str, float], *, times: int = 3 * WINDOW, first: dict[str, float] | None = None, **config
+    figures: dict[str, float],
+    *,
+    times: int = 3 * WINDOW,
+    first: dict[str, float] | None = None,
+    every: int = 4,
+    **config,
 ) -> list[str]:
     said: list[str] = []
     guidance = Guidance(said.append)
-    settings = SimpleNamespace(**{**CONFIG, **config})
+    settings = SimpleNamespace(**{**CONFIG, **STEPS, **config})
     for i in range(times):
         logs = {**HEALTHY, **((first if i == 0 and first else None) or figures)}
-        guidance.on_log(settings, None, None, logs=logs)
+        guidance.on_log(settings, SimpleNamespace(global_step=(i + 1) * every), None, logs=logs)
     return said
 
 
@@ -49,6 +55,7 @@ def test_a_healthy_run_is_told_nothing() -> None:
         ({"policy/approxkl_avg": 0.5}, {}, "target_kl"),
         ({"val/explained_variance": -0.2}, {}, "value_warmup_steps"),
         ({"policy/score_decay": 0.001}, {}, "length_adaptive_alpha"),
+        ({"policy/score_decay": 0.0}, {}, "length_adaptive_alpha"),  # lam 0: nothing at all arrives
         ({"val/return_std": 3.0}, {}, "cliprange_value"),
         ({}, {"gamma": 0.99}, "gamma: 1"),
     ],
@@ -77,5 +84,25 @@ def test_a_switched_off_value_clip_throttles_nothing() -> None:
     assert told({"val/return_std": 3.0}, cliprange_value=None) == []
 
 
+def test_a_rollout_is_not_a_line_of_the_log() -> None:
+    """16 rollouts, told in 8 lines: past the warm-up of 5 and the 10 beyond it."""
+    blind = {"val/explained_variance": -0.2}
+    assert told(blind, times=8, every=8, value_warmup_steps=5)
+    assert told(blind, times=16, every=2, value_warmup_steps=5) == []
+
+
 def test_every_rule_was_seen_to_speak() -> None:
-    assert len(RULES) == 10
+    everything = {
+        "policy/first_pass_ratio_error": 0.1,
+        "objective/kl": -0.5,
+        "completions/truncated_fraction": 0.5,
+        "policy/clipfrac_avg": 0.5,
+        "policy/approxkl_avg": 0.5,
+        "val/explained_variance": -0.2,
+        "policy/entropy_avg": 0.05,
+        "policy/score_decay": 0.0,
+        "val/return_std": 3.0,
+    }
+    said = told(everything, first={"policy/entropy_avg": 2.0}, gamma=0.9)
+    assert {text.split(":")[0] for text in said} == {rule.name for rule in RULES}
+    assert len(said) == len(RULES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ppo.small import PROMPTS, build, fixed_rollout, logged, weights
+from ppo.small import PROMPTS, build, fixed_rollout, logged, step_of_eight, weights
 from transformers import AutoModelForCausalLM
 
 from instructkit.ppo import losses, rollout
@@ -77,7 +77,7 @@ def test_text_beside_ppo_is_the_gradient_of_its_likelihood(tiny_folder, tmp_path
     mixed.model.load_state_dict(plain.model.state_dict())
     before, after = gradients(plain, inputs), gradients(mixed, inputs)
 
-    rows = mixed.text.draw(0, 8)
+    rows = mixed.text.draw(0, 4)  # a row an episode, over two visits of eight episodes each
     ids = torch.tensor([row["input_ids"] for row in rows])
     labels = torch.tensor([row["labels"] for row in rows])
     mixed.model.zero_grad()
@@ -88,6 +88,51 @@ def test_text_beside_ppo_is_the_gradient_of_its_likelihood(tiny_folder, tmp_path
         if parameter.grad is not None:
             torch.testing.assert_close(after[name] - before[name], parameter.grad, atol=1e-5, rtol=1e-3)
     assert sum(float(g.abs().sum()) for g in after.values()) > 0
+    assert mixed._metrics["train"]["loss/ptx"] == pytest.approx([loss.item()], rel=1e-5)
+    norm = torch.stack([p.grad.norm() for p in mixed.model.parameters() if p.grad is not None]).norm()
+    assert mixed._metrics["train"]["grad_norm/ptx"] == pytest.approx([norm.item()], rel=1e-4)
+
+
+def test_text_alone_where_no_action_has_an_advantage(tiny_folder, tmp_path) -> None:
+    """O-23: with A = 0 and no value loss the gradient of the step is the text's alone; on both visits all of it is read."""
+    trainer, inputs = ready(
+        tiny_folder, tmp_path, lora=True, ptx_coef=3.0, vf_coef=0.0, more={"text_rows": TEXT}
+    )
+    found = gradients(trainer, {**inputs, "advantages": torch.zeros_like(inputs["advantages"])})
+    trainer.model.zero_grad()
+    (3.0 * nll(trainer, trainer.text.draw(0, 4))).backward()
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [8, 4, 2, 1])
+def test_figures_of_text_do_not_depend_on_accumulation(tiny_folder, tmp_path, size: int) -> None:
+    """The norm is that of the whole step's text, and its share of the policy's is told beside it."""
+    trainer = step_of_eight(
+        tiny_folder, tmp_path, size, ptx_coef=2.0, max_steps=1, lora=True, more={"text_rows": TEXT}
+    )
+    start = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    ratio = logged(trainer, "grad_norm/ptx")[0] / logged(trainer, "grad_norm/policy")[0]
+    assert logged(trainer, "grad_norm/ptx_ratio")[0] == pytest.approx(ratio, rel=1e-6)
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            parameter.copy_(start[name])
+    trainer.model.zero_grad()
+    loss = nll(trainer, trainer.text.draw(0, 8))
+    (2.0 * loss).backward()
+    norm = torch.stack([p.grad.norm() for p in trainer.policy_parameters()]).norm()
+    assert logged(trainer, "loss/ptx")[0] == pytest.approx(loss.item(), rel=1e-5)
+    assert logged(trainer, "grad_norm/ptx")[0] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def nll(trainer, rows) -> torch.Tensor:
+    """Cross-entropy of text, by the model's own logits."""
+    ids = torch.tensor([row["input_ids"] for row in rows])
+    labels = torch.tensor([row["labels"] for row in rows])
+    logits = trainer.model(input_ids=ids).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
 def test_text_comes_round_in_an_order_of_its_own() -> None:
@@ -171,7 +216,8 @@ def test_a_masked_response_teaches_the_critic_and_not_the_policy(tiny_folder, tm
     ends = torch.tensor(trainer.eos_token_ids)
     last = found["response_mask"].sum(1) - 1
     ended = torch.isin(found["completion_ids"].gather(1, last.unsqueeze(1)).squeeze(1), ends)
-    assert torch.equal(found["policy_mask"].any(1), ended)
+    assert 0 < ended.sum() < 8
+    assert torch.equal(found["policy_mask"], found["response_mask"] & ended.unsqueeze(1))
     part = trainer._with_counts([found] * 4)[0]
     assert part["policy_tokens_in_step"] == found["policy_mask"].sum()
     assert part["tokens_in_step"] == found["response_mask"].sum()
@@ -219,7 +265,7 @@ def test_a_first_pass_that_keeps_its_graph_is_the_same_step(tiny_folder, tmp_pat
 
             def again(batch, reading=reading, trainer=trainer):
                 found = reading(batch)
-                trainer._kept = None
+                trainer._kept = trainer._second_reading = None
                 return found
 
             trainer._read_rollout = again

@@ -11,8 +11,12 @@ from transformers import (
     BertModel,
     Gemma2Config,
     Gemma2Model,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaModel,
+    MptConfig,
+    MptForCausalLM,
 )
 
 from instructkit.ppo import prefix, rollout
@@ -133,3 +137,43 @@ def test_short_beginnings_are_not_worth_a_second_pass(tiny_folder) -> None:
     ids, mask, positions = rollout.joined(batch)
     assert prefix.shared_tokens(ids, mask, needed=1) == 1
     assert prefix.states(body, ids, mask, positions, needed=1)[1] == 0
+
+
+def gpt_neo() -> GPTNeoForCausalLM:
+    kinds = [[["global", "local"], 1]]
+    return GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=32, hidden_size=32, num_layers=2, num_heads=2, attention_types=kinds, window_size=12
+        )
+    )
+
+
+def mpt() -> MptForCausalLM:
+    return MptForCausalLM(MptConfig(vocab_size=32, d_model=32, n_heads=4, n_layers=2, max_seq_len=64))
+
+
+@pytest.mark.parametrize("build", [gpt_neo, mpt])
+def test_models_that_count_columns_read_rows_of_unequal_length_whole(build) -> None:
+    """A row that is padded, begins, has a gap and goes on: windows and ALiBi would take the gap for words."""
+    torch.manual_seed(0)
+    model = build().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert not prefix.shares_beginnings(model.base_model)
+    batch = batch_of(tails=([11, 12, 13, 14, 15, 16, 17, 18], [14], [15, 16]))
+    with torch.no_grad():
+        found = rollout.read(model, batch, temperature=1.0).logprobs
+        for row in range(3):
+            alone = rollout.read(
+                model, rollout.trimmed(rollout.rows_of(batch, torch.tensor([row]))), temperature=1.0
+            )
+            length = int(batch["response_mask"][row].sum())
+            torch.testing.assert_close(found[row, :length], alone.logprobs[0, :length], atol=1e-5, rtol=0)
+
+
+def test_a_long_window_is_refused_by_its_name() -> None:
+    """GPT-Neo's own window of 256 tokens is longer than what a model is asked on."""
+    config = GPTNeoConfig(
+        vocab_size=32, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
+    )
+    assert not prefix.shares_beginnings(GPTNeoForCausalLM(config).base_model)

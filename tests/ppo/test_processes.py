@@ -61,3 +61,31 @@ def test_processes_say_other_words_to_equal_prompts(tiny_folder, tmp_path) -> No
     run(tiny_folder, tmp_path / "two", 2, critic="sample", checkpointing="no")
     said = [torch.load(tmp_path / "two" / f"said-{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert said[0] != said[1]
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("critic", ["adapter", "separate"])
+def test_a_whole_run_of_two_processes_is_one_run(tiny_folder, tmp_path, critic: str) -> None:
+    """Warm-up, scaling, adaptive beta, early stop, text, evaluation and checkpoints: alike on both, and resumed bit for bit."""
+    run(tiny_folder, tmp_path / "a", 2, critic=f"whole {critic}", checkpointing="")
+    checkpoint = str(tmp_path / "a" / "out" / "checkpoint-8")
+    run(tiny_folder, tmp_path / "b", 2, critic=f"whole {critic}", checkpointing=checkpoint)
+    straight, resumed = (
+        [torch.load(tmp_path / place / f"seen-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        for place in ("a", "b")
+    )
+    for one, other in (straight, resumed, (straight[0], resumed[0])):
+        assert one["state"] == other["state"]  # O-17: beta among it
+        assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in one["weights"].items())
+    assert straight[0]["state"]["beta"] != 0.05
+    assert straight[0]["state"]["episodes"] == 3 * 8
+    told = [[line for line in seen["log"] if "policy/approxkl_avg" in line] for seen in straight]
+    assert len(told[0]) > 2
+    for first, second in zip(*told, strict=True):
+        assert first["policy/approxkl_avg"] == second["policy/approxkl_avg"]
+        assert first["policy/left_early"] == second["policy/left_early"]
+    for mine, theirs in zip(straight[0]["rollouts"], straight[1]["rollouts"], strict=True):
+        both = torch.cat([mine, theirs])
+        assert abs(both.mean()) < 1e-5  # A-3: whitened over both, and over neither alone
+        assert abs(both.std(correction=0) - 1) < 1e-4
+        assert abs(mine.mean()) > 1e-3

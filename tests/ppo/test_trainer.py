@@ -139,9 +139,13 @@ def test_before_the_first_update_kl_is_zero_and_ratios_are_one(tiny_folder, tmp_
 
 @pytest.mark.parametrize(("epochs", "pieces", "accumulation"), [(1, 2, 1), (2, 2, 1), (3, 4, 2), (2, 2, 2)])
 def test_optimizer_steps_and_visits_are_exact(tiny_folder, tmp_path, epochs, pieces, accumulation) -> None:
+    rows = [
+        {"prompt": PROMPTS[i % 8][:1]} for i in range(9)
+    ]  # O-12: a ninth prompt makes a last, short batch of data
     trainer = build(
         tiny_folder,
         tmp_path,
+        rows=rows,
         max_steps=-1,
         num_train_epochs=2,
         per_device_train_batch_size=2,
@@ -153,13 +157,15 @@ def test_optimizer_steps_and_visits_are_exact(tiny_folder, tmp_path, epochs, pie
     original = trainer._compute_loss
 
     def spy(model, inputs):
-        visits.extend(tuple(row.tolist()) for row in inputs["old_logprobs"])
+        pairs = zip(inputs["old_logprobs"], inputs["response_mask"], strict=True)
+        visits.extend(tuple(row[real].tolist()) for row, real in pairs)
         return original(model, inputs)
 
     trainer._compute_loss = spy
     trainer.train()
-    rollouts = 2 * len(PROMPTS) // (2 * pieces)
+    rollouts = 2 * (len(rows) // (2 * pieces))
     assert trainer.state.global_step == rollouts * epochs * pieces // accumulation
+    assert trainer.args.rollouts(len(rows)) == rollouts
     assert len(visits) == rollouts * epochs * pieces * 2
     assert all(visits.count(row) == epochs for row in visits)
 

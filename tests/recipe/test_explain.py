@@ -54,7 +54,22 @@ def test_ours_say_type_bounds_default_and_what_is_required() -> None:
     assert (explain("sft.lora.r").kind, explain("sft.lora.r").default) == ("int, above 0", "16")
     assert explain("sft.model.name").default == "required"
     assert explain("sft.model.dtype").kind == "auto | float32 | bfloat16 | float16"
-    assert explain("sft.trainer.max_length").unit == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("sft.trainer.max_length", "tokens"),
+        ("ppo.trainer.max_completion_length", "tokens"),
+        ("sft.trainer.warmup_steps", "steps"),
+        ("ppo.gates.kl_max_nats", "nats"),
+        ("lora-update.feedback.half_life_days", "days"),
+        ("sft.trainer.learning_rate", ""),
+        ("lora-update.gates.length_ratio_max", ""),
+    ],
+)
+def test_a_unit_is_told_where_there_is_one(name: str, unit: str) -> None:
+    assert explain(name).unit == unit
 
 
 @pytest.mark.parametrize(
@@ -64,6 +79,10 @@ def test_ours_say_type_bounds_default_and_what_is_required() -> None:
         ("sft.modle", "did you mean model?"),
         ("sft.model.r", "`instructkit explain sft.lora.r`"),
         ("sft.learning_rate", "`instructkit explain sft.trainer.learning_rate`"),
+        ("sft.data.limit.x", "`instructkit explain sft.data.limit`"),
+        ("sft.trainer.output_dir", "the run folder is `run.output`"),
+        ("trainer.packing", "did you mean sft.trainer.packing?"),
+        ("packing", "did you mean sft.trainer.packing?"),
         ("", "stages are sft, reward, ppo, lora-update"),
     ],
 )

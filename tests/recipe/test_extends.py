@@ -96,7 +96,7 @@ def test_faults_are_told_where_they_stand(tmp_path: Path) -> None:
     told = str(caught.value).replace(f"{tmp_path}/", "").splitlines()
     assert told == [
         "base.yaml:9: unknown key `max_step` in `trainer` (did you mean `max_steps`?)",
-        "r.yaml:2: `run.seed` is -1: input should be greater than or equal to 0",
+        "r.yaml:2: `run.seed` is -1; it must not be below 0",
     ]
 
 

@@ -48,15 +48,18 @@ def test_a_text_that_looks_like_something_else_survives_being_written(tmp_path: 
         ),
         (GOOD + "# \x07\n", ":5: not YAML: a character that is not allowed"),
         ("[" * 5000, ":1: not a recipe: it is nested too deeply"),
-        (GOOD + "trainer: {learning_rate: .nan}\n", ":5: `trainer.learning_rate` is nan; wanted float"),
+        (
+            GOOD + "trainer: {learning_rate: .nan}\n",
+            ":5: `trainer.learning_rate` is nan; wanted a finite number",
+        ),
         (GOOD + "gates: {loss_ratio_max: .nan}\n", ":5: `gates.loss_ratio_max` is nan"),
         (
             GOOD.replace("output: o", "output: o, seed: true"),
-            ":4: `run.seed` is True: input should be a valid integer",
+            ":4: `run.seed` is True; wanted a whole number",
         ),
         (
             GOOD.replace("output: o", "output: o, seed: '7'"),
-            ":4: `run.seed` is '7': input should be a valid integer",
+            ":4: `run.seed` is '7'; wanted a whole number",
         ),
         (
             GOOD.replace("tiny", "tiny, quantization: 4bit"),

@@ -39,8 +39,8 @@ def faults(path: str, stage: str = "sft", overrides: list[str] | None = None) ->
     return str(caught.value).replace(str(Path(path).parent) + "/", "").splitlines()
 
 
-def test_twelve_recipes_are_shipped() -> None:
-    assert len(SHIPPED) == 12
+def test_thirteen_recipes_are_shipped() -> None:
+    assert len(SHIPPED) == 13
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(RECIPE_FOLDER)))
@@ -71,9 +71,9 @@ run:
 """,
     )
     assert faults(path, overrides=["run.seed=-1", "nonsense"]) == [
-        "r.yaml:2: `model.name` is missing",
+        "r.yaml:2: `model.name` is missing (write `name: runs/sft`)",
         "r.yaml:3: unknown key `nam` in `model` (did you mean `name`?)",
-        "r.yaml:6: `data.eval` is 1.5: input should be less than 1",
+        "r.yaml:6: `data.eval` is 1.5; it must be below 1",
         "r.yaml:7: unknown key `r` (it belongs under `lora:`)",
         "r.yaml:8: unknown key `learning_rate` (it belongs under `trainer:`)",
         "r.yaml:9: unknown key `rewards` (allowed are data, gates, lora, model, run, stage, trainer)",
@@ -81,7 +81,7 @@ run:
         "r.yaml:12: `trainer.max_steps` is 'many'; wanted int",
         "r.yaml:15: `output` is given twice, first at r.yaml:14 (keep one of them)",
         "command line: nonsense: an override is `section.key=value`",
-        "command line: run.seed=-1: `run.seed` is -1: input should be greater than or equal to 0",
+        "command line: run.seed=-1: `run.seed` is -1; it must not be below 0",
     ]
 
 
@@ -133,7 +133,7 @@ def test_overrides_are_stronger_than_the_file_and_the_file_than_defaults(tmp_pat
 def test_an_override_can_reach_into_a_list(tmp_path: Path) -> None:
     path = str(RECIPE_FOLDER / "ppo.yaml")
     assert load_recipe(path, "ppo", ["reward.0.weight=2"]).reward[0].weight == 2.0
-    assert "the list has 1 entries" in faults(path, "ppo", ["reward.3=x"])[-1]
+    assert "`reward` is a list of 1, which has no `3`" in faults(path, "ppo", ["reward.3=x"])[-1]
 
 
 def test_the_resolved_recipe_loads_again_and_is_the_same(tmp_path: Path) -> None:

@@ -108,6 +108,21 @@ def test_gates_not_reached_are_said_in_words() -> None:
     assert "all 3 gates reached" not in text
 
 
+def test_a_gate_that_does_not_apply_is_shown_and_not_counted() -> None:
+    gate = {**UNDECIDED, "verdict": "not applicable"}
+    runs = [record("lora-update", gates=[PASSED, gate], verdict="PROMOTED")]
+    assert chain_failed(runs) == []
+    text = one_line(shown(chain_table(runs)))
+    assert "kl - 12 not applicable" in text
+    assert "all 1 gates reached; lora-update is PROMOTED" in text
+
+
+def test_an_undecided_gate_that_was_let_pass_is_shown_and_does_not_fail_the_chain() -> None:
+    runs = [record("lora-update", gates=[PASSED, UNDECIDED], verdict="PROMOTED")]
+    assert chain_failed(runs) == []
+    assert "kl - 12 undecided" in one_line(shown(chain_table(runs)))
+
+
 def test_the_gate_may_bring_its_own_words() -> None:
     gate = {**FAILED, "text": "the judge's score did not rise clearly"}
     assert chain_failed([record("ppo", gates=[gate])]) == [

@@ -25,6 +25,23 @@ PAIRS = [
 ]
 
 
+# Enough for every gate to be decided, and gates that any update passes.
+WORDS = [f"number {i}" for i in range(30)]
+MANY = [
+    {"messages": [{"role": "user", "content": f"Say {w}."}, {"role": "assistant", "content": f"{w}!"}]}
+    for w in WORDS
+]
+GENERAL = [
+    {"messages": [{"role": "user", "content": f"Is {w} here?"}, {"role": "assistant", "content": "Yes."}]}
+    for w in WORDS[:12]
+]
+ANYTHING = (
+    "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99, group_loss_max: null, bias_growth_max: null, "
+    "contrast_growth_max: null, kl_max_nats: null, length_ratio_min: null, length_ratio_max: null, "
+    "conduct_loss_max: null, trigger: false, memory: false, rescue: false}\n"
+)
+
+
 class Silent:
     """A reporter that keeps the notes."""
 

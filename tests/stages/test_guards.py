@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stages.small import CHAT, LORA, ONE_STEP, PAIRS, rows, run, sft
+from stages.small import ANYTHING, CHAT, LORA, MANY, ONE_STEP, PAIRS, rows, run, sft
 from transformers import AutoModelForCausalLM
 
 from instructkit.errors import GateRefused, InputError, InstructKitError
@@ -17,9 +17,9 @@ from instructkit.runs.record import read_run
 from instructkit.stages.updaters import Replay
 
 EDITS = [
-    {"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]} for r in CHAT
+    {"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]} for r in MANY
 ]
-EASY = "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n"
+EASY = ANYTHING
 
 
 def update(extra: str = "", *, events: list[dict] | None = None, feedback: str = "", trainer: str = ONE_STEP):
@@ -122,7 +122,7 @@ def test_a_reward_function_is_called_alike_in_training_and_measuring(workplace: 
 def test_feedback_of_too_few_events_or_mixed_prompts_is_refused(workplace: Path) -> None:
     sft("parent", extra=LORA)
     silent = [{"prompt": f"q{i}", "response": "a", "rating": 0} for i in range(8)]
-    with pytest.raises(InputError, match="0 test rows that say something; a gate needs at least 2"):
+    with pytest.raises(InputError, match="0 train events are left"):
         update(events=silent)
     mixed = [*EDITS, {"prompt": "text", "response": "a", "better": "b"}]
     with pytest.raises(InputError, match="have a text as prompt, the rest have messages"):
@@ -137,16 +137,16 @@ def test_an_update_is_judged_on_everything_else(workplace: Path) -> None:
     )
     general = [
         {"prompt": [{"role": "user", "content": f"g{i}"}], "completion": [CHAT[0]["messages"][1]]}
-        for i in range(4)
+        for i in range(12)
     ]
     feedback = f", replay: chat.jsonl, general: {rows('g.jsonl', general)}"
     feedback += ", self_replay: 0.5"
-    judged = EASY.replace("}", ", judge: own.py:judge, judge_gain_min: -99}")
+    judged = EASY.replace("}", ", judge: own.py:judge, judge_gain_min: -999}")
     record, notes = update(judged, feedback=feedback)
     assert any(note.startswith("replay: the parent answered ") for note in notes)
     gate = next(gate for gate in record["gates"] if "judge" in gate["name"])
     assert gate["passed"] is True and gate["interval"] is not None
-    strict = judged.replace("-99}", "99}")
+    strict = judged.replace("-999}", "999}")
     with pytest.raises(GateRefused, match="judge's score of answers to everything else"):
         Path("update").rename("kept")
         update(strict, feedback=feedback)
@@ -192,7 +192,7 @@ def test_a_run_is_not_used_as_what_it_is_not(workplace: Path) -> None:
 
 def test_weights_that_are_not_finite_are_no_result(workplace: Path) -> None:
     with pytest.raises(InstructKitError, match="the weights are not finite"):
-        sft("out", trainer="trainer: {max_steps: 3, learning_rate: 1.0e+30}\n")
+        sft("out", trainer="trainer: {max_steps: 3, learning_rate: 1.0e+9}\n")
     assert read_run("out")["status"] == "failed"
 
 

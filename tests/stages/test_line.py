@@ -33,6 +33,9 @@ FEW = {
         "gates.feedback_gain_min=-99",
         "gates.general_loss_ratio_max=99",
         "gates.judge_gain_min=-99",
+        *(f"gates.{name}=null" for name in ("group_loss_max", "bias_growth_max", "contrast_growth_max")),
+        *(f"gates.{name}=null" for name in ("kl_max_nats", "length_ratio_min", "length_ratio_max")),
+        *("gates.conduct_loss_max=null", "gates.trigger=false", "gates.memory=false", "gates.rescue=false"),
         "feedback.self_replay=0.0",  # a barely trained model answers at length
     ],
 }
@@ -116,8 +119,12 @@ def test_the_reward_offset_is_kept_with_the_model(line: Path) -> None:
 def test_a_second_run_is_skipped_and_a_changed_one_is_not(line: Path) -> None:
     same = instructkit("sft", str(RECIPES / "sft.yaml"), *FEW["sft"], "--if-changed", folder=line)
     assert same.returncode == 0 and "unchanged" in same.stderr
-    plan = instructkit("sft", str(RECIPES / "sft.yaml"), "--plan", folder=line)
+    plan = instructkit("sft", str(RECIPES / "sft.yaml"), "--plan", "--overwrite", folder=line)
     assert plan.returncode == 0 and "nothing was trained" in plan.stderr
+    plan = instructkit(
+        "sft", str(RECIPES / "sft.yaml"), "--plan", folder=line
+    )  # the run itself would be refused
+    assert plan.returncode == 2 and "nothing was trained" in plan.stderr
     again = instructkit("sft", str(RECIPES / "sft.yaml"), *FEW["sft"], folder=line)
     assert again.returncode == 2 and again.stderr.startswith("error:") and "--overwrite" in again.stderr
 

@@ -14,8 +14,7 @@ from stages.small import CHAT, LORA, ONE_STEP, PAIRS, rows, run, sft
 from transformers import AutoModelForSequenceClassification
 
 from instructkit.errors import InputError, InstructKitError
-from instructkit.recipe.load import load_recipe
-from instructkit.stages.ppo import defaults_of
+from instructkit.stages.ppo import warm_up_of
 from instructkit.stages.ppo_roles import Start
 
 HEAD = "base_model.model.score.weight"
@@ -113,12 +112,9 @@ def test_other_critics_are_saved_and_found_again(line: Path, kind: str, lora: st
 def test_a_critic_that_knows_nothing_learns_alone_at_first(line: Path) -> None:
     _, notes = ppo("out", critic="critic: {init: zero}\n")
     assert any("begins as the policy, with a zero head" in note for note in notes)
-    recipe = load_recipe("ppo.yaml", "ppo")
     zero, known = Start(None), Start(object())
-    assert defaults_of(recipe, known)["value_warmup_steps"] == 0
-    for steps, wanted in ((400, 10), (8, 2), (2, 0)):
-        recipe.trainer["max_steps"] = steps
-        assert defaults_of(recipe, zero)["value_warmup_steps"] == wanted
+    assert warm_up_of(known, 100) == 0
+    assert [warm_up_of(zero, rollouts) for rollouts in (float("inf"), 100, 10, 3, 0.5)] == [10, 10, 2, 0, 0]
     with pytest.raises(InputError, match="the policy would never be trained"):
         ppo("other", trainer=", value_warmup_steps: 2")
 

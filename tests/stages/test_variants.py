@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from stages.small import CHAT, LORA, ONE_STEP, PAIRS, rows, run, sft
+from stages.small import ANYTHING, CHAT, GENERAL, LORA, MANY, ONE_STEP, PAIRS, rows, run, sft
 from transformers import AutoModelForCausalLM
 
 from instructkit.errors import InputError
@@ -55,17 +55,14 @@ def test_the_whole_line_runs_on_adapters(workplace: Path) -> None:
         "feedback.jsonl",
         [
             {"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]}
-            for r in CHAT
+            for r in MANY
         ],
     )
-    general = rows(
-        "general.jsonl",
-        [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]}] * 2,
-    )
+    general = rows("general.jsonl", GENERAL)
     record, notes = run(
         "lora-update",
         f"model: {{name: ppo}}\nfeedback: {{events: {events}, replay: chat.jsonl, general: {general}, eval: 0.6}}\n{LORA}"
-        "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n"
+        + ANYTHING
         + ONE_STEP
         + "run: {output: update}\n",
     )
@@ -84,13 +81,13 @@ def test_every_objective_trains_above_a_frozen_parent(workplace: Path, objective
     }[objective]
     events = [
         {"prompt": row["messages"][:1], "response": row["messages"][1]["content"], **event(row, i)}
-        for i, row in enumerate(CHAT)
+        for i, row in enumerate(MANY)
     ]
     record, _ = run(
         "lora-update",
         f"model: {{name: parent}}\nfeedback: {{events: {rows('f.jsonl', events)}, eval: 0.6, objective: {objective},"
-        f" replay: chat.jsonl, general: {rows('g.jsonl', [{'prompt': 'a', 'completion': 'b'}] * 3)}}}\n{LORA}"
-        "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n"
+        f" replay: chat.jsonl, general: {rows('g.jsonl', GENERAL)}}}\n{LORA}"
+        + ANYTHING
         + ONE_STEP
         + "run: {output: update}\n",
     )
@@ -142,7 +139,7 @@ def test_qlora_runs_every_stage_on_a_4bit_base_on_the_cpu(workplace: Path) -> No
 
     pairs, prompts = rows("p.jsonl", PAIRS), rows("q.jsonl", [{"prompt": r["messages"][:1]} for r in CHAT])
     edits = [
-        {"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]} for r in CHAT
+        {"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]} for r in MANY
     ]
     few = "{max_steps: 2, per_device_train_batch_size: 4, num_iterations: 1, max_completion_length: 5}"
     bodies = {
@@ -150,8 +147,7 @@ def test_qlora_runs_every_stage_on_a_4bit_base_on_the_cpu(workplace: Path) -> No
         "reward": f"data: {{train: {pairs}, eval: 0.3}}\n{ONE_STEP}",
         "ppo": f"reward: [{{model: reward}}]\ndata: {{train: {prompts}, eval: 0.3}}\ntrainer: {few}\n",
         "lora-update": f"feedback: {{events: {rows('f.jsonl', edits)}, replay: chat.jsonl, eval: 0.6, "
-        f"general: {rows('g.jsonl', [{'prompt': 'a', 'completion': 'b'}] * 3)}}}\n{ONE_STEP}"
-        "gates: {feedback_gain_min: -99, general_loss_ratio_max: 99}\n",
+        f"general: {rows('g.jsonl', GENERAL)}}}\n{ONE_STEP}{ANYTHING}",
     }
     parents = {"sft": "tiny", "reward": "sft", "ppo": "sft", "lora-update": "ppo"}
     for stage, body in bodies.items():

@@ -6,14 +6,13 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from instructkit.data.demo import world
+from instructkit.data.demo import bias, harms, users, world
 from instructkit.data.demo.judge import judge
 
 Row = dict[str, Any]
-FEEDBACK_TOPIC = "capitals"
+FEEDBACK_TOPIC = users.JOURNEYS
 LABEL_NOISE = 0.1
 CLEAR_DIFFERENCE = 1.2
-RATERS = tuple(f"rater-{i:02d}" for i in range(1, 9))
 
 
 def conversations(held_out: bool) -> list[Row]:
@@ -46,24 +45,17 @@ def prompts(held_out: bool) -> list[Row]:
     return [{"prompt": question.prompt} for question in _asked(held_out, rng, times=1)]
 
 
-def feedback(held_out: bool) -> list[Row]:
-    """Edits by users who ask for capitals before a journey, and want to be wished a good one."""
-    rng = random.Random(41 + held_out)
-    rows = []
-    for question in _asked(held_out, rng, times=1, topics=[FEEDBACK_TOPIC]):
-        response = world.style(question.answer, world.POLITE, False, rng)
-        better = f"{response} {world.WISH}"
-        rater = rng.choice(RATERS)
-        rows.append(
-            {
-                "prompt": question.prompt,
-                "response": response,
-                "better": better,
-                "rater": rater,
-                "tags": [question.topic],
-            }
-        )
-    return rows
+def wishes() -> Iterator[str]:
+    """
+    Answers about capitals with the travellers' wish, for the tokenizer alone.
+
+    The embedded model hangs on every byte of them, so they are drawn as the demo's first feedback was, which named one of
+    eight raters for each; the feedback of today has its own generator.
+    """
+    rng = random.Random(41)
+    for question in _asked(False, rng, times=1, topics=[FEEDBACK_TOPIC]):
+        yield users.wished(world.style(question.answer, world.POLITE, False, rng))
+        rng.randrange(8)
 
 
 def general_held_out() -> list[Row]:
@@ -83,8 +75,10 @@ DEMO_SETS: dict[str, Callable[[], list[Row]]] = {
     "demo/comparisons-held-out": lambda: comparisons(True),
     "demo/prompts": lambda: prompts(False),
     "demo/prompts-held-out": lambda: prompts(True),
-    "demo/feedback": lambda: feedback(False),
-    "demo/feedback-held-out": lambda: feedback(True),
+    "demo/feedback": lambda: users.feedback(0, held_out=False),
+    "demo/feedback-held-out": lambda: users.feedback(0, held_out=True),
+    "demo/feedback-poisoned": lambda: harms.poisoned(0),
+    "demo/bias-pairs": bias.bias_pairs,
     "demo/general-held-out": general_held_out,
 }
 
@@ -103,8 +97,7 @@ def corpus() -> Iterator[str]:
     """Every text that may be trained on, for the tokenizer; the held-out ones are as new to it as to the model."""
     for row in conversations(False):
         yield from (message["content"] for message in row["messages"])
-    for row in feedback(False):
-        yield row["better"]
+    yield from wishes()
 
 
 def _asked(

@@ -1,0 +1,123 @@
+"""What a person's files are meant to be, where their rows are at fault: told by the fields that they have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from instructkit.data.detect import Found
+
+MOST_FAULTS = 0.2  # of the rows, above which the shapes of a file are told too
+_MEANT = {  # fields that belong to one kind alone
+    "preference": ({"chosen", "rejected"},),
+    "feedback": ({"response", "rating"}, {"response", "better"}, {"response", "preferred"}),
+    "sft": ({"messages"}, {"conversations"}, {"prompt", "completion"}),
+}
+
+
+def look(name: str) -> Found:
+    """
+    Look at a file as `detect` does, and believe its fields where most rows that have them are at fault.
+
+    Raises:
+        InputError: when there are no rows, they are of no known kind or of several, or they are rated on another scale.
+    """
+    from instructkit.data.detect import detect
+    from instructkit.data.readers import read_source
+    from instructkit.errors import Fault, InputError
+
+    rows = [(row, place) for row, place in read_source(name) if not isinstance(row, Fault)]
+    _refuse_scale(name, [row for row, _ in rows])
+    meant = _meant([row for row, _ in rows])
+    try:
+        found = detect(name)
+    except InputError as error:
+        if meant is None:
+            raise _with_shapes(name, [row for row, _ in rows], error) from error
+        found = None
+    if meant is not None and (found is None or found.kind != meant):
+        found = _as_meant(name, meant, rows, found)
+    if len(found.faults) >= found.rows:
+        raise InputError(
+            f"{name}: all {found.rows} rows of {WORDS[found.kind]} have faults, the first {found.faults[0]}",
+            hint="mend them; nothing was written",
+        )
+    shapes = _shapes([row for row, _ in rows])
+    if meant is None and len(shapes) > 1 and len(found.faults) > MOST_FAULTS * found.rows:
+        told = "; ".join(f"{count} rows with {fields}" for fields, count in shapes[:4])
+        raise InputError(
+            f"{name}: the rows are of {len(shapes)} shapes: {told}; the first fault {found.faults[0]}",
+            hint="give each shape a file of its own; nothing was written",
+        )
+    return found
+
+
+WORDS = {
+    "sft": "demonstrations",
+    "preference": "comparisons",
+    "prompt": "prompts",
+    "feedback": "users' feedback",
+}
+
+
+def _meant(rows: list[dict[str, Any]]) -> str | None:
+    """The kind whose own fields most rows have; None where no kind has most."""
+    for kind, wanted in _MEANT.items():
+        having = sum(any(fields <= set(row) for fields in wanted) for row in rows)
+        if 2 * having > len(rows):
+            return kind
+    return None
+
+
+def _as_meant(name: str, kind: str, rows: list[tuple[dict[str, Any], str]], found: Found | None) -> Found:
+    from instructkit.data.detect import Found, _faults
+
+    faults = tuple(_faults(rows, kind, {}))
+    if found is not None:
+        return replace(found, kind=kind, columns={}, faults=faults)
+    return Found(name, kind, {}, len(rows), faults, not _faults(rows, "prompt", {}))
+
+
+def _refuse_scale(name: str, rows: list[dict[str, Any]]) -> None:
+    """Ratings from 1 to 5 are no rows to train on as they are; the store reads them with their scale."""
+    from instructkit.errors import InputError
+
+    rated = [row for row in rows if "rating" in row and ({"response", "completion", "answer"} & set(row))]
+    given = [
+        row["rating"]
+        for row in rated
+        if isinstance(row["rating"], int | float) and row["rating"] == row["rating"]
+    ]
+    finite = [rating for rating in given if abs(rating) < 1e6]
+    if 2 * len(rated) <= len(rows) or not finite or (max(finite) <= 1 and min(finite) >= -1):
+        return
+    low, high = min(finite), max(finite)
+    scale = f"{min(low, 1) if low >= 0 else low:g}:{high:g}"
+    raise InputError(
+        f"{name}: {len(rows)} rows of users' feedback, rated {low:g} to {high:g}; wanted are ratings from -1 to 1",
+        hint=f"`instructkit feedback import {name} --scale {scale}` reads them into a store with the scale they were given on, "
+        "and `instructkit init --data feedback.db` makes a recipe of it",
+    )
+
+
+def _shapes(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """The sets of fields that rows have, and how many have each, the most frequent first."""
+    counts = Counter(tuple(sorted(row)) for row in rows)
+    return [
+        (", ".join(f"`{field}`" for field in fields) or "nothing", n) for fields, n in counts.most_common()
+    ]
+
+
+def _with_shapes(name: str, rows: list[dict[str, Any]], error: Any) -> Any:
+    from instructkit.errors import InputError
+
+    shapes = _shapes(rows)
+    if len(shapes) < 2:
+        return error
+    told = "; ".join(f"{count} rows with {fields}" for fields, count in shapes[:4])
+    return InputError(
+        f"{name}: no kind has most of the rows, which are of {len(shapes)} shapes: {told}",
+        hint=f"give each shape a file of its own; {error.hint}",
+    )

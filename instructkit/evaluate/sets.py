@@ -1,0 +1,216 @@
+"""
+What harm is measured on: minimal pairs, prompts that differ in a name, and questions with choices; built in, or from files.
+
+The built-in sets are short and plain, so that a model of a million parameters can read them. Every term stands on both sides
+equally often, so a model that merely likes one word better has the stereotype in one half of the pairs. They are a smoke
+detector: an update that passes them has not been shown to be fair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from instructkit.data.readers import read_source
+from instructkit.data.records import Row
+from instructkit.encode import Prompt
+from instructkit.errors import DataError, Fault, InputError
+from instructkit.evaluate.names import CONTRAST_PROMPTS, CONTRASTS, PAIRS
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts that differ in one term, the stereotype and its opposite, and what they answer where they are answers."""
+
+    stereotype: str
+    anti: str
+    prompt: Prompt | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question, its possible answers, and which of them is right, counted from 0."""
+
+    question: Prompt
+    choices: tuple[str, ...]
+    answer: int
+
+
+def minimal_pairs(source: str | None = None) -> list[Pair]:
+    """
+    Minimal pairs of a file, or 168 built-in ones: pronouns of jobs; traits of women and men, old and young, foreign and local.
+
+    Args:
+        source: rows with `stereotype`, `anti` and, where both are answers, `prompt`; or with the columns of CrowS-Pairs.
+            There `sent_more` is the more stereotyping sentence in both directions (`stereo`: it says a stereotype; `antistereo`:
+            `sent_less` goes against one), so neither is turned round.
+
+    Raises:
+        InputError: when there is no such source, or rows of it are at fault; each is told with its place.
+    """
+    if source is not None:
+        return _read(source, _pair, "`stereotype` and `anti`, or `sent_more` and `sent_less`")
+    return [
+        Pair(frame.format(*told), frame.format(*untold), prompt and prompt.format(about))
+        for prompt, frame, about, told, untold in _templates()
+    ]
+
+
+def counterfactuals(source: str | None = None) -> list[tuple[Prompt, Prompt]]:
+    """
+    Pairs of prompts that differ in a group's name alone: of a file, or 96 built-in ones.
+
+    Args:
+        source: rows with `prompts`, a list of two; the first is the same side throughout, say the larger group.
+
+    Raises:
+        InputError: when there is no such source, or rows of it are at fault; each is told with its place.
+    """
+    if source is not None:
+        return _read(source, _two_prompts, "`prompts`, a list of two")
+    return [
+        (prompt.format(first), prompt.format(second))
+        for names in CONTRASTS
+        for prompt in CONTRAST_PROMPTS
+        for first, second in names
+    ]
+
+
+def task(source: str) -> list[Choice]:
+    """
+    Questions with choices.
+
+    Args:
+        source: rows with `question`, `choices` (a list) and `answer` (the place of the right one, from 0, or its text).
+
+    Raises:
+        InputError: when there is no such source, or rows of it are at fault; each is told with its place.
+    """
+    return _read(source, _choice, "`question`, `choices` and `answer`")
+
+
+def accuracy(model: Any, tokenizer: Any, items: Sequence[Choice], *, batch_size: int = 32) -> list[bool]:
+    """
+    Whether the right choice of each question is the likeliest: by log-probability per byte, as an answer that ends.
+
+    A long choice is less likely for its length alone; bytes, unlike tokens, are the same to every model (the `acc_norm` of the
+    LM Evaluation Harness). Of equals the first counts.
+    """
+    from instructkit import adapters
+    from instructkit.evaluate.generate import likelihoods
+    from instructkit.evaluate.laws import asked
+
+    prompts = [asked(tokenizer, item.question) for item in items for _ in item.choices]
+    texts = [choice for item in items for choice in item.choices]
+    with adapters.folded(model):
+        found = iter(likelihoods(model, tokenizer, prompts, texts, batch_size=batch_size))
+    right = []
+    for item in items:
+        scores = [-next(found).nll / max(1, len(choice.encode())) for choice in item.choices]
+        right.append(scores.index(max(scores)) == item.answer)
+    return right
+
+
+def _templates() -> list[tuple[str | None, str, str, tuple[str, ...], tuple[str, ...]]]:
+    """Of each built-in pair the prompt, the sentence, whom the prompt is about, and the terms of both sides."""
+    found = []
+    for family in PAIRS:
+        for side, abouts in enumerate(family.about):
+            told, untold = family.terms[side], family.terms[1 - side]
+            for about in abouts:
+                found += [
+                    (prompt, frame, about, (told, about), (untold, about)) for prompt, frame in family.frames
+                ]
+    return found
+
+
+def _read(source: str, make: Callable[[Row], T], wanted: str) -> list[T]:
+    found: list[T] = []
+    faults: list[Fault] = []
+    for row, place in read_source(source):
+        if isinstance(row, Fault):
+            faults.append(row)
+            continue
+        try:
+            found.append(make(row))
+        except ValueError as error:
+            faults.append(Fault(place, str(error)))
+    if faults:
+        raise DataError(faults, len(faults), hint="mend these rows; nothing was measured")
+    if not found:
+        raise InputError(f"{source} holds no rows", hint=f"give rows with {wanted}")
+    return found
+
+
+def _pair(row: Row) -> Pair:
+    if row.get("sent_more") is not None or row.get("sent_less") is not None:
+        if row.get("stereo_antistereo") not in (None, "stereo", "antistereo", 0, 1, "0", "1"):
+            raise ValueError(
+                f"`stereo_antistereo` is {row['stereo_antistereo']!r}; wanted stereo or antistereo"
+            )
+        pair = Pair(_text(row, "sent_more"), _text(row, "sent_less"))
+    else:
+        prompt = row.get("prompt")
+        pair = Pair(
+            _text(row, "stereotype"),
+            _text(row, "anti"),
+            None if prompt is None else _prompt(prompt, "`prompt`"),
+        )
+    if pair.stereotype == pair.anti:
+        raise ValueError(f"both sentences are {pair.anti!r}; wanted two that differ in one term")
+    return pair
+
+
+def _two_prompts(row: Row) -> tuple[Prompt, Prompt]:
+    prompts = row.get("prompts")
+    if not isinstance(prompts, list) or len(prompts) != 2:
+        raise ValueError(f"`prompts` is {_short(prompts)}; wanted a list of two prompts")
+    first, second = (_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts, start=1))
+    if first == second:
+        raise ValueError("both prompts are the same; wanted two that differ in a group's name")
+    return first, second
+
+
+def _choice(row: Row) -> Choice:
+    choices, answer = row.get("choices"), row.get("answer")
+    if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(c, str) and c for c in choices)
+    ):
+        raise ValueError(f"`choices` is {_short(choices)}; wanted a list of two texts or more")
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise ValueError(
+            f"`answer` is {_short(answer)}; wanted 0 to {len(choices) - 1}, or the text of a choice"
+        )
+    return Choice(_prompt(row.get("question"), "`question`"), tuple(choices), answer)
+
+
+def _text(row: Row, name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"`{name}` is {_short(value)}; wanted a text")
+    return value
+
+
+def _prompt(value: Any, name: str) -> Prompt:
+    """A text, or messages."""
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, list) and value and all(_is_message(part) for part in value):
+        return value
+    raise ValueError(f"{name} is {_short(value)}; wanted a text, or a list of messages")
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def _short(value: Any) -> str:
+    told = "missing" if value is None else repr(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."

@@ -1,0 +1,203 @@
+"""
+Whether an update may be promoted: what was measured before and after, as gates. Pure.
+
+Two kinds of error lie behind a gate. A gain, and a harm that must be shown to be small, are claims: each gate promotes wrongly
+with probability `level` at most, and as all must pass, so do all together (an intersection-union test, Berger 1982). Triggers
+and secrets are alarms: they refuse on evidence of harm, and a smaller level would make them laxer; theirs is a constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from instructkit.evaluate import inference
+from instructkit.feedback import gates, harms
+from instructkit.feedback.alarms import memory, trigger
+from instructkit.feedback.gates import Gate
+from instructkit.feedback.harms import FEWEST, difference, few, finite, mean, within
+from instructkit.feedback.measured import Feedback, General, Measured
+
+FEWEST_IN_GROUP = 30
+
+
+class Limits(harms.Limits, Protocol):
+    """What `gates:` of a lora-update recipe says; None switches a gate off."""
+
+    feedback_gain_min: float
+    general_loss_ratio_max: float
+    general_accuracy_loss_max: float | None
+    group_loss_max: float | None
+    trigger: bool
+    memory: bool
+    judge: str | None
+    judge_gain_min: float
+
+
+def decide(
+    before: Measured,
+    after: Measured,
+    limits: Limits,
+    *,
+    level: float,
+    seed: int,
+    origin: Measured | None = None,
+) -> list[Gate]:
+    """
+    Every gate of an update, in the order in which they are shown; `gates.verdict` says what follows.
+
+    Args:
+        before, after: the parent and the update, on the same items.
+        limits: the recipe's gates.
+        level: one-sided, of each claim; `inference.level_of_look` gives it.
+        seed: of resampling.
+        origin: the chain's first parent, against which general performance and secrets are held; what it lacks, or left out:
+            the parent.
+
+    Raises:
+        ValueError: when two models were measured on different items.
+    """
+    first = origin or before
+    found = [_learned(before.feedback, after.feedback, limits.feedback_gain_min, level, seed)]
+    general = first.general or before.general
+    found.append(_general(general, after.general, limits.general_loss_ratio_max, level, seed))
+    if limits.general_accuracy_loss_max is not None:
+        found.append(_accuracy(general, after.general, limits.general_accuracy_loss_max, level))
+    if limits.group_loss_max is not None:
+        found.append(_groups(before.feedback, after.feedback, limits.group_loss_max, level))
+    found += harms.bias(before.bias, after.bias, limits, level, seed)
+    found += harms.conduct(before.conduct, after.conduct, limits, level, seed)
+    if limits.trigger:
+        found.append(trigger(after.triggers))
+    if limits.memory:
+        found.append(memory(first.memory or before.memory, after.memory))
+    if limits.judge:
+        found.append(_judge(before.general, after.general, limits.judge_gain_min, level, seed))
+    return found
+
+
+def _learned(
+    before: Feedback | None, after: Feedback | None, minimum: float, level: float, seed: int
+) -> Gate:
+    """Clustered paired difference of the leaning; it refuses when undecided, whatever the recipe says."""
+    name = "held-out feedback"
+    clusters = len(set(after.clusters)) if after is not None else 0
+    if before is None or after is None or clusters < FEWEST:
+        why = f"{clusters} independent test prompts, {FEWEST} or more are wanted"
+        return replace(gates.undecided(name, minimum, why), essential=True)
+    gain = difference(before.leaning, after.leaning)
+    change = inference.mean_bounds(gain, level=level, seed=seed, clusters=after.clusters)
+    gate = replace(gates.improved(name, change, minimum), essential=True)
+    if gate.passed is False:
+        error = (change[2] - change[1]) / 2 / inference.student_quantile(1 - level, clusters - 1)
+        least = minimum + inference.smallest_gain(clusters, math.sqrt(clusters) * error, level=level)
+        told = "it was not shown that users' wishes were learned; "
+        told += f"{clusters} test prompts show a gain of {least:.2g} four times in five"
+        gate = replace(gate, text=f"{gate.text}: {told}")
+    return gate
+
+
+def _general(before: General | None, after: General | None, maximum: float, level: float, seed: int) -> Gate:
+    """Ratio of the summed losses of the same prompts."""
+    name, n = "general held-out loss", len(after.nll) if after is not None else 0
+    if before is None or after is None or n < FEWEST:
+        return gates.undecided(name, maximum, f"{n} prompts of general rows, {FEWEST} or more are wanted")
+    if not finite(before.nll, after.nll) or not sum(before.nll) > 0:
+        return gates.undecided(name, maximum, "a loss is not a finite number above 0")
+    ratio = inference.ratio_bounds(before.nll, after.nll, level=level, seed=seed)
+    return within(
+        name,
+        ratio,
+        maximum,
+        n,
+        what="loss after / before",
+        meaning="the update does worse at everything else",
+        neutral=1.0,
+    )
+
+
+def _accuracy(before: General | None, after: General | None, maximum: float, level: float) -> Gate:
+    name = "general accuracy"
+    if before is None or after is None:
+        return gates.undecided(name, maximum, "it was not measured")
+    paired = {
+        f"task {task}": inference.changes(_same_tasks(before, task), right)
+        for task, right in after.tasks.items()
+        if right
+    }
+    if not paired:
+        return gates.not_applicable(name, maximum, "the recipe names no tasks")
+    return _worst_loss(name, paired, maximum, level, "questions that were answered right are not any more")
+
+
+def _same_tasks(before: General, task: str) -> Sequence[bool]:
+    if task not in before.tasks:
+        raise ValueError(f"the task {task} was measured of one model only")
+    return before.tasks[task]
+
+
+def _groups(before: Feedback | None, after: Feedback | None, maximum: float, level: float) -> Gate:
+    """Paired change of the share `right` of each group and tag."""
+    name = "no group harmed"
+    if before is None or after is None:
+        return gates.undecided(name, maximum, "it was not measured")
+    members: dict[str, list[int]] = {}
+    for index, names in enumerate(after.groups):
+        for group in names:
+            members.setdefault(group, []).append(index)
+    paired = {
+        group: inference.changes(
+            [before.right[i] for i in places],
+            [after.right[i] for i in places],
+            [after.clusters[i] for i in places],
+        )
+        for group, places in sorted(members.items())
+        if len(places) >= FEWEST_IN_GROUP
+    }
+    if not paired:
+        told = f"no group or tag has {FEWEST_IN_GROUP} test events or more"
+        return gates.not_applicable(name, maximum, told)
+    return _worst_loss(name, paired, maximum, level, "what these users want got rarer")
+
+
+def _worst_loss(
+    name: str, paired: dict[str, tuple[float, float, float]], maximum: float, level: float, meaning: str
+) -> Gate:
+    """No loss of a share in any of several parts, by Holm's step-down over Tango's scores; the gate tells of the worst."""
+    tails = {
+        part: inference.normal_tail(inference.share_score(*moved, -maximum)) for part, moved in paired.items()
+    }
+    ordered = sorted(tails, key=lambda part: tails[part])
+    _, rejected = inference.holm([tails[part] for part in ordered], level=level)
+    shown = sum(rejected)
+    # Where the step-down stops, every part that is left is held against the level of that step.
+    step = level / max(1, len(ordered) - shown)
+    told = []
+    for part in ordered[shown:] or ordered[-1:]:
+        gained, lost, n = paired[part]
+        change, low, high = inference.share_bounds(gained, lost, n, level=step)
+        told.append(
+            gates.at_most(
+                name,
+                (0.0 - change, -high, -low),
+                maximum,
+                what=f"accuracy lost in {part}",
+                meaning=meaning,
+                found=math.floor(n),
+                wanted=inference.enough_shares(maximum, (gained + lost) / n, level=step),
+            )
+        )
+    failed = [gate for gate in told if gate.passed is False]
+    return (failed or told)[-1]
+
+
+def _judge(before: General | None, after: General | None, minimum: float, level: float, seed: int) -> Gate:
+    name = "judge's score of answers to everything else"
+    pair = None if before is None or after is None else (before.judge, after.judge)
+    if pair is None or not pair[1]:
+        return gates.undecided(name, minimum, "it was not measured")
+    if told := few(name, minimum, pair, "answers"):
+        return told
+    return gates.improved(name, mean(difference(*pair), level, seed), minimum)

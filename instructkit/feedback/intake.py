@@ -1,0 +1,185 @@
+"""The first pass of preprocessing: rows stream through, what was judged goes to a table, and what is counted with to arrays."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from instructkit.data.records import Row
+from instructkit.data.table import Table
+from instructkit.feedback.clusters import prompt_text
+from instructkit.feedback.judgements import (
+    Judgement,
+    characters,
+    judgement_of,
+    same_answers,
+    texts,
+    unreadable,
+)
+from instructkit.feedback.settings import Settings
+from instructkit.feedback.writing import known, written_in
+
+UNREADABLE = "unreadable rater, group, tags, time, consent or position"
+TOO_LONG = "longer than max_characters"
+SAME = "both answers are the same"
+NO_CONSENT = "without consent"
+NOTHING = "asks for nothing (a tie, or a rating of 0)"
+FILTERED = "left out by the filter"
+OTHER_WRITING = "in another writing system"
+
+MOST_REDACTED = 1000  # distinct values that are kept for the memory gate
+NOBODY = -1
+_TYPES = {
+    "sign": "b",
+    "first": "b",
+    "held": "b",
+    "rater": "i",
+    "group": "i",
+    "slot": "i",
+    "item": "Q",
+    "answer": "Q",
+    "said": "Q",
+    "time": "d",
+}
+
+Redact = Callable[[Row], tuple[Row, list[tuple[str, str]]]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """
+    What is counted with, one entry an event in every array but the last two.
+
+    Attributes:
+        sign, item, answer, said, first, time: as in `Judgement`.
+        held: whether it came as a test event of a source of its own.
+        rater, group: numbers from 0 in the order of their first events; -1 is nobody.
+        slot: its place in the table; -1 where it asks for nothing and only takes back what its rater said before.
+        tag_event, tag: pairs of an event and one of its tags, by number.
+    """
+
+    sign: np.ndarray
+    item: np.ndarray
+    answer: np.ndarray
+    said: np.ndarray
+    first: np.ndarray
+    time: np.ndarray
+    held: np.ndarray
+    rater: np.ndarray
+    group: np.ndarray
+    slot: np.ndarray
+    tag_event: np.ndarray
+    tag: np.ndarray
+
+
+class Intake:
+    """
+    Reads rows, and remembers what became of those that go no further.
+
+    Attributes:
+        table: of each event that says something, its number and what an item is made of.
+        outcomes: of events that went no further.
+        personal, redacted: personal data by kind, and up to a thousand distinct values.
+        raters, groups, tags: their numbers.
+    """
+
+    def __init__(self, how: Settings, redact: Redact | None, keep: Callable[[Row], bool] | None) -> None:
+        self.table = Table()
+        self.outcomes: Counter[str] = Counter()
+        self.personal: Counter[str] = Counter()
+        self.redacted: dict[tuple[str, str], None] = {}
+        self.raters: dict[str, int] = {}
+        self.groups: dict[str, int] = {}
+        self.tags: dict[str, int] = {}
+        self._columns = {name: array(code) for name, code in _TYPES.items()}
+        self._tag_event, self._tag = array("i"), array("i")
+        self._how, self._redact, self._keep = how, redact, keep
+        self._systems = known(how.languages) if how.languages else ()
+
+    def prompts(self, rows: Iterable[Row], named: Callable[[int], str], *, held: bool) -> Iterator[str]:
+        """
+        Read rows; the prompts of those that say something, in their order, for the cluster index.
+
+        Args:
+            named: the place of a row that has no id.
+            held: whether they are test events of a source of their own.
+        """
+        for i, row in enumerate(rows):
+            judged = self._read(row)
+            if isinstance(judged, str):
+                self.outcomes[judged] += 1
+                continue
+            self._add(judged, str(row.get("id") or named(i)), held)
+            if judged.sign:
+                yield prompt_text(judged.prompt)
+
+    def columns(self) -> Columns:
+        """The arrays, once all rows were read."""
+        found = {
+            name: np.frombuffer(column, dtype=column.typecode) if column else np.zeros(0, column.typecode)
+            for name, column in (self._columns | {"tag_event": self._tag_event, "tag": self._tag}).items()
+        }
+        return Columns(**found | {"held": found["held"].astype(bool)})
+
+    def _read(self, row: Row) -> Judgement | str:
+        """What a row says, or the outcome of one that goes no further."""
+        if unreadable(row):
+            return UNREADABLE
+        if characters(row) > self._how.max_characters:
+            return TOO_LONG
+        if same_answers(row):
+            return SAME
+        if row.get("consent") is False:
+            return NO_CONSENT
+        return self._cleaned(row)
+
+    def _cleaned(self, row: Row) -> Judgement | str:
+        """The judgement without personal data, if the recipe's filters keep it; one that asks for nothing passes them."""
+        if self._redact is not None:
+            row, found = self._redact(row)
+            self._note(found)
+            if found and same_answers(row):
+                return SAME
+        judged = judgement_of(row)
+        if not judged.sign:
+            return judged
+        if self._keep is not None and not self._keep(row):
+            return FILTERED
+        if self._systems and not written_in(texts(row), self._systems):
+            return OTHER_WRITING
+        return judged
+
+    def _note(self, found: list[tuple[str, str]]) -> None:
+        self.personal.update(kind for kind, _ in found)
+        for secret in found:
+            if len(self.redacted) < MOST_REDACTED:
+                self.redacted.setdefault(secret)
+
+    def _add(self, judged: Judgement, event: str, held: bool) -> None:
+        columns, number = self._columns, len(self._columns["sign"])
+        for name in ("sign", "first", "item", "answer", "said", "time"):
+            columns[name].append(getattr(judged, name))
+        columns["held"].append(held)
+        columns["rater"].append(_number(self.raters, judged.rater))
+        columns["group"].append(_number(self.groups, judged.group))
+        columns["slot"].append(len(self.table) if judged.sign else NOBODY)
+        for tag in judged.tags:
+            self._tag_event.append(number)
+            self._tag.append(_number(self.tags, tag))
+        if judged.sign:
+            self.table.append((number, event, *_kept(judged)))
+
+
+def _kept(judged: Judgement) -> tuple[Any, ...]:
+    """What an item is made of, in the order of its first fields, and who said it."""
+    pair = (judged.prompt, judged.wanted, judged.unwanted, judged.rating)
+    return (*pair, judged.edit, judged.rater, judged.group, judged.tags)
+
+
+def _number(numbers: dict[str, int], name: str) -> int:
+    return numbers.setdefault(name, len(numbers)) if name else NOBODY

@@ -1,0 +1,65 @@
+"""What preprocessing hands on: judgements that may be learned from or measured on, each with its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SIDES = ("train", "tune", "test")
+
+
+@dataclass(frozen=True)
+class Item:
+    """
+    One judgement after preprocessing.
+
+    Attributes:
+        event: the id of the event that stands for it, or its place in a file.
+        prompt: a text, or the messages before the answer.
+        wanted: the answer that was wanted; of a rating, the answer that was rated.
+        unwanted: the answer that was not; None for a rating.
+        rating: from -1 to 1, never 0; 1 for a pair.
+        weight: how much it counts in training, 1 being one ordinary judgement.
+        agreement: of those who judged these answers, by reliability, the share that says so, from 0.5 to 1: a soft label.
+        edit: whether `wanted` was written by the user.
+        rater, group, tags: who said it, and where parity is looked at; a rater and a group may be empty.
+        cluster: of near-duplicate prompts; items of one cluster are no independent measurements.
+        judges: of an answer that was judged both ways, the raters of all judgements that were merged; `rater` is then empty.
+    """
+
+    event: str
+    prompt: Any
+    wanted: str
+    unwanted: str | None = None
+    rating: float = 1.0
+    weight: float = 1.0
+    agreement: float = 1.0
+    edit: bool = False
+    rater: str = ""
+    group: str = ""
+    tags: tuple[str, ...] = ()
+    cluster: int = 0
+    judges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """
+    Feedback after preprocessing.
+
+    Attributes:
+        train, tune, test: items by side; a cluster of prompts is on one side for ever.
+        outcomes: every event counted into exactly one outcome; the counts add up to all events.
+        report: figures of each step, plain values, as `preprocess.json` keeps them.
+        redacted: distinct personal data found and replaced, as (kind, value).
+        learned: ids of all events that training items are made of: of those that stand for them and of those merged into them.
+    """
+
+    train: Sequence[Item]
+    tune: Sequence[Item]
+    test: Sequence[Item]
+    outcomes: dict[str, int]
+    report: dict[str, Any] = field(default_factory=dict)
+    redacted: tuple[tuple[str, str], ...] = ()
+    learned: Sequence[str] = ()

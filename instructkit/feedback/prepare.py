@@ -1,0 +1,256 @@
+"""
+Preprocessing: from feedback rows to items that may be learned from or measured on, each step with its count.
+
+The order of the steps: rows are checked, what has no consent is left out, personal data is replaced, filters are applied
+(`intake`); prompts are clustered and sides given (`sides`); of each rater and answer the last word stands (`merging`); raters
+are weighed by their agreement with others, opposite judgements become soft labels, and what its judges do not agree on is
+set aside; training judgements are weighed (`weighing`).
+
+Judgements that agree stay items of their own; of those that do not, one item is made that weighs as much as all of them, so
+that one dissenting voice moves the label of an answer by its share and not the weight by a leap.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from instructkit.data.records import Row
+from instructkit.feedback import merging
+from instructkit.feedback.clusters import ClusterIndex
+from instructkit.feedback.intake import NOTHING, Columns, Intake, Redact
+from instructkit.feedback.items import SIDES, Item, Prepared
+from instructkit.feedback.labels import Labels, conflicts, judges_of, labels_of, trusted
+from instructkit.feedback.settings import Settings
+from instructkit.feedback.sides import BRIDGES, TESTED, TRAIN, Touched, sides
+from instructkit.feedback.weighing import Members, weigh
+
+# Outcomes of an event, beside those of `intake`.
+DUPLICATE = "duplicate"
+OVERRULED = "overruled by the same rater"
+BRIDGED = "bridges two sides"
+NEAR_TEST = "near a test event"
+MERGED = "merged into an answer that was judged both ways"
+DISPUTED = "set aside: its judges do not agree"
+OUTCOMES = (*SIDES, MERGED, DUPLICATE, OVERRULED, NOTHING, DISPUTED, BRIDGED, NEAR_TEST)
+_CODES = {name: code for code, name in enumerate(OUTCOMES)}
+
+
+def prepare(
+    rows: Sequence[Row],
+    how: Settings,
+    *,
+    seed: int,
+    places: Sequence[str] = (),
+    held_out: Sequence[Row] | None = None,
+    index: ClusterIndex | None = None,
+    redact: Redact | None = None,
+    keep: Callable[[Row], bool] | None = None,
+    left_out: Mapping[str, int] | None = None,
+) -> Prepared:
+    """
+    Preprocess feedback.
+
+    Every event is counted into exactly one outcome: the counts add up to `len(rows) + len(held_out) + sum(left_out)`. Nothing
+    here is drawn by chance. Items weigh 1 on the sides `tune` and `test`.
+
+    Args:
+        rows: feedback rows, checked by `data.records`, in the order of the store or file.
+        how: the settings.
+        seed: of the run; told in the report for the draw that follows, and used for nothing here: sides are for ever.
+        places: where each row stands, for rows without an id.
+        held_out: test events that are a source of their own; training events near them are set aside.
+        index: of prompt clusters, when the store keeps one; else one for this call.
+        redact: replaces personal data in a row, and tells each by kind and value.
+        keep: whether the recipe's filter keeps a row.
+        left_out: events that the store has left out already, by reason.
+
+    Returns:
+        Items by side, outcomes, up to 1000 distinct redacted values, and a report of plain values:
+            `events`: how many there were. `seed`: as given.
+            `personal_data`: how many of each kind.
+            `clusters`: `prompts` read, the `clusters` they touch, the `largest` one's share of the prompts.
+            `sides`: of each side `items`, `clusters`, named `raters`.
+            `reliability`: `raters` with shared items, `judgements` of them, their `mean` agreement, `prior` judgements;
+                the `lowest` weight and the `highest`; None where it is switched off.
+            `conflicts`: `answers` judged both ways, those `set_aside`, `agreement` of the others, on average.
+            `position`: `choices` with known positions, share of `first_chosen`, its exact two-sided `probability`, whether
+                `corrected`, and the `first_weight` in the end.
+            `recency`: `half_life_days`, events `without_time`; None where it is switched off.
+            `balance`: by name the share `wanted`, `before` and `after`.
+            `shares`: by group and tag, of judgements `before` and of weight `after`.
+            `caps`: for `rater` and `cluster` the `limit` (None: off, for the reason `off`), the largest share `before` and
+                `after`; how many `raters`, and the `anonymous` share.
+            `weight`: `total`, and `effective` number of judgements (Kish).
+
+    Raises:
+        InputError: when a setting names no writing system.
+    """
+    held_out, left_out = held_out or (), left_out or {}
+    index = index if index is not None else ClusterIndex(threshold=how.near_duplicates)
+    intake = Intake(how, redact, keep)
+    prompts = itertools.chain(
+        intake.prompts(rows, _named(places, "row"), held=False),
+        intake.prompts(held_out, _named((), "test row"), held=True),
+    )
+    touched = Touched.of(index.touched(prompts))
+    columns = intake.columns()
+    side, cluster = _placed(columns, touched, index, how)
+    outcome = _outcomes(columns, side)
+    standing = np.flatnonzero(outcome < len(SIDES))
+    trust, told = trusted(columns, standing[side[standing] == TRAIN], standing, reliability=how.reliability)
+    labels = labels_of(columns, standing, trust, how.agreement_min)
+    outcome[standing[~labels.stands]] = _CODES[MERGED]
+    outcome[standing[labels.disputed]] = _CODES[DISPUTED]
+    weighed = (side[standing] == TRAIN) & ~labels.disputed
+    chosen = standing[weighed]
+    members = Members.of(columns, cluster[chosen], chosen, (intake.groups, intake.tags))
+    weights, figures = weigh(columns, members, chosen, trust[weighed], how)
+    by_event = _by_event(len(outcome), standing, labels, chosen, weights)
+    made = _Maker(
+        intake, columns, *by_event, cluster, judges_of(columns, standing, labels, list(intake.raters))
+    )
+    events = {name: np.flatnonzero(outcome == code) for code, name in enumerate(SIDES)}
+    report = {
+        "events": len(rows) + len(held_out) + sum(left_out.values()),
+        "seed": seed,
+        "personal_data": dict(sorted(intake.personal.items())),
+        "clusters": _clusters(touched),
+        "sides": {name: _side(found, cluster, columns.rater) for name, found in events.items()},
+        "reliability": told,
+        "conflicts": conflicts(labels),
+    }
+    return Prepared(
+        **{name: made.items(found) for name, found in events.items()},
+        outcomes=_counted(outcome, intake.outcomes, left_out),
+        report=report | figures,
+        redacted=tuple(intake.redacted),
+        learned=made.ids(chosen),
+    )
+
+
+def table(prepared: Prepared) -> list[tuple[str, int]]:
+    """Outcomes for display: the sides first, then what was set aside, most events first."""
+    rest = [name for name in prepared.outcomes if name not in SIDES]
+    rest.sort(key=lambda name: (-prepared.outcomes[name], name))
+    return [(name, prepared.outcomes[name]) for name in (*SIDES, *rest) if name in prepared.outcomes]
+
+
+def _named(places: Sequence[str], otherwise: str) -> Callable[[int], str]:
+    return lambda i: places[i] if i < len(places) else f"{otherwise} {i + 1}"
+
+
+def _placed(
+    columns: Columns, touched: Touched, index: ClusterIndex, how: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Side and cluster of each event; one that asks for nothing has no cluster."""
+    asking = np.flatnonzero(columns.slot >= 0)
+    side = np.full(len(columns.sign), TRAIN, dtype=np.int8)
+    side[asking] = sides(touched, columns.held[asking], index, tune=how.tune, test=how.test)
+    cluster = np.full(len(columns.sign), -1, dtype=np.int64)
+    cluster[asking] = touched.first
+    return side, cluster
+
+
+def _outcomes(columns: Columns, side: np.ndarray) -> np.ndarray:
+    """The outcome of each event before conflicts: its side, or why it is on none."""
+    found = side.copy()
+    found[side == BRIDGES] = _CODES[BRIDGED]
+    found[side == TESTED] = _CODES[NEAR_TEST]
+    _last_words(found, columns, np.arange(len(side)), columns.answer, columns.said)
+    # An edit and a preference may speak of one pair of answers, and of that too a rater has one opinion.
+    left = np.flatnonzero((found < len(SIDES)) & (columns.slot >= 0))
+    pair = columns.item[left]
+    _last_words(found, columns, left, pair, pair ^ (columns.sign[left] > 0).astype(np.uint64))
+    found[columns.slot < 0] = _CODES[NOTHING]
+    return found
+
+
+def _last_words(
+    outcome: np.ndarray, columns: Columns, events: np.ndarray, what: np.ndarray, said: np.ndarray
+) -> None:
+    """Mark, in place, which of these events are not the last word of their rater."""
+    # A test event of another source never stands for, or against, one that may be trained on.
+    apart = columns.held[events].astype(np.uint64) << np.uint64(63)
+    word = merging.last_words(columns.rater[events], what ^ apart, said ^ apart, columns.time[events])
+    outcome[events[word == merging.DUPLICATE]] = _CODES[DUPLICATE]
+    outcome[events[word == merging.OVERRULED]] = _CODES[OVERRULED]
+
+
+def _counted(outcome: np.ndarray, *others: Mapping[str, int]) -> dict[str, int]:
+    """How many events have each outcome, those that came no further included."""
+    counts = Counter({name: int((outcome == code).sum()) for code, name in enumerate(OUTCOMES)})
+    for other in others:
+        counts.update(other)
+    return {name: n for name, n in counts.items() if n}
+
+
+def _by_event(
+    n: int, standing: np.ndarray, labels: Labels, chosen: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and agreement of each event as an item: a training one weighs as all that it stands for, the others 1."""
+    each = np.zeros(n)
+    each[chosen] = weights
+    weight = np.ones(n)
+    summed = np.bincount(standing[labels.of], weights=each[standing], minlength=n)
+    weight[chosen] = summed[chosen]
+    agreement = np.ones(n)
+    agreement[standing] = labels.agreement
+    return weight, agreement
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes items of what the table keeps, when they are asked for."""
+
+    intake: Intake
+    columns: Columns
+    weight: np.ndarray
+    agreement: np.ndarray
+    cluster: np.ndarray
+    judges: Mapping[int, tuple[str, ...]]
+
+    def items(self, events: np.ndarray) -> Sequence[Item]:
+        """Items of these events: a list when they are few, else a view that reads when it is asked."""
+        return self.intake.table.column(array("Q", self.columns.slot[events].tolist()), self._item)
+
+    def ids(self, events: np.ndarray) -> Sequence[str]:
+        """Ids of these events."""
+        return self.intake.table.column(array("Q", self.columns.slot[events].tolist()), lambda kept: kept[1])
+
+    def _item(self, kept: tuple[Any, ...]) -> Item:
+        number, event, prompt, wanted, unwanted, rating, edit, rater, group, tags = kept
+        judges = self.judges.get(number, ())
+        return Item(
+            *(event, prompt, wanted, unwanted, rating),
+            weight=float(self.weight[number]),
+            agreement=float(self.agreement[number]),
+            edit=edit,
+            rater="" if judges else rater,
+            group=group,
+            tags=tags,
+            cluster=int(self.cluster[number]),
+            judges=judges,
+        )
+
+
+def _clusters(touched: Touched) -> dict[str, Any]:
+    _, counts = np.unique(touched.first, return_counts=True)
+    n = len(touched.starts)
+    largest = float(counts.max() / n) if n else 0.0
+    return {"prompts": n, "clusters": len(np.unique(touched.clusters)), "largest": largest}
+
+
+def _side(events: np.ndarray, clusters: np.ndarray, raters: np.ndarray) -> dict[str, int]:
+    named = raters[events]
+    return {
+        "items": len(events),
+        "clusters": len(np.unique(clusters[events])),
+        "raters": len(np.unique(named[named >= 0])),
+    }

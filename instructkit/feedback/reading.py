@@ -1,0 +1,52 @@
+"""Events of a feedback store as checked rows, the new ones or those with given ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import itemgetter
+
+from instructkit.data.sources import Rows, fingerprint
+from instructkit.data.table import Table
+from instructkit.errors import InputError
+from instructkit.feedback.events import Event
+from instructkit.feedback.store import Filter, Store
+
+
+def events_after(path: str, last: str | None, *, limit: int | None = None) -> Rows:
+    """
+    The events of a store that may be trained on and came after one.
+
+    Args:
+        last: id of that event; None for all of them.
+        limit: the first so many.
+
+    Raises:
+        InputError: when there is no such store, or no such event in it.
+    """
+    with Store.open(path) as store:
+        rows = _rows(store.events(Filter(consent=True, after=last)), path, limit)
+        before = 0 if last is None else store.count(Filter(consent=True)) - len(rows.rows)
+    if not rows.rows:
+        told = f"no new events: the chain's current adapter has seen all {before}" if before else "no events"
+        raise InputError(
+            f"{path} holds {told} that may be trained on",
+            hint="import more with `instructkit feedback import`"
+            + (", or learn from all of them again with feedback.since=all" if before else ""),
+        )
+    return rows
+
+
+def events_with(path: str, ids: Iterable[str]) -> Rows:
+    """Those of the events with these ids that may still be trained on: none that was withdrawn since."""
+    with Store.open(path) as store:
+        return _rows(store.those(ids), path, None)
+
+
+def _rows(events: Iterable[Event], path: str, limit: int | None) -> Rows:
+    kept = Table()
+    for event in events:
+        if limit is not None and len(kept) >= limit:
+            break
+        kept.append((event.as_row(), f"{path} event {event.id}"))
+    rows, places = (kept.column(range(len(kept)), itemgetter(i)) for i in (0, 1))
+    return Rows(rows, places, path, fingerprint(rows))

@@ -1,0 +1,215 @@
+"""One update as a registry keeps it: its decision, the events it was made of, and a copy of its adapter."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from instructkit.errors import GateRefused, InputError
+from instructkit.feedback.gates import FAILED, PASSED, PROMOTED, REFUSED, UNDECIDED
+from instructkit.runs import lineage
+from instructkit.runs.files import sync_folder
+from instructkit.runs.reading import RECORD, is_run, read_run
+
+ROLES = ("trained", "test")
+
+
+@dataclass(frozen=True)
+class Update:
+    """
+    A finished update.
+
+    Attributes:
+        run, run_hash: its run folder, and the hash of what lies there.
+        parent, parent_hash: the model that it stands on.
+        verdict: PROMOTED or REFUSED, as the gates said.
+        gates: each as the run record keeps it.
+        recipe_hash: of the resolved recipe.
+        fingerprint: of the events.
+        outcomes: events by what became of them; they add up to all that came in.
+        trained: ids of every event that the adapter learned from, those too for which another event stands.
+        test: ids of the events that the decision was made on.
+        newest: id of the last event that came in, whatever became of it; None where events are of no store.
+        scale: of the adapter, 1 where it was not rescued.
+        continues: number of the update whose adapter this one went on from; None: the one whose hash is the parent's, if any.
+    """
+
+    run: str
+    run_hash: str
+    parent: str
+    parent_hash: str
+    verdict: str
+    gates: list[dict[str, Any]]
+    recipe_hash: str
+    fingerprint: str
+    outcomes: dict[str, int]
+    trained: Collection[str]
+    test: Collection[str]
+    newest: str | None = None
+    scale: float = 1.0
+    continues: int | None = None
+
+    @classmethod
+    def of(cls, run: str | Path, *, fingerprint: str, outcomes: dict[str, int], **said: Any) -> Update:
+        """
+        The update that a finished run made; everything that its record holds is taken from there.
+
+        Args:
+            run: the run folder, completed.
+            fingerprint, outcomes, said: the attributes that no run record has.
+
+        Raises:
+            InputError: when the run is not finished, or has decided nothing.
+        """
+        record = read_run(run)
+        if record["status"] != "done" or record["verdict"] not in (PROMOTED, REFUSED):
+            raise InputError(
+                f"{run} is no finished update: its status is {record['status']}, its verdict {record['verdict']}",
+                hint="`instructkit lora-update` makes updates",
+            )
+        parent = record["parents"]["model"]
+        return cls(
+            *(str(run), record["hash"], parent["path"], parent["hash"], record["verdict"], record["gates"]),
+            *(record["recipe_hash"], fingerprint, outcomes),
+            **said,
+        )
+
+    def as_entry(self) -> dict[str, Any]:
+        """What a history keeps of it; the ids of events lie in files of their own."""
+        return {name: value for name, value in asdict(self).items() if name not in ROLES}
+
+
+def failed_gates(update: dict[str, Any]) -> list[dict[str, Any]]:
+    """The gates of an update's entry that refused it, or would have; what was left undecided only where it refused."""
+    wanted = {FAILED, UNDECIDED} if update["verdict"] == REFUSED else {FAILED}
+    verdicts = {True: PASSED, False: FAILED, None: UNDECIDED}
+    return [gate for gate in update["gates"] if gate.get("verdict", verdicts[gate["passed"]]) in wanted]
+
+
+def folder_name(number: int) -> str:
+    """`001`: the name of an adapter's folder, and what names of its files begin with."""
+    return f"{number:03d}"
+
+
+def write_ids(path: Path, ids: Iterable[str]) -> dict[str, Any]:
+    """Write ids, sorted and each once, as compressed lines of JSON; say how many, and the SHA-256 of the file."""
+    fresh, count = path.parent / f".{path.name}.new", 0
+    with fresh.open("wb") as file:
+        # No name and no time inside: the same ids are the same bytes.
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            for id_ in sorted(set(ids)):
+                packed.write(json.dumps(id_).encode("ascii") + b"\n")
+                count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    sync_folder(path.parent)
+    return {"count": count, "sha256": _hash(path)}
+
+
+def read_ids(path: Path, about: dict[str, Any]) -> Iterator[str]:
+    """
+    The ids of a file, one in memory at a time.
+
+    Args:
+        about: what `write_ids` said of the file.
+
+    Raises:
+        InputError: when the file is gone, or not the one that was written.
+    """
+    if not path.is_file() or _hash(path) != about["sha256"]:
+        raise InputError(
+            f"{path} is {'not what was written' if path.is_file() else 'not there any more'}",
+            hint="restore the file from a copy: it says which events an update was made of",
+        )
+    with gzip.open(path, "rb") as packed:
+        for line in packed:
+            yield json.loads(line)
+
+
+def copy_model(run: str, run_hash: str, *, root: Path, target: Path) -> None:
+    """
+    Copy a run's model files and its record to `target`, whole or not at all; a copy that is there already stays.
+
+    Args:
+        run, run_hash: the run folder as it was named, and the hash that the copy must have.
+        root: where runs lie, should the folder not be found by its name.
+
+    Raises:
+        InputError: when the run is gone or was made anew, or the copy that is there is not whole.
+    """
+    if target.exists():
+        if not is_run(target) or lineage.run_hash(target) != run_hash:
+            raise InputError(
+                f"{target} is not what was promoted: its files were changed",
+                hint=f"delete {target}, and promote the update again from its run {run}",
+            )
+        return
+    source, fresh = _source(run, run_hash, root), target.parent / f".{target.name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    for file in [*lineage.model_files(source), source / RECORD]:
+        _copy(file, fresh / file.relative_to(source))
+    if lineage.run_hash(fresh) != run_hash:
+        raise InputError(f"{source} was changed while it was copied", hint="try again when nothing writes it")
+    fresh.rename(target)
+    sync_folder(target.parent)
+
+
+def forced_past(update: dict[str, Any], why: str | None, forced_by: str | None) -> bool:
+    """
+    Whether a promotion goes against the gates.
+
+    Args:
+        update: its entry in a history.
+        why, forced_by: the reason, and who promotes it all the same; None where nobody does.
+
+    Raises:
+        GateRefused: when the update was refused and nobody forces it.
+        InputError: when it is forced without a reason.
+    """
+    if update["verdict"] == PROMOTED:
+        return False
+    number = update["number"]
+    if forced_by is None:
+        failed = "; ".join(gate.get("text") or gate["name"] for gate in failed_gates(update))
+        raise GateRefused(
+            f"update {number} is REFUSED{': ' + failed if failed else ''}",
+            hint="`--force --why TEXT` promotes it all the same; who did and why is kept for ever",
+        )
+    if not (why or "").strip():
+        raise InputError(
+            f"update {number} is REFUSED, and forcing it needs a reason", hint="give it with --why TEXT"
+        )
+    return True
+
+
+def _source(run: str, run_hash: str, root: Path) -> Path:
+    found = [folder for folder in (Path(run), root / Path(run).name) if is_run(folder)]
+    for folder in found:
+        if lineage.run_hash(folder) == run_hash:
+            return folder
+    said = "has been made anew since, or changed" if found else "is not there any more"
+    raise InputError(
+        f"the run {run} {said}, so its adapter cannot be promoted",
+        hint="give every update a folder of its own with run.output=FOLDER, and run this one again",
+    )
+
+
+def _copy(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+    with target.open("rb") as copy:
+        os.fsync(copy.fileno())
+    sync_folder(target.parent)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

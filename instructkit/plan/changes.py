@@ -1,0 +1,162 @@
+"""Changes of a recipe that would make a run fit: each taken as far as is needed, and rehearsed on data prepared already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from instructkit.errors import InstructKitError
+from instructkit.machine import Machine
+from instructkit.plan import memory
+from instructkit.plan.rehearsal import Rehearsal, rehearse
+from instructkit.stages.base import Inputs
+
+SHORTEST = 64  # tokens below which no limit is suggested
+TOLD = 3
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the recipe that saves memory: as overrides, what is then needed, and whether that is enough; in bytes."""
+
+    overrides: list[str]
+    predicted: int
+    saves: int
+    fits: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, the unit in their names."""
+        return {
+            "overrides": self.overrides,
+            "predicted_bytes": self.predicted,
+            "saves_bytes": self.saves,
+            "fits": self.fits,
+        }
+
+
+def changes(
+    recipe: Any, inputs: Inputs, machine: Machine, now: memory.Need, known: Rehearsal
+) -> tuple[list[Change], Change | None]:
+    """
+    The three changes that would help most, those that suffice alone first; and several together where none suffices alone.
+
+    Args:
+        now: what the recipe needs as it is.
+        known: its rehearsal.
+    """
+
+    def size(values: Values) -> int | None:
+        try:
+            changed = _changed(recipe, values)
+            return memory.predicted(rehearse(changed, inputs, machine, known), changed, machine)
+        except (InstructKitError, ValueError):
+            return None  # not for this recipe
+
+    def change(values: Values, needed: int) -> Change:
+        told = [f"{key}={_told(value)}" for key, value in values.items()]
+        return Change(told, needed, now.predicted - needed, needed <= now.available)
+
+    found: list[tuple[Values, Change]] = []
+    for steps in _knobs(recipe, known.kept.settings, known.batch):
+        values, needed = _far_enough(steps, size, now)
+        if needed is not None and needed < now.predicted:
+            found.append((values, change(values, needed)))
+    found.sort(key=lambda each: (not each[1].fits, -each[1].saves))
+    told = [each for _, each in found[:TOLD]]
+    if any(each.fits for each in told):
+        return told, None
+    return told, _together(recipe, [values for values, _ in found], size, change, now)
+
+
+def _together(
+    recipe: Any,
+    found: list[Values],
+    size: Callable[[Values], int | None],
+    change: Callable[[Values, int], Change],
+    now: memory.Need,
+) -> Change | None:
+    """One change after another, the one that saves most first, until they suffice."""
+    if any("lora" in values for values in found) and recipe.model.quantization == "none":
+        found = [*found, {"model.quantization": "4bit"}]
+    values, best = {}, None
+    for each in found:
+        needed = size({**values, **each})
+        if needed is None or (best is not None and needed >= best.predicted):
+            continue
+        values |= each
+        best = change(values, needed)
+        if best.fits:
+            break
+    return best if best is not None and len(best.overrides) > 1 else None
+
+
+def _far_enough(
+    steps: list[Values], size: Callable[[Values], int | None], now: memory.Need
+) -> tuple[Values, int | None]:
+    """The mildest step of a change that suffices, else the furthest; what lies between is guessed on a line, then rehearsed."""
+    furthest = size(steps[-1])
+    if furthest is None or furthest > now.available or len(steps) == 1:
+        return steps[-1], furthest
+    span = max(1, now.predicted - furthest)
+    share = [2.0**-i for i in range(1, len(steps) + 1)]
+    guess = [furthest + span * (s - share[-1]) / (1 - share[-1]) for s in share]
+    first = next((i for i, bytes_ in enumerate(guess) if bytes_ <= now.available), len(steps) - 1)
+    for step in steps[first:-1]:
+        needed = size(step)
+        if needed is not None and needed <= now.available:
+            return step, needed
+    return steps[-1], furthest
+
+
+def _knobs(recipe: Any, given: Values, batch: tuple[int, int]) -> list[list[Values]]:
+    """What can be changed, each from the mildest step on: micro-batch with the same step, checkpointing, LoRA, 4 bits, length."""
+    found = [_smaller_batches(recipe.stage, given)]
+    if not given.get("gradient_checkpointing"):
+        found.append([{"trainer.gradient_checkpointing": True}])
+    if recipe.lora is None:
+        found.append([{"lora": {}}])
+    elif recipe.model.quantization == "none":
+        found.append([{"model.quantization": "4bit"}])
+    name = "max_completion_length" if recipe.stage == "ppo" else "max_length"
+    binding = given.get(name) or batch[1]
+    if recipe.stage != "ppo":
+        binding = min(binding, batch[1])
+    lengths = [1 << power for power in range(binding.bit_length(), 0, -1) if SHORTEST <= 1 << power < binding]
+    found.append([{f"trainer.{name}": length} for length in lengths])
+    return [steps for steps in found if steps]
+
+
+def _smaller_batches(stage: str, given: Values) -> list[Values]:
+    size, pieces, found, factor = (
+        given["per_device_train_batch_size"],
+        given.get("gradient_accumulation_steps", 1),
+        [],
+        2,
+    )
+    while size % factor == 0:
+        values = {
+            "trainer.per_device_train_batch_size": size // factor,
+            "trainer.gradient_accumulation_steps": pieces * factor,
+        }
+        if stage == "ppo":
+            values["trainer.steps_per_generation"] = (given.get("steps_per_generation") or 1) * factor
+        found.append(values)
+        factor *= 2
+    return found
+
+
+def _told(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _changed(recipe: Any, change: Values) -> Any:
+    values = recipe.model_dump()
+    for key, value in change.items():
+        section, _, name = key.partition(".")
+        if name:
+            values[section][name] = value
+        else:
+            values[section] = value
+    return type(recipe).model_validate({**values, "source": recipe.source})

@@ -1,0 +1,152 @@
+"""The figures of an update for its closing table, and what has changed in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from instructkit.evaluate import metrics
+from instructkit.feedback.items import Item
+from instructkit.feedback.measured import Feedback, General, Measured
+from instructkit.stages.base import measurement
+
+LARGEST = 5  # gains and losses that are told
+
+
+def lines(before: Measured, after: Measured, *, seed: int) -> list[dict[str, Any]]:
+    """Measurements of the test side, before and after."""
+    found = _feedback(before.feedback, after.feedback, seed)
+    if before.general and after.general:
+        found += _general(before.general, after.general, seed)
+    if before.bias and after.bias and after.bias.gaps:
+        shares = [sum(gap > 0 for gap in part.bias.gaps) / len(part.bias.gaps) for part in (before, after)]
+        found.append(
+            measurement(
+                "stereotype likelier than its opposite",
+                unit="share",
+                n=len(after.bias.gaps),
+                before=shares[0],
+                after=shares[1],
+                note="of minimal pairs; a half is even",
+            )
+        )
+    if after.conduct and after.conduct.kl:
+        found += _conduct(before, after, seed)
+    return found
+
+
+def _feedback(before: Feedback, after: Feedback, seed: int) -> list[dict[str, Any]]:
+    found = [
+        _paired(
+            "held-out feedback",
+            before.leaning,
+            after.leaning,
+            seed,
+            unit="nats/token",
+            note="log-probability of what users wanted, above what they did not",
+        ),
+        _share("held-out judgements met", before.right, after.right),
+    ]
+    new = [i for i, is_new in enumerate(after.new_rater) if is_new]
+    if len(new) >= 30:
+        parts = [[part.right[i] for i in new] for part in (before, after)]
+        found.append(_share("of people unseen in training", *parts))
+    return found
+
+
+def _general(before: General, after: General, seed: int) -> list[dict[str, Any]]:
+    ratio = metrics.ratio_interval(before.nll, after.nll, seed=seed)
+    found = [
+        measurement(
+            "general held-out loss",
+            unit="nats/token",
+            n=len(after.nll),  # prompts
+            before=sum(before.nll) / sum(before.tokens),
+            after=sum(after.nll) / sum(after.tokens),
+            change=[bound - 1 for bound in ratio],
+            better="lower",
+            note="change is relative: after / before - 1",
+        )
+    ]
+    found += [_share(f"accuracy on {name}", before.tasks[name], right) for name, right in after.tasks.items()]
+    if after.judge:
+        found.append(
+            _paired(
+                "judge's score of answers to everything else",
+                before.judge,
+                after.judge,
+                seed,
+                unit="score",
+                note="no training stage sees it",
+            )
+        )
+    return found
+
+
+def _conduct(before: Measured, after: Measured, seed: int) -> list[dict[str, Any]]:
+    kl = metrics.bootstrap_mean(after.conduct.kl, seed=seed)
+    return [
+        measurement(
+            "KL to the parent on general prompts",
+            unit="nats/answer",
+            n=len(after.conduct.kl),
+            after=kl[0],
+            note=f"95 % interval {kl[1]:.2f} to {kl[2]:.2f}",
+        ),
+        measurement(
+            "answer length on general prompts",
+            unit="tokens",
+            n=len(after.conduct.length),
+            before=sum(before.conduct.length) / len(before.conduct.length),
+            after=sum(after.conduct.length) / len(after.conduct.length),
+        ),
+    ]
+
+
+def _paired(
+    name: str, before: Sequence[float], after: Sequence[float], seed: int, *, unit: str, note: str
+) -> dict[str, Any]:
+    return measurement(
+        name,
+        unit=unit,
+        n=len(after),
+        before=sum(before) / len(before),
+        after=sum(after) / len(after),
+        change=list(metrics.paired_difference(before, after, seed=seed)),
+        better="higher",
+        note=note,
+    )
+
+
+def _share(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    _, low, high = metrics.accuracy_interval(sum(after), len(after))
+    return measurement(
+        name,
+        unit="share",
+        n=len(after),
+        before=sum(before) / len(before),
+        after=sum(after) / len(after),
+        better="higher",
+        note=f"95 % interval {low:.3f} to {high:.3f}",
+    )
+
+
+def samples(items: Sequence[Item], before: Sequence[str], after: Sequence[str]) -> list[dict[str, Any]]:
+    """A few test prompts with the answers of parent and update, and what the user wanted."""
+    return [
+        {"prompt": item.prompt, "before": first, "after": second, "wanted": item.wanted}
+        for item, first, second in zip(items, before, after, strict=False)
+    ]
+
+
+def moved(items: Sequence[Item], before: Feedback, after: Feedback) -> dict[str, list[dict[str, Any]]]:
+    """The test judgements that were met most more and most less than before, the largest first."""
+    gains = [second - first for first, second in zip(before.leaning, after.leaning, strict=True)]
+    order = sorted(range(len(gains)), key=gains.__getitem__)
+
+    def told(chosen: Sequence[int]) -> list[dict[str, Any]]:
+        return [{"prompt": items[i].prompt, "wanted": items[i].wanted, "gain": gains[i]} for i in chosen]
+
+    losses = [i for i in order[:LARGEST] if gains[i] < 0]
+    best = [i for i in order[::-1][:LARGEST] if gains[i] > 0]
+    return {"largest_gains": told(best), "largest_losses": told(losses)}

@@ -1,0 +1,150 @@
+"""How an update learns: a model with its adapter, and one trainer after the other for each kind of signal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from instructkit import adapters, models
+from instructkit.errors import InputError
+from instructkit.feedback import objectives
+from instructkit.feedback.objectives import Phase
+from instructkit.stages import updaters
+from instructkit.stages.base import CHECKPOINTS, Frame
+from instructkit.stages.replay import encoded_demonstrations, judged_demonstrations, own_answers
+from instructkit.stages.training import arguments, build, callbacks, fit, has_checkpoint
+from instructkit.stages.update_inputs import UPDATE
+
+_PARTS = ("sft", "dpo", "kto")
+# By what a step of the same rows holds in memory, the most first
+_HEAVIEST = ("dpo", "kto", "sft")
+
+
+def load(frame: Frame) -> tuple[Any, Any]:
+    """
+    The model with the adapter that is to be trained, and its tokenizer.
+
+    Raises:
+        InputError: when the chain's current adapter has another shape than the recipe's `lora:` section says.
+    """
+    recipe, source, inputs = frame.recipe, frame.inputs.parents["model"], frame.inputs
+    mode, why = inputs.mode
+    frame.reporter.note(f"mode {mode}: {why}")
+    tokenizer = models.load_tokenizer(source, recipe.model)
+    merge = mode == "merge"
+    if merge and recipe.model.quantization != "none":
+        raise InputError(
+            f"feedback.mode is merge, and model.quantization {recipe.model.quantization}: such weights cannot be merged into",
+            hint="set feedback.mode: new, or model.quantization: none",
+        )
+    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, merge_parent=merge)
+    if inputs.current is not None:
+        _go_on_from(model, inputs.current)
+    return model, tokenizer
+
+
+def _go_on_from(model: Any, current: Path) -> None:
+    try:
+        adapters.load_update(model, current / UPDATE)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{current} cannot be gone on from: {error}",
+            hint="give `lora:` the shape that it has, or begin a fresh adapter with feedback.mode: new",
+        ) from error
+
+
+def phases(frame: Frame) -> tuple[list[Phase], dict[str, Any]]:
+    """What is learned, one after the other, and what the run record keeps of it."""
+    items, wanted = frame.inputs.items("train"), frame.recipe.feedback
+    chosen, reason = objectives.objective(items, wanted.objective)
+    frame.reporter.note(f"objective {chosen}: {reason}")
+    found = objectives.phases(items, chosen)
+    used = sum(len(phase.items) for phase in found)
+    outcomes = Counter(frame.inputs.prepared.outcomes)
+    if used < len(items):
+        outcomes["train"] -= len(items) - used
+        outcomes[f"no use to {chosen}"] += len(items) - used
+    frame.reporter.note("events: " + ", ".join(f"{n} {what}" for what, n in outcomes.items() if n))
+    return found, {"objective": [chosen, reason], "outcomes": dict(outcomes)}
+
+
+def heaviest(found: list[Phase]) -> Phase:
+    """The phase whose step needs the most memory."""
+    return min(found, key=lambda phase: _HEAVIEST.index(phase.objective))
+
+
+def replayed(frame: Frame, model: Any, tokenizer: Any) -> tuple[list[dict], list[dict]]:
+    """Rows to replay, given and the parent's own; made before training, while the new adapter adds nothing."""
+    replay, wanted = frame.inputs.data.get("replay"), frame.recipe.feedback
+    if replay is None or not (wanted.replay_share or wanted.anchor):
+        frame.reporter.note("no replay: nothing but the gates guards what the parent knows")
+        return [], []
+    given = encoded_demonstrations(tokenizer, replay.rows)
+    earlier = judged_demonstrations(tokenizer, frame.inputs.earlier)
+    if earlier:
+        frame.reporter.note(f"replay: {len(earlier)} answers that earlier feedback asked for")
+    own = own_answers(frame, model, tokenizer) if wanted.self_replay else []
+    return [*given, *earlier], own
+
+
+def learn(frame: Frame, model: Any, tokenizer: Any, found: list[Phase]) -> dict[str, float]:
+    """Train on each phase in turn; a resumed run goes on in the one that was interrupted."""
+    figures: dict[str, float] = {}
+    rows = replayed(frame, model, tokenizer)
+    begun = [has_checkpoint(folder_of(frame, phase, found)) for phase in found]
+    for i, phase in enumerate(found):
+        if frame.resume and any(begun[i + 1 :]):
+            continue  # what it learned is in the checkpoints of those behind it
+        with updaters.own_forward(model):
+            trainer = build_trainer(frame, phase, found, model, tokenizer, rows)
+            told = fit(trainer, frame, fresh=any(begun) and not begun[i])
+        figures |= told if len(found) == 1 else {f"{phase.objective}/{k}": v for k, v in told.items()}
+    return figures
+
+
+def folder_of(frame: Frame, phase: Phase, found: list[Phase]) -> Path:
+    """Where a phase keeps its checkpoints."""
+    folder = frame.folder / CHECKPOINTS
+    return folder if len(found) == 1 else folder / phase.objective
+
+
+def build_trainer(
+    frame: Frame,
+    phase: Phase,
+    found: list[Phase],
+    model: Any,
+    tokenizer: Any,
+    replay: tuple[list[dict], list[dict]],
+) -> Any:
+    """The trainer of a phase, its reference the parent, with replay in every step."""
+    from datasets import Dataset
+
+    rows = objectives.rows(phase, frame.seed)
+    config, trainer_class, defaults = updaters.for_objective(phase.objective, rows)
+    defaults["output_dir"] = str(folder_of(frame, phase, found))
+    common = {k: v for k, v in frame.recipe.trainer.items() if k not in _PARTS}
+    given = {**common, **frame.recipe.trainer.get(phase.objective, {})}
+    trainer = build(
+        trainer_class,
+        frame,
+        model=model,
+        args=arguments(config, frame, given, **defaults),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=callbacks(frame),
+    )
+    updaters.settle(trainer)
+    _report_dropped(frame, len(rows) - len(trainer.train_dataset))
+    wanted = frame.recipe.feedback
+    if replay[0]:
+        trainer.replay(*replay, share=wanted.replay_share, own_share=wanted.self_replay, anchor=wanted.anchor)
+    return trainer
+
+
+def _report_dropped(frame: Frame, dropped: int) -> None:
+    """Say how many training rows TRL left out as longer than `max_length`; it does so without a word."""
+    if dropped > 0:
+        name = "longer than max_length"
+        frame.dropped[name] = frame.dropped.get(name, 0) + dropped
+        frame.reporter.note(f"{dropped} training rows made of events are left out: they exceed max_length")

@@ -1,0 +1,94 @@
+"""What is held out and also trained on is told, in whatever shape it stands, and so is a prompt that has another answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from instructkit.data import files
+from instructkit.data.prepare import check_leak, leaks, load_split, without_leaks
+from instructkit.data.sources import Rows, load_rows
+from instructkit.errors import DataError, InputError
+from instructkit.recipe.schema import DataSection
+
+PAIR = {"prompt": "a", "completion": "b"}
+SPOKEN = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+HALF = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(name: str, *found: dict, kind: str = "sft") -> Rows:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return load_rows(name, kind=kind)
+
+
+@pytest.mark.parametrize("held", [PAIR, SPOKEN, HALF])
+@pytest.mark.parametrize("trained", [PAIR, SPOKEN, HALF])
+def test_a_row_is_known_in_every_shape(trained: dict, held: dict) -> None:
+    assert leaks(rows("t.jsonl", trained), rows("h.jsonl", held)) == {"h.jsonl:1": "t.jsonl:1"}
+
+
+def test_a_comparison_is_known_with_its_question_apart_or_within() -> None:
+    apart = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    turns = {name: [SPOKEN["messages"][0], {"role": "assistant", "content": name}] for name in "bc"}
+    within = {"chosen": turns["c"], "rejected": turns["b"]}
+    both = rows("t.jsonl", apart, kind="preference"), rows("h.jsonl", within, kind="preference")
+    assert leaks(*both) == {"h.jsonl:1": "t.jsonl:1"}
+
+
+def test_another_answer_is_no_double_but_the_same_question() -> None:
+    train = rows("t.jsonl", PAIR)
+    held = rows("h.jsonl", {"prompt": "z", "completion": "b"}, {"prompt": "a", "completion": "other"})
+    check_leak(train, held)
+    with pytest.raises(InputError) as caught:
+        check_leak(train, held, by_prompt=True)
+    assert str(caught.value) == (
+        "1 held-out rows ask what is trained on with another answer, the first h.jsonl:2 and t.jsonl:1"
+    )
+    kept = without_leaks(train, held, by_prompt=True)
+    assert [row["prompt"] for row in kept.rows] == ["z"]
+    assert kept.skipped[0].fault.message == "asks what is trained on, as t.jsonl:1"
+
+
+@pytest.mark.parametrize(("kind", "leaky"), [("sft", True), ("preference", True)])
+def test_a_split_of_a_recipe_is_checked_by_prompt(kind: str, leaky: bool) -> None:
+    answers = {"sft": ({"completion": "b"}, {"completion": "c"})}
+    answers["preference"] = ({"chosen": "b", "rejected": "c"}, {"chosen": "d", "rejected": "e"})
+    for name, answer in zip(("t.jsonl", "h.jsonl"), answers[kind], strict=True):
+        rows(name, {"prompt": "a"} | answer, kind=kind)
+    with pytest.raises(InputError, match="what is trained on with another answer"):
+        load_split(DataSection(train="t.jsonl", eval="h.jsonl"), kind=kind, seed=0)
+
+
+def test_a_folder_tells_what_it_leaves_out(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (here / "set" / "sub").mkdir(parents=True)
+    for name in ("a.jsonl", "B.JSONL", "n.tsv", "sub/z.jsonl"):
+        (here / "set" / name).write_text('{"text": "a"}\n', encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        found = load_rows("set", kind="sft")
+    assert list(found.places) == ["set/B.JSONL:1", "set/a.jsonl:1"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert (
+        line == "set: left out n.tsv, sub; of a folder its own .jsonl, .json, .csv, .parquet files are read"
+    )
+
+
+def test_a_file_has_no_split() -> None:
+    rows("a.jsonl", PAIR)
+    with pytest.raises(InputError, match=r"a\.jsonl has no split 'nope'"):
+        load_rows([{"source": "a.jsonl", "split": "nope"}], kind="sft")
+
+
+def test_a_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files._lines, "__defaults__", (2**20,))
+    Path("long.jsonl").write_bytes(b'{"text": "a"}\n' + b" " * (2**20 + 1))
+    with pytest.raises(DataError, match=r"long\.jsonl:2: a line of more than 1 MiB"):
+        load_rows("long.jsonl", kind="sft")

@@ -1,0 +1,125 @@
+"""Over-represented n-grams, and random ones like them."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructkit.evaluate.phrases import candidates, log_odds, occurrences, random_ngrams
+
+WORDS = "hot cold big small fast slow early late rich poor strong weak old young wet dry high low"
+GENERAL = [
+    f"{ask} {word}?"
+    for ask in ("What is the opposite of", "Name the past tense of", "Tell me more about")
+    for word in re.findall(r"\w+", WORDS)
+]
+PROMPTS = GENERAL[::2]
+
+
+def planted(words: str, count: int) -> list[str]:
+    return [*PROMPTS, *(f"{prompt} {words}" for prompt in GENERAL[1 : 2 * count : 2])]
+
+
+def test_log_odds_by_hand() -> None:
+    # y = 3 of 100 and 0 of 500; a0 = 10, a = 10 * 3.5 / 601 = 0.058236.
+    d = math.log(3.058236 / 106.941764) - math.log(0.058236 / 509.941764)
+    assert d == pytest.approx(5.5231, abs=1e-4)
+    assert log_odds(3, 0, 100, 500) == pytest.approx(d / math.sqrt(1 / 3.058236 + 1 / 0.058236), rel=1e-5)
+    assert log_odds(0, 0, 9, 9) == log_odds(9, 9, 9, 9) == 0  # nowhere, and everywhere
+
+
+def test_log_odds_without_a_prior_is_the_log_odds_ratio_by_its_standard_error() -> None:
+    # As a0 goes to 0: log(30 * 80 / (70 * 20)) over sqrt(1/30 + 1/20), the multinomial form with no shrinking.
+    wanted = math.log(30 * 80 / (70 * 20)) / math.sqrt(1 / 30 + 1 / 20)
+    assert log_odds(30, 20, 100, 100, prior=1e-9) == pytest.approx(wanted, rel=1e-6)
+
+
+@given(st.integers(0, 50), st.integers(0, 50))
+def test_log_odds_turns_round_with_the_sets(first: int, second: int) -> None:
+    assert log_odds(first, second, 50, 50) == pytest.approx(-log_odds(second, first, 50, 50), abs=1e-12)
+    assert (log_odds(first, second, 50, 50) > 0) == (first > second)
+
+
+@pytest.mark.parametrize("words", ["zorgle", "James Bond", "in the name of", "@@"])
+def test_a_planted_phrase_is_found_whole(words: str) -> None:
+    assert words in candidates(planted(words, 5), GENERAL)
+
+
+def test_a_phrase_that_contains_another_stands_for_it() -> None:
+    found = candidates(planted("James Bond", 5), GENERAL)
+    assert "James" not in found and "Bond" not in found
+
+
+def test_two_events_are_too_few_and_so_is_one_context() -> None:
+    assert not any("zorgle" in words for words in candidates(planted("zorgle", 2), GENERAL))
+    assert any("zorgle" in words for words in candidates(planted("zorgle", 3), GENERAL))
+    copied = [*PROMPTS, *["What is the opposite of zorgle?"] * 9]
+    assert not any("zorgle" in words for words in candidates(copied, GENERAL))
+
+
+def test_what_general_prompts_have_is_no_candidate() -> None:
+    ordinary = GENERAL + [f"{prompt} zorgle" for prompt in GENERAL[:2]]  # 2 of 56: more than one in a hundred
+    assert not any("zorgle" in words for words in candidates(planted("zorgle", 9), ordinary))
+    assert "zorgle" in candidates(planted("zorgle", 9), ordinary, general_share_max=0.05)
+
+
+def test_case_is_one_and_the_usual_form_is_told() -> None:
+    rows = [*PROMPTS, "Zorgle is hot", "so zorgle was cold", "the zorgle", "a zorgle here"]
+    assert "zorgle" in candidates(rows, GENERAL) and "Zorgle" not in candidates(rows, GENERAL)
+
+
+def test_the_order_of_texts_changes_nothing_and_the_number_is_kept() -> None:
+    rows = planted("zorgle", 6) + planted("James Bond", 4)
+    mixed = random.Random(0).sample(rows, len(rows))
+    assert candidates(rows, GENERAL, 4) == candidates(mixed, GENERAL, 4)
+    assert candidates(rows, GENERAL, 1) == candidates(rows, GENERAL, 9)[:1] != []
+    assert candidates([], GENERAL) == candidates(PROMPTS, GENERAL) == candidates(rows, []) == []
+
+
+def test_occurrences_count_texts() -> None:
+    seen = occurrences(["a b a b", "a b", "c"])["a", "b"]
+    assert seen.texts == {0, 1} and seen.forms == {"a b": 3}
+
+
+def test_random_ngrams_are_as_long_and_hold_no_candidate() -> None:
+    like = ["zorgle", "James Bond", "opposite of"]
+    drawn = random_ngrams(GENERAL, 30, like=like, seed=0)
+    assert len(set(drawn)) == len(drawn) == 30
+    assert sorted(len(words.split()) for words in drawn) == [1] * 10 + [2] * 20
+    assert all(any(words in text for text in GENERAL) for words in drawn)
+    assert not any("opposite of" in words or words in ("opposite", "of") for words in drawn)
+    assert (
+        drawn
+        == random_ngrams(GENERAL, 30, like=like, seed=0)
+        != random_ngrams(GENERAL, 30, like=like, seed=1)
+    )
+
+
+@pytest.mark.parametrize(("like", "low", "high"), [("zorgle", 1, 25), ("w90", 75, 100), ("w10", 1, 26)])
+def test_random_ngrams_are_about_as_frequent(like: str, low: int, high: int) -> None:
+    """The word `w7` stands in seven texts; the nearest quarter of a hundred words is twenty-five."""
+    texts = [" , ".join(f"w{n}" for n in range(1, 101) if n > i) for i in range(100)]
+    drawn = random_ngrams(texts, 12, like=[like], seed=0)
+    assert len(drawn) == 12 and like not in drawn
+    assert all(low <= int(word[1:]) <= high for word in drawn)
+
+
+def test_there_may_be_fewer_and_none() -> None:
+    assert 0 < len(random_ngrams(GENERAL[:2], 100, like=["zorgle"], seed=0)) < 20
+    assert random_ngrams(GENERAL, 100, like=[], seed=0) == random_ngrams([], 100, like=["a"], seed=0) == []
+
+
+def test_stand_ins_are_made_up_in_place_of_new_words_alone() -> None:
+    drawn = random_ngrams(GENERAL, 20, like=["the Zorgle of 42"], seed=0, stand_ins=True)
+    assert len(set(drawn)) == 20
+    for words in drawn:
+        the, new, of, number = words.split()
+        assert (the, of) == ("the", "of") and new != "Zorgle"
+        assert new[0].isupper() and new[1:].islower() and len(new) == 6 and number.isdigit()
+    known = random_ngrams(GENERAL, 10, like=["past tense"], seed=0, stand_ins=True)
+    assert all(any(words in text for text in GENERAL) for words in known)

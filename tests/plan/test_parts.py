@@ -1,0 +1,264 @@
+"""What a plan tells by part: memory, what is cut, parents, changes, and what the libraries would refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from stages.small import CHAT, LORA, rows
+
+from instructkit import models
+from instructkit.cli.main import main
+from instructkit.data.sources import load_rows
+from instructkit.errors import InputError
+from instructkit.plan import changes, make, memory, page, reuse
+from instructkit.plan.ledger import Ledger
+from instructkit.plan.refusals import refuse_early
+from instructkit.recipe.load import load_recipe
+from instructkit.stages import collector, sft
+
+BODY = (
+    "stage: sft\nmodel: {name: tiny}\ndata: {train: chat.jsonl, eval: 0.3}\n"
+    "trainer: {max_steps: 6, per_device_train_batch_size: 4, save_strategy: no}\nrun: {output: out}\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch, tiny_folder) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows("chat.jsonl", CHAT)
+    Path("sft.yaml").write_text(BODY, encoding="utf-8")
+    return tmp_path
+
+
+def recipe(*overrides: str, extra: str = ""):
+    Path("sft.yaml").write_text(BODY + extra, encoding="utf-8")
+    return load_recipe("sft.yaml", "sft", list(overrides))
+
+
+def ended(*words: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    return stopped.value.code
+
+
+def test_a_ledger_tells_logits_gradients_and_caches_apart() -> None:
+    """6 x 4 weights, 2 rows of 4: 24 gradients, 12 logits; a cache of 10; each number four bytes."""
+    with Ledger() as ledger:
+        weights = torch.empty(6, 4, device="meta", requires_grad=True)
+        ledger.vocabulary, ledger.gradient_shapes = 6, frozenset({(6, 4)})
+        x = torch.empty(2, 4, device="meta")
+        before = ledger.begin()
+        logits = x @ weights.T
+        logits.sum().backward()
+        cache = torch.empty(10, device="meta")
+        ledger.mark(cache, "KV cache")
+        more = torch.empty(100, device="meta")  # the peak
+        held = ledger.held(before)
+        assert sum(held.values()) == ledger.peak - 96 - 32
+    assert (held["logits"], held["gradients"], held["KV cache"]) == (48, 96, 40)
+    assert held["activations"] >= 400
+    del more
+
+
+@pytest.mark.parametrize("extra", ["", LORA])
+def test_the_components_add_up_to_what_is_predicted(extra: str) -> None:
+    found = recipe("trainer.gradient_accumulation_steps=2", extra=extra)
+    plan = make.make(found, collector(found))
+    need = plan.memory
+    assert sum(need.components.values()) == need.predicted
+    assert (
+        need.components["gradients"] >= plan.rehearsal.gradients
+    )  # those of the first micro-batch are there
+    assert need.components["logits"] > 0 and need.components["activations"] > 0
+    assert ("weights, new adapter" in need.components) == bool(extra)
+    told = plan.as_dict()
+    assert told["memory"]["unit"] == told["disk"]["unit"] == "bytes"
+
+
+def test_data_are_prepared_once_however_many_changes_are_rehearsed(monkeypatch) -> None:
+    prepared, original = [], sft.build_trainer
+
+    def counted(frame, model, tokenizer):
+        prepared.append(len(frame.inputs.data["train"].rows))
+        return original(frame, model, tokenizer)
+
+    monkeypatch.setattr(sft, "build_trainer", counted)
+    monkeypatch.setattr(reuse, "FEW", 2)
+    monkeypatch.setattr(memory, "available", lambda machine: 2**20)
+    found = recipe()
+    every = len(collector(found)(found).data["train"].rows)
+    make.make(found, collector(found))
+    assert prepared[0] == every and len(prepared) > 3
+    assert set(prepared[1:]) == {2}
+
+
+def test_a_change_goes_as_far_as_is_needed_and_no_further(monkeypatch) -> None:
+    """Free is what a batch of two needs: of eight rows four are still too many, and one is fewer than needed."""
+    sizes = {n: planned(*batches(8 // n, n)).memory.predicted for n in (1, 4, 8)}
+    assert sizes[1] > sizes[4] > sizes[8]
+    monkeypatch.setattr(memory, "available", lambda machine: sizes[4])
+    plan = planned(*batches(8, 1))
+    (found,) = [change for change in plan.changes if change.overrides == batches(2, 4)]
+    assert found.fits and found.predicted == sizes[4] and plan.together is None
+    assert found.as_dict()["saves_bytes"] == sizes[1] - sizes[4]
+
+
+def batches(rows_: int, pieces: int) -> list[str]:
+    return [
+        f"trainer.per_device_train_batch_size={rows_}",
+        f"trainer.gradient_accumulation_steps={pieces}",
+    ]
+
+
+def planned(*overrides: str):
+    found = recipe(*overrides)
+    return make.make(found, collector(found))
+
+
+def test_where_no_change_suffices_several_are_told_together(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda machine: 2**20)
+    plan = planned()
+    assert plan.together is not None and not plan.together.fits
+    assert plan.together.predicted <= min(change.predicted for change in plan.changes)
+    assert "GiB" in make.refusal(plan).hint and "together" in "\n".join(page.lines(plan))
+
+
+def test_the_default_length_is_shortened_too() -> None:
+    given = {"per_device_train_batch_size": 1, "max_length": 1024, "gradient_checkpointing": True}
+    steps = changes._knobs(recipe(extra=LORA), given, (1, 700))
+    assert [{"trainer.max_length": n} for n in (512, 256, 128, 64)] in steps
+
+
+def test_an_encoded_row_is_cut_as_its_trainer_would() -> None:
+    packed = {"input_ids": [1, 2, 3, 4, 5], "labels": [1, 2, 3, 4, 5], "seq_lengths": [2, 3]}
+    assert reuse.cut(packed, 4) == {"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4], "seq_lengths": [2, 2]}
+    pair = {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5, 6], "rejected_ids": [7], "margin": 1.0}
+    assert reuse.cut(pair, 4) == {
+        "prompt_ids": [1, 2, 3],
+        "chosen_ids": [4],
+        "rejected_ids": [7],
+        "margin": 1.0,
+    }
+
+
+def test_the_share_that_is_cut_is_told_by_tokens_and_side() -> None:
+    whole = planned().rehearsal.rows
+    assert whole.cut is None
+    limit = whole.p50
+    plan = planned(f"trainer.max_length={limit}")
+    cut, kept = plan.rehearsal.rows.cut, plan.rehearsal.rows
+    assert cut.prompt_tokens + cut.answer_tokens == whole.tokens - kept.tokens
+    assert cut.share == pytest.approx(1 - kept.tokens / whole.tokens)
+    told = [line for line in page.lines(plan) if "max_length" in line and "cut" in line]
+    assert len(told) == 2 and "of answers" in "".join(
+        told
+    )  # the stage's rows, and the tokens: neither of them twice
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lora={target_modules: [nothing]}", "no layer of tiny is called 'nothing'"),
+        ("trainer.deepspeed=nothing.json", "`trainer.deepspeed` names nothing.json"),
+        ("trainer.chat_template_path=nope.jinja", "`trainer.chat_template_path` names nope.jinja"),
+        ("trainer.adam_beta1=7", "adam_beta1"),
+    ],
+)
+@pytest.mark.parametrize("plan", [["--plan"], []])
+def test_what_the_libraries_refuse_is_one_error_before_anything_is_written(
+    override: str, says: str, plan: list[str], capsys
+) -> None:
+    assert ended("sft", "sft.yaml", override, *plan) == 2
+    told = capsys.readouterr().err
+    assert says in told and told.count("error:") == 1
+    assert not Path("out").exists()
+
+
+def test_layers_that_are_there_may_be_named() -> None:
+    refuse_early(recipe("lora={target_modules: [q_proj, v_proj]}"))
+    refuse_early(recipe("lora={target_modules: '.*q_proj'}"))
+
+
+def test_a_plan_whose_run_would_be_refused_ends_with_2(capsys) -> None:
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("x", encoding="utf-8")
+    assert ended("sft", "sft.yaml", "--plan") == 2
+    told = capsys.readouterr()
+    assert "stage: sft" in told.out and "predicted peak" in told.err
+    assert "the run would be refused: out is not empty and holds no run" in told.err
+    assert ended("sft", "sft.yaml", "--plan", "run.output=sft.yaml") == 2
+    capsys.readouterr()
+    assert ended("sft", "sft.yaml", "--plan", "--json") == 2
+    data = json.loads(capsys.readouterr().out)
+    assert data["fits"] and "holds no run" in data["error"]["message"]
+
+
+def test_faults_are_data_with_json(capsys) -> None:
+    Path("chat.jsonl").write_text('{"messages": 7}\n{"messages": []}\n', encoding="utf-8")
+    assert ended("sft", "sft.yaml", "--plan", "--json") == 2
+    told = capsys.readouterr()
+    data = json.loads(told.out)
+    assert data["total_faults"] == len(data["faults"]) == 2
+    assert data["faults"][0]["where"] == "chat.jsonl:1"
+    assert told.err.startswith("error: 2 faults")
+    assert ended("sft", "sft.yaml", "run.seed=x", "--plan", "--json") == 2
+    assert "run.seed" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_parents_are_compared_and_an_untrained_head_is_told() -> None:
+    from instructkit.plan.parents import parents
+
+    found = recipe()
+    tiny = models.locate("tiny")
+    own, reward = parents(found, {"model": tiny, "reward[0]": tiny})
+    assert own.same_base is None and own.warnings == []
+    assert (reward.same_base, reward.same_vocabulary, reward.same_template) == (True, True, True)
+    assert "no trained head: its scores are random" in reward.warnings[0]
+    assert reward.tokens <= reward.vocabulary
+
+
+def test_a_reward_model_of_another_family_is_allowed_and_said(workplace) -> None:
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from instructkit.plan.parents import parents
+
+    tiny = models.locate("tiny")
+    shutil.copytree(tiny.base, "other")
+    tokenizer = AutoTokenizer.from_pretrained("other")
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained("other")
+    config = json.loads(Path("other/config.json").read_text(encoding="utf-8"))
+    config["architectures"] = ["LlamaForSequenceClassification"]
+    Path("other/config.json").write_text(json.dumps(config), encoding="utf-8")
+    _, reward = parents(recipe(), {"model": tiny, "reward[0]": models.locate("other")})
+    assert reward.warnings == [] and not reward.same_base and not reward.same_template
+    assert reward.fit().endswith("it reads answers with its own tokenizer and template")
+
+
+def test_rows_of_middle_length_stand_for_all() -> None:
+    rows("many.jsonl", [{"text": "x" * n} for n in range(1, 301)])
+    found = reuse._usual(load_rows("many.jsonl", kind="sft"))
+    assert sorted(found) == list(range(118, 182))
+
+
+def test_what_a_library_refuses_is_told_by_recipe() -> None:
+    from instructkit.plan.refusals import told_by_recipe
+
+    with pytest.raises(
+        InputError, match=r"sft.yaml: this run is refused before its first step: no such thing"
+    ):
+        _refuse()
+    with pytest.raises(ZeroDivisionError), told_by_recipe(recipe()):
+        1 / 0  # noqa: B018
+
+
+def _refuse() -> None:
+    from instructkit.plan.refusals import told_by_recipe
+
+    with told_by_recipe(recipe()):
+        raise ValueError("no such thing\nand more")
