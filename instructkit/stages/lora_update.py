@@ -30,7 +30,7 @@ def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
     """The trainer of a run, of several the one whose step needs the most memory; the tokenizer; what became of the events."""
     model, tokenizer = update_training.load(frame)
     found, made = update_training.phases(frame)
-    rows = update_training.replayed(frame, model, tokenizer)
+    rows = update_training.replayed(frame, model, tokenizer, answering=False)
     phase = update_training.heaviest(found)
     return (
         update_training.build_trainer(frame, phase, found, model, tokenizer, rows), tokenizer, made

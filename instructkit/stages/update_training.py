@@ -74,8 +74,15 @@ def heaviest(found: list[Phase]) -> Phase:
     return min(found, key=lambda phase: _HEAVIEST.index(phase.objective))
 
 
-def replayed(frame: Frame, model: Any, tokenizer: Any) -> tuple[list[dict], list[dict]]:
-    """Rows to replay, given and the parent's own; made before training, while the new adapter adds nothing."""
+def replayed(
+    frame: Frame, model: Any, tokenizer: Any, *, answering: bool = True
+) -> tuple[list[dict], list[dict]]:
+    """
+    Rows to replay, given and the parent's own; made before training, while the new adapter adds nothing.
+
+    Args:
+        answering: False on paper, where a model without weights has no answers; the given ones stand for them.
+    """
     replay, wanted = frame.inputs.data.get("replay"), frame.recipe.feedback
     if replay is None or not (wanted.replay_share or wanted.anchor):
         frame.reporter.note("no replay: nothing but the gates guards what the parent knows")
@@ -84,7 +91,9 @@ def replayed(frame: Frame, model: Any, tokenizer: Any) -> tuple[list[dict], list
     earlier = judged_demonstrations(tokenizer, frame.inputs.earlier)
     if earlier:
         frame.reporter.note(f"replay: {len(earlier)} answers that earlier feedback asked for")
-    own = own_answers(frame, model, tokenizer) if wanted.self_replay else []
+    own: list[dict] = []
+    if wanted.self_replay:
+        own = own_answers(frame, model, tokenizer) if answering else given
     return [*given, *earlier], own
 
 
