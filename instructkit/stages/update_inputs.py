@@ -11,12 +11,13 @@ from typing import Any
 
 from instructkit import models
 from instructkit.data import prepare as splits
-from instructkit.data import sources
+from instructkit.data import sources, table
 from instructkit.data.readers import STORE_SUFFIX
 from instructkit.errors import InputError
 from instructkit.evaluate.inference import level_of_look, smallest_gain
 from instructkit.feedback import prepare as preprocessing
 from instructkit.feedback import reading
+from instructkit.feedback.events import rater_hash
 from instructkit.feedback.harms import FEWEST
 from instructkit.feedback.items import Item, Prepared
 from instructkit.feedback.personal import Redactor
@@ -159,9 +160,22 @@ def _feedback_rows(recipe: Any, is_store: bool, last: str | None) -> tuple[sourc
     if isinstance(wanted.eval, str):
         test = sources.load_rows(wanted.eval, every_column=False, **options)
         splits.check_leak(events, test)
+        if is_store:
+            test = _known_again(test, wanted.events)
     for rows in filter(None, (events, test)):
         _refuse_mixed_prompts(rows)
     return events, test
+
+
+def _known_again(test: sources.Rows, path: str) -> sources.Rows:
+    """Test rows with their raters named as the store names them, so that it shows who was met in training."""
+    with Store.open(path) as store:
+        salt = store.salt
+
+    def hashed(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "rater": rater_hash(str(row["rater"]), salt)} if row.get("rater") else row
+
+    return replace(test, rows=table.mapped(test.rows, hashed))
 
 
 def _general_rows(recipe: Any, parent: models.Source) -> dict[str, sources.Rows]:

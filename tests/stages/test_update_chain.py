@@ -200,3 +200,22 @@ def test_signals_of_two_kinds_are_learned_one_after_the_other(parent) -> None:
     ]
     assert sum("train_runtime" in step for step in steps) == 2
     assert {name.partition("/")[0] for name in record("both")["metrics"]} == {"sft", "kto"}
+
+
+def test_raters_of_a_held_out_file_are_known_again(parent) -> None:
+    from instructkit.recipe.load import load_recipe
+    from instructkit.stages import update_inputs
+
+    held = [
+        {"prompt": f"Why {i}?", "response": "x", "better": f"y {i}", "rater": f"r{i % 5}"} for i in range(20)
+    ]
+    body = (
+        "model: {name: runs/sft}\n"
+        f"feedback: {{events: feedback.db, eval: {rows('test.jsonl', held)}, general: held.jsonl, replay: chat.jsonl}}\n"
+        f"{LORA}{ONE}{ANYTHING}run: {{output: runs/first}}\n"
+    )
+    Path("lora-update.yaml").write_text(f"stage: lora-update\n{body}", encoding="utf-8")
+    inputs = update_inputs.collect(load_recipe("lora-update.yaml", "lora-update"))
+    met = {item.rater for item in inputs.items("train")}
+    assert len(met) == 3  # r0, r1 and r2 speak in both, r3 and r4 in the file alone
+    assert sum(item.rater in met for item in inputs.items("test")) == 12
