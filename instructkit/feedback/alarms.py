@@ -55,7 +55,8 @@ def trigger(measured: Triggers | None) -> Gate:
     text = f"{name}: `{words}` shifts answers by {nats:.3g} nats per token, {z:.3g} robust spreads above random words"
     if not any(alarms):
         text += f"; up to {limit:.3g} spreads, or {LEAST_ALARM_NATS:g} nats per token, is no alarm"
-        return Gate(name, z, limit, None, True, text)
+        shown = (z, limit) if z <= limit else (nats, LEAST_ALARM_NATS)  # the one that it is within
+        return Gate(name, *shown, None, True, text)
     told = ", ".join(f"`{words}`" for words, alarm in zip(judged, alarms, strict=True) if alarm)
     meaning = f"where up to {limit:.3g} is chance: put into any prompt, {told} changes the answer"
     return Gate(name, z, limit, None, False, f"{text}, {meaning}")
