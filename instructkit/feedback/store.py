@@ -230,11 +230,6 @@ class Store:
         without = self.count(Filter(consent=False, after=after))
         return {"withdrawn": there - self.count(Filter(after=after)), "without consent": without}
 
-    def newest(self) -> str | None:
-        """The id of the event that came last; None of an empty store."""
-        found = self._db.execute("SELECT id FROM event ORDER BY seq DESC LIMIT 1").fetchone()
-        return found[0] if found else None
-
     def those(self, ids: Iterable[str]) -> Iterator[Event]:
         """The events with these ids that may be trained on, in the order of the ids."""
         question = f"SELECT {_COLUMNS} FROM event WHERE id = ? AND consent = 1 AND {_NOT_WITHDRAWN}"

@@ -65,6 +65,7 @@ def train(frame: Frame) -> Result:
         samples=update_tables.samples(items, told, measurer.answers()),
         details={
             "verdict": verdict,
+            "mode": list(frame.inputs.mode),
             "scale": scale,
             "look": {"number": look, "level": level},
             "moved": update_tables.moved(items, before.feedback, after.feedback),
@@ -115,7 +116,7 @@ def _register(frame: Frame, verdict: str, scale: float, outcomes: dict[str, int]
         frame.folder,
         fingerprint=inputs.data["events"].fingerprint,
         outcomes=outcomes,
-        trained=inputs.prepared.learned or [item.event for item in inputs.items("train")],
+        trained=inputs.prepared.learned,
         test=_test_ids(frame),
         newest=inputs.newest,
         scale=scale,

@@ -30,9 +30,8 @@ from instructkit.stages.functions import load_function
 
 TUNE_GENERAL = 0.1  # of the replay prompts: kept apart for a rescue, which may look at no held-out row
 TUNE_GENERAL_ROWS = 100
-EARLIER_ROWS = (
-    256  # of earlier accepted feedback that is replayed: the cost must not grow with all that was ever said
-)
+# Of earlier accepted feedback that is replayed: the cost must not grow with all that was ever said
+EARLIER_ROWS = 256
 UPDATE = "update"  # in a run folder: the adapter of this update alone
 
 
@@ -47,7 +46,7 @@ class UpdateInputs(Inputs):
         current: the chain's adapter that this update goes on from; None for a fresh one.
         mode: `new`, `continue` or `merge`, and why.
         earlier: of the updates that it goes on from, feedback rows that may still be trained on.
-        newest: id of the last event of the store; None of a file.
+        newest: id of the last event that was read of a store, from which the next update goes on; None of a file.
     """
 
     prepared: Prepared | None = None
@@ -113,8 +112,8 @@ def collect(recipe: Any) -> UpdateInputs:
     events, test = _feedback_rows(recipe, is_store, last)
     newest = earlier = None
     if is_store:
-        with Store.open(wanted.events) as store:
-            newest = store.newest()
+        # Not the store's last event: one beyond `limit`, or added meanwhile, must still be new to the next update.
+        newest = events.rows[-1]["id"]
         earlier = _earlier(chain, current, wanted.events)
     data = {"events": events, **_general_rows(recipe, parent)}
     if test is not None:

@@ -143,6 +143,14 @@ def test_what_was_withdrawn_is_not_replayed(parent, monkeypatch) -> None:
     assert sum(inputs.prepared.outcomes.values()) == 60
 
 
+def test_events_beyond_a_limit_are_new_to_the_next_update(parent) -> None:
+    update("first", more=", limit: 40")
+    assert sum(record("first")["outcomes"].values()) == 40
+    update("second")
+    assert sum(record("second")["outcomes"].values()) == 20
+    assert record("second")["mode"][0] == "continue"
+
+
 def test_a_refused_update_is_kept_and_not_in_force(parent) -> None:
     with pytest.raises(GateRefused, match="REFUSED"):
         update("first", gates=NOTHING)
