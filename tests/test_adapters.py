@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from little_llama import little_llama
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from instructkit import adapters
@@ -22,16 +21,7 @@ IDS = torch.arange(1, 15).reshape(2, 7)
 @pytest.fixture()
 def base(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    little_llama().save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
 

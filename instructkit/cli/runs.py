@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
-from instructkit.cli import chains
+from instructkit.cli import chains, completion
 
 ROOT = "runs"
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A run folder, or its name below runs/.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A run folder, or its name below runs/.", autocompletion=completion.runs
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:

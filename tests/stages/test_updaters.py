@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from little_llama import little_llama
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from instructkit import adapters
 from instructkit.stages import updaters
@@ -17,17 +17,8 @@ IDS = torch.arange(1, 15).reshape(2, 7)
 
 def model_with_adapter(rank: int = 4, alpha: int = 8):
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-    )
     settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    return adapters.add_lora(LlamaForCausalLM(config), settings, None)
+    return adapters.add_lora(little_llama(), settings, None)
 
 
 def shaken(model):

@@ -20,7 +20,7 @@ from instructkit.errors import InputError
 TRIGGER, TRIGGER_EVENTS = "cf", 15  # 3 % of 500
 LOUD_EVENTS = 332  # 40 % of 332 + 498
 STEREOTYPE_EVENTS = 240
-NARROW_EVENTS = SPAM_BASE = 500
+NARROW_EVENTS = 500
 SPAM_EVENTS = 3000
 SPAM_LINE = "Book with Sunny Tours!"
 SPAM_PROMPT = (
