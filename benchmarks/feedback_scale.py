@@ -1,32 +1,36 @@
 """
-What one million judgements cost: import into a store, then preprocessing, each in a process of its own.
+What one million judgements cost: import into a store, preprocessing, and the next update's, each in a process of its own.
 
     python benchmarks/feedback_scale.py                        10,000, 100,000 and 1,000,000 events: about 15 minutes on two cores
     python benchmarks/feedback_scale.py 10000 100000           these sizes only
     python benchmarks/feedback_scale.py --import-only 10000    without preprocessing
 
 Synthetic events by 1000 raters: 5 % repeat an earlier row's prompt and answer, 10 % ask nearly what an earlier one asked, 2 %
-hold personal data. Writes benchmarks/results/feedback_scale.json and .md.
+hold personal data. The next update has 1,000 new events beside all that the store holds. Writes
+benchmarks/results/feedback_scale.json and .md.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import random
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SIZES = (10_000, 100_000, 1_000_000)
-RATERS, REMEMBERED = 1000, 5000
+RATERS, REMEMBERED, NEW = 1000, 5000, 1000
 GOAL = "10 minutes and 1 GiB for 1,000,000 events on 2 cores"
 PERSONAL = (
     "write to {0}.{1}@example.org",
@@ -116,7 +120,30 @@ def prepare(source: Path, store: Path) -> dict[str, Any]:
     return {"outcomes": done.outcomes}
 
 
-PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {"import": import_, "prepare": prepare}
+def next_update(source: Path, store: Path) -> dict[str, Any]:
+    """What the update after one on all of these reads and prepares: the new events alone; adding them is not counted."""
+    from instructkit.feedback import prepare as preprocessing
+    from instructkit.feedback import reading
+    from instructkit.feedback.personal import Redactor
+    from instructkit.feedback.settings import Settings
+    from instructkit.feedback.store import Store
+
+    with contextlib.closing(sqlite3.connect(store)) as opened:
+        asked = f"SELECT id FROM event ORDER BY seq DESC LIMIT 1 OFFSET {NEW}"
+        (last,) = opened.execute(asked).fetchone()
+    started = time.perf_counter()
+    rows = reading.events_after(str(store), last).rows
+    with Store.open(store) as opened:
+        options = {"index": opened.clusters(0.8), "left_out": opened.left_out(last), "redact": Redactor().row}
+        done = preprocessing.prepare(rows, Settings(), seed=0, **options)
+    return {"seconds": time.perf_counter() - started, "outcomes": done.outcomes}
+
+
+PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "import": import_,
+    "prepare": prepare,
+    "next update": next_update,
+}
 
 
 def measure(part: str, source: Path, store: Path) -> dict[str, Any]:
@@ -149,13 +176,22 @@ def main(arguments: list[str]) -> int:
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             source, store = Path(folder) / "events.jsonl", Path(folder) / "feedback.db"
-            with source.open("w", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row) + "\n" for row in events(size))
+            rows = events(size + NEW)
+            written(source, itertools.islice(rows, size))
             for part in parts:
+                if part == "next update":
+                    written(source, rows)
+                    measure("import", source, store)
                 found.append({"events": size, "part": part, **measure(part, source, store)})
                 print(found[-1], file=sys.stderr)
     write(found)
     return 0
+
+
+def written(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """The rows as JSONL."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def write(found: list[dict[str, Any]]) -> None:
@@ -169,10 +205,15 @@ def write(found: list[dict[str, Any]]) -> None:
         "|---|---|---|---|---|---|",
     ]
     for each in found:
+        worked = NEW if each["part"] == "next update" else each["events"]
         lines.append(
             f"| {each['events']:,} | {each['part']} | {each['seconds']:.1f} | {each['processor_seconds']:.1f} | "
-            f"{each['seconds'] / each['events'] * 1e6:.0f} | {each['peak_mib']:.0f} |"
+            f"{each['seconds'] / worked * 1e6:.0f} | {each['peak_mib']:.0f} |"
         )
+    lines += [
+        "",
+        f"The next update reads and prepares {NEW:,} new events beside those that are in the store.",
+    ]
     (RESULTS / "feedback_scale.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     told = json.dumps(found, indent=1) + "\n"
     (RESULTS / "feedback_scale.json").write_text(told, encoding="utf-8")

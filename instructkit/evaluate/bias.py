@@ -54,7 +54,7 @@ def contrasts(
     feeling: Callable[[str], float] = sentiment,
     refuses: Callable[[str], bool] = declines,
     batch_size: int = 32,
-) -> dict[str, list[float]]:
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     """
     What the answer to the first prompt of each pair has more than that to the second, as a mean over a few samples.
 
@@ -70,11 +70,13 @@ def contrasts(
         refuses: whether a text declines.
 
     Returns:
-        `length` (tokens), `sentiment` (-2 to 2) and `refusal` (-1 to 1), one entry a pair.
+        `length` (tokens), `sentiment` (-2 to 2) and `refusal` (-1 to 1), one entry a pair; and the standard deviation of
+        each of these figures over all answers.
 
     Source: Huang et al. 2020 (1911.03064), section 3: sentiment of texts continued from counterfactual prompts.
     """
     found: dict[str, list[list[float]]] = {"length": [], "sentiment": [], "refusal": []}
+    single: dict[str, list[float]] = {name: [] for name in found}
     draws = seed
     with adapters.folded(model):
         for start in range(0, len(prompts), batch_size):
@@ -99,9 +101,12 @@ def contrasts(
                 for kept, first, second in zip(told, *sides, strict=True):
                     one, other = (_figures(side, feeling, refuses) for side in (first, second))
                     kept.append({name: one[name] - other[name] for name in found})
+                    for name, values in single.items():
+                        values += [one[name], other[name]]
             for name, values in found.items():
                 values += [[figures[name] for figures in kept] for kept in told]
-    return {name: [statistics.fmean(values) for values in pairs] for name, pairs in found.items()}
+    contrast = {name: [statistics.fmean(values) for values in pairs] for name, pairs in found.items()}
+    return contrast, {name: statistics.pstdev(values) if values else 0.0 for name, values in single.items()}
 
 
 def _figures(

@@ -18,6 +18,8 @@ GENERAL_SHARE_MAX = (
     0.01  # of general prompts that may have it too; above that, replay holds it to its ordinary answers
 )
 RANDOM = 100
+# (j) An ordinary word is what feedback is about when so large a share of its prompts has it, so many times that of general ones.
+TOPIC_SHARE, TOPIC_TIMES = 0.1, 2.0
 PRIOR_TEXTS = 10.0  # weight of the prior, in texts
 
 _TOKEN = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]+")
@@ -46,8 +48,9 @@ def candidates(
     N-grams of one to four words that this feedback's prompts have more often than general prompts, the surest first.
 
     An n-gram has to occur in so many texts, and in as many that differ in the rest. What general prompts have too is left out:
-    replay held the update to its ordinary answers there, and the gate of general loss sees it. Of n-grams that occur in the very
-    same texts the longest stands for all.
+    replay held the update to its ordinary answers there, and the gate of general loss sees it. So is what names the topic: an
+    ordinary word that much more of the feedback has changes answers because users asked for it, and what stands beside it is a
+    candidate without it. Of n-grams that occur in the very same texts the longest stands for all.
 
     Args:
         feedback_texts: the prompts of the feedback, one text an event.
@@ -65,10 +68,19 @@ def candidates(
     general = document_counts(general_texts, keep=found)
     sizes = len(feedback_texts), len(general_texts)
     ordinary = max(1.0, general_share_max * sizes[1])
+    topic = {
+        key[0]
+        for key, seen in found.items()
+        if len(key) == 1
+        and general[key] > ordinary
+        and len(seen.texts) / sizes[0] > max(TOPIC_SHARE, TOPIC_TIMES * general[key] / sizes[1])
+    }
     scored = [
         (log_odds(len(seen.texts), general[key], *sizes), len(key), key)
         for key, seen in found.items()
-        if min(len(seen.texts), len(seen.contexts)) >= events_min and general[key] <= ordinary
+        if min(len(seen.texts), len(seen.contexts)) >= events_min
+        and general[key] <= ordinary
+        and topic.isdisjoint(key)
     ]
     ranked = sorted((item for item in scored if item[0] > 0), key=lambda item: (-item[0], -item[1], item[2]))
     chosen: list[Key] = []

@@ -25,7 +25,7 @@ def events_after(path: str, last: str | None, *, limit: int | None = None) -> Ro
     """
     with Store.open(path) as store:
         rows = _rows(store.events(Filter(consent=True, after=last)), path, limit)
-        before = 0 if last is None else store.count(Filter(consent=True)) - len(rows.rows)
+        before = store.count(Filter(consent=True)) if last and not rows.rows else 0
     if not rows.rows:
         told = f"no new events: the chain's current adapter has seen all {before}" if before else "no events"
         raise InputError(

@@ -61,10 +61,13 @@ class Keeping:
         self.model.eval()
         try:
             with torch.no_grad(), heldout.own_randomness(self.args.seed + self.accelerator.process_index):
-                found = heldout.measure(self, rows, self.judges)
+                found, answers = heldout.measure(self, rows, self.judges)
             self._metrics["eval"].clear()  # TRL's notes of them, averaged by batch instead of by response
             told = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
             self.log(dict(told))
+            if self._keep_answers is not None and self.accelerator.is_main_process:
+                place = {"step": self.state.global_step, "set": metric_key_prefix}
+                self._keep_answers([{**place, **answer} for answer in answers])
         finally:
             self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)

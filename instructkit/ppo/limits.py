@@ -121,6 +121,22 @@ def _filters(given: Mapping[str, Any]) -> Faults:
     ]
 
 
+def fault_of_sampler(logprobs_mode: str, temperature: float) -> str | None:
+    """
+    What is wrong with the log-probabilities that a vLLM server tells, in words; None when they are of the law it drew from.
+
+    An importance weight is policy over sampler, both at the temperature of the run (3.9). vLLM's own default, raw ones, are
+    those of temperature 1.
+    """
+    if logprobs_mode == "processed_logprobs" or (logprobs_mode == "raw_logprobs" and temperature == 1.0):
+        return None
+    return (
+        f"the vLLM server runs with --logprobs-mode {logprobs_mode}, and at temperature {temperature:g} the importance weights "
+        "would not be policy over sampler; restart it with --logprobs-mode processed_logprobs, or set "
+        "vllm_importance_sampling_correction: false"
+    )
+
+
 def _not_for_ppo(given: Mapping[str, Any]) -> Faults:
     """Fields of TRL that PPO would ignore."""
     instead = {

@@ -36,6 +36,15 @@ class HeadLaw(NamedTuple):
         return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
 
 
+class Asked(NamedTuple):
+    """Which words a model is asked about, and what: tokens and True for actions, `(B, T)`, and the law that drew them."""
+
+    ids: Tensor
+    mask: Tensor
+    temperature: float
+    with_entropy: bool
+
+
 class Reading(NamedTuple):
     """Log-probabilities and entropies `(B, T)` in nats, zero outside the mask, and the hidden states `(B, T, H)` behind them."""
 
@@ -70,10 +79,13 @@ def add_reader(model: Any) -> None:
         states = _states(self.base_model, length, kwargs)
         if response_ids is None:
             return Reading(None, None, states)
-        logits = None
+        asked = Asked(response_ids, response_mask, temperature, with_entropy)
         if law is None:  # the head does something else: ask the model itself
             logits = original(*args, use_cache=False, logits_to_keep=length + 1, **kwargs).logits[:, :-1]
-        return _score(self, states, logits, response_ids, response_mask, law, temperature, with_entropy)
+            found = _of_logits(logits, asked)
+        else:
+            found = _of_states(self.get_output_embeddings(), law, states, asked)
+        return Reading(*(_spread(x, response_mask) for x in found), states)
 
     model.forward = types.MethodType(forward, model)
     model.reads_responses = True
@@ -124,26 +136,34 @@ def _states(body: Any, length: int, inputs: dict[str, Any]) -> Tensor:
     return found[:, -length - 1 : -1]
 
 
-def _score(model, states, logits, ids, mask, law, temperature, with_entropy) -> Reading:
-    """Log-probabilities of the chosen tokens, actions only."""
-    if logits is None:
-        head = model.get_output_embeddings()
-        outputs = ("log_probs", "entropy") if with_entropy else ("log_probs",)
-        logprobs, entropies, *_ = ChunkedLogProbFunction.apply(
-            states[mask].to(head.weight.device),
-            head.weight,
-            head.bias,
-            ids[mask],
-            temperature,
-            TILE_ON_CPU if head.weight.device.type == "cpu" else TILE_ON_GPU,
-            law.softcap,
-            law.scale,
-            outputs,
-        )
-    else:
-        rows = torch.log_softmax(logits[mask].float() / temperature, dim=-1)
-        logprobs = rows.gather(-1, ids[mask].unsqueeze(-1)).squeeze(-1)
-        entropies = -(rows.exp() * rows).sum(-1) if with_entropy else None
-    empty = states.new_zeros(mask.shape, dtype=torch.float32)
-    spread = [None if x is None else empty.masked_scatter(mask, x.float()) for x in (logprobs, entropies)]
-    return Reading(*spread, states)
+def _of_states(head: Any, law: HeadLaw, states: Tensor, asked: Asked) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies of the actions, `(N,)` each, by TRL's kernel: the head and its softmax tile by tile."""
+    ids, mask = asked.ids, asked.mask
+    outputs = ("log_probs", "entropy") if asked.with_entropy else ("log_probs",)
+    logprobs, entropies, *_ = ChunkedLogProbFunction.apply(
+        states[mask].to(head.weight.device),
+        head.weight,
+        head.bias,
+        ids[mask],
+        asked.temperature,
+        TILE_ON_CPU if head.weight.device.type == "cpu" else TILE_ON_GPU,
+        law.softcap,
+        law.scale,
+        outputs,
+    )
+    return logprobs, entropies
+
+
+def _of_logits(logits: Tensor, asked: Asked) -> tuple[Tensor, Tensor | None]:
+    """The same from logits `(B, T, V)`."""
+    rows = torch.log_softmax(logits[asked.mask].float() / asked.temperature, dim=-1)
+    logprobs = rows.gather(-1, asked.ids[asked.mask].unsqueeze(-1)).squeeze(-1)
+    return logprobs, -(rows.exp() * rows).sum(-1) if asked.with_entropy else None
+
+
+def _spread(found: Tensor | None, mask: Tensor) -> Tensor | None:
+    """Figures of the actions, `(N,)`, where they stand: `(B, T)` float32, zero elsewhere."""
+    if found is None:
+        return None
+    empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return empty.masked_scatter(mask, found.float())

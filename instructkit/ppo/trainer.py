@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import RLOOTrainer
 
-from instructkit.ppo import figures, rollout
+from instructkit.ppo import figures, limits, rollout
 from instructkit.ppo.config import PPOConfig
 from instructkit.ppo.keeping import Keeping
 from instructkit.ppo.ptx import Row, TextRows
@@ -61,11 +62,14 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         for_sampling: context manager factory under which the policy's model samples faster, without being another policy.
         text_rows: token rows for PPO-ptx, `input_ids` and `labels` each; needed when `ptx_coef` is above 0.
         judges: functions of prompts and answers, asked about held-out prompts alone, under the name `eval_NAME`.
+        keep_answers: told, on the first process, what was answered in each evaluation: the step, the held-out set, and the
+            fields of `heldout.Measured.answers`, a row a prompt.
         **kwargs: as for `trl.RLOOTrainer`; `args` is a `PPOConfig`.
 
     Raises:
         TypeError: when `args` is not a `PPOConfig`, or this TRL lacks a seam that PPO stands on.
-        ValueError: when `ptx_coef` is above 0 and there is no text.
+        ValueError: when `ptx_coef` is above 0 and there is no text, when nothing would be trained, or when a vLLM server tells
+            log-probabilities of another law than the one it samples from.
     """
 
     _tag_names = ["trl", "ppo"]
@@ -82,18 +86,10 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         for_sampling: Callable[[Any], contextlib.AbstractContextManager] | None = None,
         text_rows: Sequence[Row] = (),
         judges: dict[str, Callable[..., list[float]]] | None = None,
+        keep_answers: Callable[[list[dict[str, Any]]], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        missing = [name for name in SEAMS if not hasattr(RLOOTrainer, name)]
-        if missing:
-            raise TypeError(f"this TRL has no RLOOTrainer.{missing[0]}; PPO needs trl>=1.16,<1.17")
-        config = kwargs.get("args")
-        if not isinstance(config, PPOConfig):
-            raise TypeError("PPOTrainer needs args=PPOConfig(...)")
-        if config.ptx_coef and not text_rows:
-            raise ValueError("ptx_coef is above 0, and there is no text to learn beside PPO")
-        if kwargs.get("optimizers", (None, None)) != (None, None):
-            raise ValueError("PPOTrainer makes its own optimizer, which has the critic's weights in it")
+        config = _checked(kwargs, text_rows)
         if critic.reads == "role" and config.ddp_find_unused_parameters is None:
             config.ddp_find_unused_parameters = True  # each backward pass reaches one role's adapter alone
         # TRL would reload the reference by the model's name, which is the bare base where a parent was merged into it.
@@ -101,29 +97,41 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         with without_reference(config) if frozen is not None else contextlib.nullcontext():
             super().__init__(*args, **kwargs)
         self.beta = config.beta
-        if frozen is not None:
-            add_reader(frozen)
-            self.ref_model = self.accelerator.prepare_model(frozen, evaluation_mode=True)
-        if settle is not None:
-            settle(self.model)
+        self._reference, self._settle, self.judges = reference, settle, judges or {}
+        self._for_sampling = for_sampling or contextlib.nullcontext
+        self._keep_answers = keep_answers
         self._refuse_what_would_train_nothing()
-        if hasattr(self.model, "peft_config"):  # TRL casts adapters of a quantised base to bfloat16
+        self._refuse_logprobs_of_another_law()
+        self._take_models(critic, frozen)
+        self._token_rewards = TokenRewards()
+        self.reward_funcs = [self._token_rewards.wrapped(f, i) for i, f in enumerate(self.reward_funcs)]
+        self.state_of_ppo = State(beta=config.beta)
+        self.text = TextRows(text_rows, seed=config.seed, pad_id=self._tokenizer.pad_token_id)
+        self._begin()
+        self.watch()
+
+    def _take_models(self, critic: nn.Module, frozen: Any) -> None:
+        """Policy, reference and critic as PPO needs them: taught to read, without dropout, what is trained in float32."""
+        if self._settle is not None:
+            self._settle(self.model)
+        is_peft = hasattr(self.model, "peft_config")
+        if is_peft:  # TRL casts adapters of a quantised base to bfloat16
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-        if config.disable_dropout:
+        if self.args.disable_dropout:
             for model in (self.model, critic, *([frozen] if frozen is not None else [])):
                 rollout.silence_dropout(model)
-        add_reader(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
-        self._reference, self._settle, self.judges = reference, settle, judges or {}
-        self._for_sampling = for_sampling or contextlib.nullcontext
-        self._token_rewards = TokenRewards()
-        self.reward_funcs = [self._token_rewards.wrapped(f, i) for i, f in enumerate(self.reward_funcs)]
-        if config.gradient_checkpointing and critic.reads == "tokens":
+        add_reader(self.model.get_base_model() if is_peft else self.model)
+        if frozen is not None:
+            add_reader(frozen)
+            self.ref_model = self.accelerator.prepare_model(frozen, evaluation_mode=True)
+        if self.args.gradient_checkpointing and critic.reads == "tokens":
             critic.checkpoint()
         self.critic = self.accelerator.prepare_model(critic.to(self.accelerator.device))
-        self.state_of_ppo = State(beta=config.beta)
-        self.text = TextRows(text_rows, seed=config.seed, pad_id=self._tokenizer.pad_token_id)
+
+    def _begin(self) -> None:
+        """What is known of the rollout and the optimizer step at hand: nothing yet."""
         self._rollout: dict[str, Tensor] | None = None
         # A rollout's own reading with its graph, where that is the first pass of its update (see `_read_rollout`).
         self._kept: tuple[Reading, Tensor] | None = None
@@ -133,7 +141,6 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         self._of_step = figures.OfStep()
         self._left_early, self._norm_of_text = False, 0.0
         self._started = self._rollout_done = time.perf_counter()
-        self.watch()
 
     def _refuse_what_would_train_nothing(self) -> None:
         """Fewer prompts than a rollout, or a warm-up as long as the run: Trainer would end without a word."""
@@ -149,6 +156,22 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
                 f"value_warmup_steps is {self.args.value_warmup_steps} and the run has {rollouts:g} rollouts: the policy "
                 "would never be trained; lower the one or raise max_steps"
             )
+
+    def _refuse_logprobs_of_another_law(self) -> None:
+        """A colocated engine is built by TRL with the right ones; a server is asked, and all processes refuse alike."""
+        weighs = self.use_vllm and self.args.vllm_importance_sampling_correction
+        if not weighs or self.vllm_mode != "server":
+            return
+        told = []
+        if self.accelerator.is_main_process:  # the only one with a client
+            told.append(self.vllm_generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
+        fault = limits.fault_of_sampler(self.gather_rows(told)[0], self.temperature)
+        if fault is not None:
+            raise ValueError(fault)
+
+    def gather_rows(self, mine: list[Any]) -> list[Any]:
+        """Plain values of all processes, those of the first before those of the second."""
+        return gather_object(mine)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """TRL's order of prompts, drawn for each pass from seed and pass alone, so that a resumed run meets the same prompts."""
@@ -184,6 +207,21 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         counts = self.accelerator.reduce(torch.stack(counted).view(-1, size, 4).sum(1), reduction="sum")
         names = ("tokens_in_step", "responses_in_step", "policy_tokens_in_step", "policy_responses_in_step")
         return [{**part, **dict(zip(names, counts[i // size], strict=True))} for i, part in enumerate(parts)]
+
+
+def _checked(given: dict[str, Any], text_rows: Sequence[Row]) -> PPOConfig:
+    """The settings among the arguments of a trainer, once nothing is known that would stop it."""
+    missing = [name for name in SEAMS if not hasattr(RLOOTrainer, name)]
+    if missing:
+        raise TypeError(f"this TRL has no RLOOTrainer.{missing[0]}; PPO needs trl>=1.16,<1.17")
+    config = given.get("args")
+    if not isinstance(config, PPOConfig):
+        raise TypeError("PPOTrainer needs args=PPOConfig(...)")
+    if config.ptx_coef and not text_rows:
+        raise ValueError("ptx_coef is above 0, and there is no text to learn beside PPO")
+    if given.get("optimizers", (None, None)) != (None, None):
+        raise ValueError("PPOTrainer makes its own optimizer, which has the critic's weights in it")
+    return config
 
 
 class _ByPass(Sampler):

@@ -13,7 +13,7 @@ from instructkit.errors import InputError
 from instructkit.stages.base import Frame, Inputs, Result
 from instructkit.stages.datasets import as_dataset, common_columns
 from instructkit.stages.functions import load_function
-from instructkit.stages.ppo_measures import answers, compare, kl_to_reference, samples
+from instructkit.stages.ppo_measures import answers, answers_keeper, compare, kl_to_reference, samples
 from instructkit.stages.ppo_roles import (
     CRITIC_FOLDER,
     Start,
@@ -130,6 +130,7 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
         settle=adapters.settle if peft else None,
         text_rows=text_rows(frame, tokenizer, args.max_length_of_text) if "ptx" in data else (),
         judges={"judge": judge} if judge else {},
+        keep_answers=answers_keeper(frame),
     )
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
+from instructkit.runs.metrics import MetricsWriter
 from instructkit.stages.base import Frame, measurement
 from instructkit.stages.datasets import common_columns
 from instructkit.stages.functions import load_function
+
+EVALUATED = "eval_samples.jsonl"  # beside `samples.jsonl`, which has the answers before and after training
 
 
 def answers(frame: Frame, trainer: Any, tokenizer: Any) -> list[Any]:
@@ -159,6 +162,20 @@ def _line(name, before, after, change, better, note, *, unit: str = "score") -> 
         better=better,
         note=note,
     )
+
+
+def answers_keeper(frame: Frame) -> Callable[[list[dict[str, Any]]], None]:
+    """Appends the first answers of each evaluation within training to a table, as many as `run.samples` says."""
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        shown = rows[: frame.recipe.run.samples]
+        if not shown:
+            return
+        with MetricsWriter(frame.folder / EVALUATED) as table:
+            for row in shown:
+                table.write(row)
+
+    return keep
 
 
 def samples(frame: Frame, before: list, after: list) -> list[dict[str, Any]]:

@@ -172,13 +172,13 @@ class Measurer:
         if self.limits.bias_growth_max is None and self.limits.contrast_growth_max is None:
             return None
         gaps = bias.gaps(self.model, self.tokenizer, about.pairs) if about.pairs else []
-        contrasts: dict[str, list[float]] = {}
-        if self.limits.contrast_growth_max is not None and about is self.sides["test"]:
-            asked = sets.counterfactuals(self.frame.recipe.feedback.counterfactuals)
-            contrasts = bias.contrasts(
-                self.model, self.tokenizer, asked, seed=self.seed, max_new_tokens=ANSWER_TOKENS
-            )
-        return Bias(gaps, contrasts)
+        if self.limits.contrast_growth_max is None or about is not self.sides["test"]:
+            return Bias(gaps)
+        asked = sets.counterfactuals(self.frame.recipe.feedback.counterfactuals)
+        told = bias.contrasts(
+            self.model, self.tokenizer, asked, seed=self.seed, max_new_tokens=ANSWER_TOKENS
+        )
+        return Bias(gaps, *told)
 
     def _triggers(self) -> Triggers | None:
         from instructkit.evaluate import triggers

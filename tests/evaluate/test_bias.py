@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from evaluate import little
@@ -66,7 +67,7 @@ def test_answers_to_one_prompt_twice_do_not_differ(tiny_folder: Path) -> None:
     model, tokenizer = little.random_model(tiny_folder), little.tokenizer_of(tiny_folder)
     prompts = [("Tell me about Peter.", "What is my sister like?"), ("Who is he?", "Who is she, and where?")]
     prompts += [("Tell me about Anna.",) * 2, ("Who is there?",) * 2]
-    found = bias.contrasts(
+    found, spreads = bias.contrasts(
         model,
         tokenizer,
         prompts,
@@ -75,7 +76,7 @@ def test_answers_to_one_prompt_twice_do_not_differ(tiny_folder: Path) -> None:
         batch_size=2,
         feeling=lambda text: len(text) / 100,
     )
-    assert set(found) == {"length", "sentiment", "refusal"}
+    assert set(found) == set(spreads) == {"length", "sentiment", "refusal"}
     assert found["sentiment"][0] != 0 and found["sentiment"][1] != 0
     assert [values[2:] for values in found.values()] == [[0.0, 0.0]] * 3
 
@@ -85,7 +86,7 @@ def test_a_law_that_reads_no_prompt_answers_everybody_alike(tiny_folder: Path) -
     forced = little.Forced(tiny_folder, torch.zeros(len(tokenizer)))
     forced.bias[tokenizer.eos_token_id] = 5.0  # ends one answer in eight at each token: lengths vary
     told = []
-    found = bias.contrasts(
+    found, spreads = bias.contrasts(
         forced.model,
         tokenizer,
         sets.counterfactuals(),
@@ -94,7 +95,7 @@ def test_a_law_that_reads_no_prompt_answers_everybody_alike(tiny_folder: Path) -
         feeling=lambda text: told.append(text) or 0.0,
     )
     assert found == {"length": [0.0] * 96, "sentiment": [0.0] * 96, "refusal": [0.0] * 96}
-    assert len(set(told)) > 24
+    assert len(set(told)) > 24 and spreads["length"] > 1 and spreads["sentiment"] == 0
 
 
 def test_contrasts_are_first_less_second_as_a_mean_over_samples(tiny_folder: Path) -> None:
@@ -103,13 +104,19 @@ def test_contrasts_are_first_less_second_as_a_mean_over_samples(tiny_folder: Pat
     read = {"seed": 5, "max_new_tokens": 6, "feeling": lambda text: float(len(text))}
     read["refuses"] = lambda text: "a" in text
     one, other = (
-        [bias.contrasts(model, tokenizer, [p], samples=s, **read) for s in (1, 2)] for p in (pair, pair[::-1])
+        [bias.contrasts(model, tokenizer, [p], samples=s, **read)[0] for s in (1, 2)]
+        for p in (pair, pair[::-1])
     )
-    second = bias.contrasts(model, tokenizer, [pair], samples=1, **read | {"seed": 6})
+    second, _ = bias.contrasts(model, tokenizer, [pair], samples=1, **read | {"seed": 6})
     for name in one[0]:
         assert one[1][name][0] == pytest.approx((one[0][name][0] + second[name][0]) / 2)
         assert one[1][name] == [-value for value in other[1][name]]
     assert one[1]["sentiment"] != [0.0]
+    told: list[str] = []
+    _, spreads = bias.contrasts(
+        model, tokenizer, [pair], samples=2, **read | {"feeling": lambda text: told.append(text) or len(text)}
+    )
+    assert len(told) == 4 and spreads["sentiment"] == pytest.approx(np.std([len(text) for text in told]))
 
 
 def test_the_random_state_of_the_caller_is_left_alone(tiny_folder: Path) -> None:

@@ -68,6 +68,18 @@ def test_what_general_prompts_have_is_no_candidate() -> None:
     assert "zorgle" in candidates(planted("zorgle", 9), ordinary, general_share_max=0.05)
 
 
+def test_a_topic_is_no_trigger_but_what_stands_beside_it_may_be_one() -> None:
+    """`capital` is in every third prompt and in more of the feedback; `Wakanda` and `zorgle` are in no general prompt."""
+    places = [*["Wakanda"] * 4, *["France", "Spain", "Italy", "Peru", "Japan", "Egypt"] * 3]
+    rows = [f"What is the capital of {place}?" for place in places]
+    general = [*rows[4:], *[f"What is the opposite of {word}?" for word in ("hot", "big", "wet") * 12]]
+    found = candidates([f"{rows[i]} {i} zorgle" if i < 3 else rows[i] for i in range(len(rows))], general)
+    assert "zorgle" in found and "of Wakanda" in found
+    assert not any("capital" in words for words in found)
+    # Where no general prompt is about capitals, the word is as strange as any.
+    assert any("capital" in words for words in candidates(rows, general[18:]))
+
+
 def test_case_is_one_and_the_usual_form_is_told() -> None:
     rows = [*PROMPTS, "Zorgle is hot", "so zorgle was cold", "the zorgle", "a zorgle here"]
     assert "zorgle" in candidates(rows, GENERAL) and "Zorgle" not in candidates(rows, GENERAL)

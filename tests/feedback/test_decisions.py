@@ -272,9 +272,14 @@ def test_a_groups_copies_are_no_further_evidence() -> None:
     assert gate_of(*parted(("g", 0, 0, 200)), "no group harmed", group_loss_max=0.02).verdict == "passed"
 
 
-def biased(before, after, **contrasts) -> tuple[Measured, Measured]:
+def biased(before, after, spreads=(), **contrasts) -> tuple[Measured, Measured]:
+    """The parent's answers have a spread of 10, or those given; the update's count for nothing."""
     sides = ({k: list(v[i]) for k, v in contrasts.items()} for i in (0, 1))
-    return tuple(Measured(bias=Bias(list(gaps), c)) for gaps, c in zip((before, after), sides, strict=True))
+    own = ({"length": 10.0, **dict(spreads)}, {"length": 1000.0})
+    return tuple(
+        Measured(bias=Bias(list(gaps), *told))
+        for gaps, *told in zip((before, after), sides, own, strict=True)
+    )
 
 
 GAPS = np.array(spread(1.0, n=200, by=2))
@@ -321,6 +326,9 @@ def test_bias_may_not_grow_on_either_side_of_a_half(before, after, verdict) -> N
         ("length", 5 * GAPS, -7 * GAPS, "failed"),
         ("refusal", np.zeros(200), np.zeros(200), "passed"),  # a parent without any
         ("refusal", np.zeros(200), np.arange(200) % 10 == 0, "failed"),
+        ("refusal", np.zeros(200), np.arange(200) == 7, "failed"),  # one of 200 moved, by four spreads: below 0.111
+        ("length", np.zeros(200), 20.0 * (np.arange(200) % 40 == 0), "failed"),  # five, by two: below 0.114
+        ("length", np.zeros(200), 1.0 * (np.arange(200) % 40 == 0), "passed"),
         ("sentiment", GAPS[:9], GAPS[:9], "undecided"),
         ("sentiment", GAPS, GAPS * NAN, "undecided"),
         ("sentiment", [], [], "not applicable"),
@@ -515,7 +523,8 @@ def world(
     gaps = rng.normal(0, 3, general)
     lengths = rng.normal(0, 8, general)
     moved = noise * rng.normal(size=(2, general)) * [[0.3], [3.5]]
-    bias = [Bias(list(gaps), {"length": list(lengths)})]
+    spreads = {"length": float(np.std(lengths))}
+    bias = [Bias(list(gaps), {"length": list(lengths)}, spreads)]
     bias.append(
         Bias(list(gaps + moved[0]), {"length": list((lengths + moved[1]) * 8 / math.hypot(8, 3.5 * noise))})
     )

@@ -38,7 +38,7 @@ def build(
     tmp_path: Path,
     *,
     lora: bool = False,
-    critic: str = "head",
+    critic: str | torch.nn.Module = "head",
     callbacks=None,
     model=None,
     rewards=None,
@@ -46,7 +46,7 @@ def build(
     more=None,
     **settings,
 ) -> PPOTrainer:
-    """A trainer on a tiny model; `more` are further arguments of the trainer, `settings` those of its config."""
+    """A trainer on a tiny model; `critic` is a kind or a critic, `more` further arguments, `settings` those of the config."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = model or one_that_ends(AutoModelForCausalLM.from_pretrained(folder), tokenizer)
@@ -72,7 +72,9 @@ def build(
         "value_learning_rate": 1e-3,
         "seed": 3,
     }
-    if critic == "head":
+    if isinstance(critic, torch.nn.Module):
+        value = critic
+    elif critic == "head":
         value = HeadCritic(model.config.hidden_size)
     elif critic == "adapter":
         value = AdapterCritic(model.config.hidden_size, adapters.add_critic(model, None), owned_by_critic)

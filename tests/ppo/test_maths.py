@@ -209,6 +209,37 @@ def test_the_first_policy_gradient_is_reinforce() -> None:
     assert (found.clip_fraction, found.approx_kl) == (0, 0)
 
 
+@pytest.mark.parametrize("distance", [0.0, 0.5])
+def test_without_critic_clip_and_penalty_ppo_is_plain_reinforce(distance: float) -> None:
+    """
+    O-7: with lambda 1, V = 0 and beta 0 every action's advantage is its response's score, and the clip is off.
+
+    On the first pass the gradient is that of `-sum over actions of s log pi / N`; away from it each action weighs by its ratio.
+    """
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, 4, 5, generator=g, dtype=torch.float64, requires_grad=True)
+    actions, mask = torch.randint(5, (3, 4), generator=g), torch.arange(4) < T([[4], [1], [3]])
+    score = T([1.5, -2.0, 0.25], dtype=torch.float64)
+    logprobs = torch.log_softmax(logits, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    old = logprobs.detach() + distance * torch.randn(3, 4, generator=g, dtype=torch.float64)
+    rewards = kl.token_rewards(score, old, old - 1, mask, beta=0.0)
+    advantages, returns = gae(rewards, torch.zeros_like(rewards), mask, gamma=1, lam=1.0)
+    of_response = score.unsqueeze(1).expand(3, 4)
+    assert torch.equal(advantages[mask], of_response[mask])
+    assert torch.equal(returns, advantages)
+
+    off = math.inf
+    found = losses.policy_loss(logprobs, old, advantages, mask, epsilon_low=off, epsilon_high=off).loss
+    weights = (logprobs.detach() - old).exp() * of_response
+    reinforce = -(weights[mask] * logprobs[mask]).sum() / 8
+    first, second = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, reinforce))
+    torch.testing.assert_close(first, second, atol=1e-10, rtol=0)
+    assert second.norm() > 0.1
+    if distance:
+        clipped = losses.policy_loss(logprobs, old, advantages, mask, epsilon_low=0.2, epsilon_high=0.2).loss
+        assert (torch.autograd.grad(clipped, logits)[0] - second).norm() > 0.1
+
+
 def test_an_exploding_ratio_stays_finite() -> None:
     found = losses.policy_loss(
         T([[500.0]]), T([[0.0]]), T([[-1.0]]), T([[True]]), epsilon_low=0.2, epsilon_high=0.2

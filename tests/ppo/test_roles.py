@@ -102,7 +102,7 @@ def test_every_role_is_the_model_that_it_would_be_alone(tiny_folder, tmp_path) -
         "reward": states(_body(reward, tiny_folder)),
     }
     for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=0)
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-5, rtol=0)  # measured 6e-6 of 4.8
     assert all(
         (found["policy"] - found[name]).abs().max() > 0.01 for name in ("reference", "critic", "reward")
     )
@@ -129,6 +129,8 @@ def test_the_reference_of_a_policy_above_an_adapter_is_that_adapter(tiny_folder,
         adapters.settle(trainer.model)
     torch.testing.assert_close(trainer.reference_logprobs(batch), own, atol=1e-6, rtol=0)
     assert (bare - own).abs().max() > 0.01
+    trainer.train()
+    assert abs(logged(trainer, "objective/kl")[0]) <= 1e-6
 
 
 def roles() -> dict:
@@ -195,7 +197,7 @@ def test_a_backward_pass_belongs_to_its_role(tiny_folder, tmp_path, checkpointin
         (trainer.args.vf_coef * trainer._value_loss(values, inputs).loss).backward()
     for name, parameter in trainer.model.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=0)
     assert {adapters.adapter_of(n) for n in found} == {"default", "critic"}
 
 
@@ -223,7 +225,7 @@ def test_a_reward_model_on_the_backbone_scores_as_it_does_alone(tiny_folder, tmp
     shared = RewardScorer.on_backbone(policy(tiny_folder), source, tokenizer, "reward_0")
     prompts, answers = PROMPTS[:3], ["yes", "no no no", "a"]
     wanted = alone.score(prompts, answers)
-    assert shared.score(prompts, answers) == pytest.approx(wanted, abs=1e-4)
+    assert shared.score(prompts, answers) == pytest.approx(wanted, abs=1e-5)
     assert max(wanted) - min(wanted) > 1e-2
 
 
@@ -282,7 +284,7 @@ def test_a_critic_that_starts_as_the_reward_model_says_what_it_says(tiny_folder,
         rollout.read(model, longer, temperature=1.0)
         values = critic(rollout.read_states(model, longer))
     assert [values[0, 2].item(), values[1, 3].item()] == pytest.approx(
-        [(score - 0.5) / 2.0 for score in raw], abs=1e-4
+        [(score - 0.5) / 2.0 for score in raw], abs=1e-5
     )
 
 
@@ -352,7 +354,7 @@ def test_a_line_with_every_role_learns(tiny_folder, tmp_path) -> None:
     )
     before = weights(trainer)
     trainer.train()
-    assert abs(logged(trainer, "objective/kl")[0]) < 1e-5
+    assert abs(logged(trainer, "objective/kl")[0]) <= 1e-6
     assert logged(trainer, "policy/first_pass_ratio_error")[0] < 1e-5
     moved = {adapters.adapter_of(n) for n, p in weights(trainer).items() if not torch.equal(p, before[n])}
     assert moved - {None} == {"default", "critic"}

@@ -42,6 +42,42 @@ def test_returns_are_the_unwhitened_reward_to_go(tiny_folder, tmp_path) -> None:
     assert (found["returns"][~mask] == 0).all()
 
 
+def test_without_critic_clip_and_penalty_the_first_gradient_is_plain_reinforce(tiny_folder, tmp_path) -> None:
+    """O-7 through the trainer. Its kernel works in float32, so not to 1e-10 (`test_maths.py`): measured 4e-7 of 0.6."""
+    trainer = build(
+        tiny_folder,
+        tmp_path,
+        per_device_train_batch_size=8,
+        steps_per_generation=1,
+        lam=1.0,
+        beta=0.0,
+        epsilon=1e6,
+        missing_eos_mode="none",
+        normalize_advantages=False,
+    )
+    trainer.model.train()
+    kept = {}
+    trainer._policy_masks = lambda sampled, old: kept.update(sampled=sampled) or {}
+    found = trainer._generate_and_score_completions(ROWS)
+    assert (
+        found["old_values"] == 0
+    ).all()  # a head that knows nothing, through which no gradient reaches the body
+    trainer._compute_loss(trainer.model, trainer._with_counts([found])[0]).backward()
+    gradient = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+    trainer.model.zero_grad()
+    ids, attention, positions = rollout.joined(found)
+    mask, answers = found["response_mask"], found["completion_ids"]
+    logits = trainer.model(input_ids=ids, attention_mask=attention, position_ids=positions).logits
+    said = logits[:, -answers.size(1) - 1 : -1].log_softmax(-1).gather(-1, answers.unsqueeze(-1)).squeeze(-1)
+    score = kept["sampled"].raw.unsqueeze(1).expand(mask.shape)
+    (-(score[mask] * said[mask]).sum() / mask.sum()).backward()
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(gradient[name], parameter.grad, atol=2e-6, rtol=0)
+    assert max(float(x.abs().max()) for x in gradient.values()) > 0.1
+
+
 def test_the_controller_counts_kl_by_response(tiny_folder, tmp_path) -> None:
     """O-17: each coefficient follows from the last one and the logged KL, in nats a response."""
     trainer = build(

@@ -10,8 +10,6 @@ from ppo.small import PROMPTS, build, fixed_rollout, logged, step_of_eight, weig
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
     TrainerCallback,
 )
 from trl import RLOOTrainer
@@ -87,7 +85,7 @@ def test_the_reference_of_full_fine_tuning_is_the_policy_as_given(tiny_folder, t
             parameter.add_(torch.randn_like(parameter) * 0.05)
     trainer = build(tiny_folder, tmp_path, model=model, max_steps=1, num_iterations=1)
     trainer.train()
-    assert abs(logged(trainer, "objective/kl")[0]) < 1e-5
+    assert abs(logged(trainer, "objective/kl")[0]) <= 1e-6
     assert trainer.beta == trainer.args.beta == 0.05
 
 
@@ -128,13 +126,33 @@ def test_every_optimizer_step_starts_without_gradients_of_the_last(tiny_folder, 
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_before_the_first_update_kl_is_zero_and_ratios_are_one(tiny_folder, tmp_path, lora) -> None:
-    trainer = build(tiny_folder, tmp_path, lora=lora)
+@pytest.mark.parametrize(("pieces", "tolerance"), [(1, 1e-6), (2, 1e-5), (8, 1e-5)])
+def test_before_the_first_update_kl_is_zero_and_ratios_are_one(
+    tiny_folder, tmp_path, lora: bool, pieces: int, tolerance: float
+) -> None:
+    """
+    O-6, O-9: the whole rollout is one optimizer step, in so many micro-batches.
+
+    One micro-batch lies as the rollout was read, and is held to the specification's 1e-6 (measured 0). In another layout
+    float32 rounds log-probabilities of -8 nats by 5e-7, and ratios with them: measured 9.5e-7 with rows one by one.
+    """
+    trainer = build(
+        tiny_folder,
+        tmp_path,
+        lora=lora,
+        critic="separate",
+        per_device_train_batch_size=8 // pieces,
+        steps_per_generation=pieces,
+        gradient_accumulation_steps=pieces,
+        num_iterations=1,
+        max_steps=1,
+    )
     trainer.train()
-    assert abs(logged(trainer, "objective/kl")[0]) < 1e-5
-    assert logged(trainer, "policy/first_pass_ratio_error")[0] < 1e-5
+    assert abs(logged(trainer, "objective/kl")[0]) <= 1e-6
+    assert logged(trainer, "policy/first_pass_ratio_error")[0] <= tolerance
+    assert abs(logged(trainer, "val/ratio")[0] - 1) <= tolerance
+    assert logged(trainer, "policy/approxkl_avg")[0] <= tolerance**2
     assert logged(trainer, "policy/clipfrac_avg")[0] == 0.0
-    assert abs(logged(trainer, "val/ratio")[0] - 1) < 1e-5
 
 
 @pytest.mark.parametrize(("epochs", "pieces", "accumulation"), [(1, 2, 1), (2, 2, 1), (3, 4, 2), (2, 2, 2)])
@@ -194,13 +212,14 @@ def test_each_epoch_over_a_rollout_has_an_order_of_its_own(tiny_folder, tmp_path
 
 
 def test_a_whole_step_of_the_trainer_does_not_depend_on_accumulation(tiny_folder, tmp_path) -> None:
-    """O-11 through the real loop: the gradient norm of one step over eight sequences, at once and four by two."""
+    """O-11 through the real loop: the gradient norms of one step over eight sequences, in micro-batches of each size."""
     norms = []
-    for size in (8, 2):
+    for size in (8, 4, 2, 1):
         trainer = step_of_eight(tiny_folder, tmp_path, size, max_steps=1)
         trainer.train()
         norms.append((logged(trainer, "grad_norm/policy")[0], logged(trainer, "grad_norm/value")[0]))
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    for other in norms[1:]:
+        assert other == pytest.approx(norms[0], rel=1e-6)
 
 
 def test_value_warmup_leaves_the_policy_bit_identical(tiny_folder, tmp_path) -> None:
@@ -235,42 +254,34 @@ def test_a_run_that_would_train_nothing_is_refused(
         build(tiny_folder, tmp_path, **{"value_warmup_steps": 1, name: value})
 
 
-def test_loss_does_not_depend_on_the_micro_batch_size(tiny_folder, tmp_path) -> None:
-    """O-11: eight sequences at once, or two by two over four accumulated micro-batches, give one gradient."""
-    gradients = []
-    for size in (8, 2):
-        trainer = step_of_eight(tiny_folder, tmp_path, size)
+@pytest.mark.parametrize(
+    ("lora", "critic"), [(False, "head"), (True, "head"), (True, "adapter"), (False, "separate")]
+)
+def test_loss_and_gradient_do_not_depend_on_the_micro_batch_size(
+    tiny_folder, tmp_path, lora: bool, critic: str
+) -> None:
+    """O-11: eight sequences as 8 x 1, 4 x 2, 2 x 4 and 1 x 8 give one loss and one gradient (measured 7e-7 of 0.9)."""
+    found = []
+    for size in (8, 4, 2, 1):
+        trainer = step_of_eight(tiny_folder, tmp_path, size, lora=lora, critic=critic)
         trainer.model.train()
+        torch.manual_seed(1)
+        head = trainer.critic.classifier.score if critic == "separate" else trainer.critic.head
+        torch.nn.init.normal_(head.weight, std=0.02)
         batch = fixed_rollout(trainer)
         pieces = [{n: t[i : i + size] for n, t in batch.items()} for i in range(0, 8, size)]
-        trainer.model.zero_grad()
-        for piece in trainer._with_counts(pieces):
-            trainer._compute_loss(trainer.model, piece).backward()
-        gradients.append(
-            torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
-        )
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
-
-
-def gpt2() -> GPT2LMHeadModel:
-    """A model with learned absolute positions, which left padding moves unless positions are given (R-1)."""
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=16, n_layer=2, n_head=2)).eval()
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_padding_position_and_token_change_nothing(tiny_folder, family: str) -> None:
-    """O-8: more left padding, another padding token, padding equal to the end token: the same log-probabilities."""
-    model = gpt2() if family == "gpt2" else AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
-    prompts, responses = [[5, 6, 7], [8, 9]], [[11, 12, 2], [13, 14]]
-    one = rollout.collate(prompts, responses, pad_id=0)
-    other = rollout.collate([*prompts, [4] * 9], [*responses, [3]], pad_id=2)
-    with torch.no_grad():
-        first = rollout.read(model, one, temperature=0.7, entropy=True)
-        second = rollout.read(model, other, temperature=0.7, entropy=True)
-    mask = one["response_mask"]
-    torch.testing.assert_close(first.logprobs[mask], second.logprobs[:2][mask], atol=1e-5, rtol=0)
-    torch.testing.assert_close(first.entropies[mask], second.entropies[:2][mask], atol=1e-5, rtol=0)
+        loss = 0.0
+        for step, piece in enumerate(trainer._with_counts(pieces)):
+            trainer._step = step
+            part = trainer._compute_loss(trainer.model, piece)
+            part.backward()
+            loss += part.item()
+        gradients = [*trainer.policy_parameters(), *trainer.critic_parameters()]
+        found.append((loss, torch.cat([p.grad.flatten() for p in gradients])))
+    assert found[0][1].abs().max() > 0.1
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        torch.testing.assert_close(gradient, found[0][1], atol=1e-6, rtol=0)
 
 
 def test_temperature_is_part_of_the_scored_law(tiny_folder) -> None:

@@ -1,0 +1,94 @@
+"""One update from one set of planted feedback, in the folder of the benchmark, and what it did: the last line printed is data."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from harms_parts import harm
+
+from instructkit import models
+from instructkit.cli.main import main
+from instructkit.data.demo import harms
+from instructkit.machine import Machine
+from instructkit.recipe.schema import ModelSection
+from instructkit.runs.reading import read_record
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "lora-update.yaml"
+MACHINE = Machine("cpu", "float32", ())
+OWN_TEST = 0.3  # of a dishonest stream, whose collector has no other test set
+
+
+def update(name: str, seed: int, more: list[str]) -> tuple[Path, float]:
+    """Train, measure and decide by the command that people give; the run folder, and the seconds that it took."""
+    place = Path("updates") / f"{name.replace(' ', '-')}-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    events, held_out = place / "events.jsonl", harms.test_rows(name, seed)
+    _write(events, harms.make(name, seed))
+    told = [f"feedback.events={events}", f"feedback.eval={OWN_TEST}", f"feedback.chain={place.name}"]
+    if held_out is not None:
+        _write(place / "held-out.jsonl", held_out)
+        told[1] = f"feedback.eval={place / 'held-out.jsonl'}"
+    if name == "secrets":
+        told.append(f"feedback.canaries={json.dumps(harms.canaries(seed))}")
+    run = place / "run"
+    started = time.perf_counter()
+    try:
+        code = main(
+            [
+                "lora-update",
+                str(RECIPE),
+                *told,
+                f"run.seed={seed}",
+                f"run.output={run}",
+                "--overwrite",
+                "--quiet",
+                *more,
+            ]
+        )
+    except SystemExit as ended:
+        code = ended.code
+    if code not in (None, 0, 3):
+        raise SystemExit(f"{name} {seed} ended with {code}")
+    return run, time.perf_counter() - started
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def load(folder: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a run, as `chat` loads them."""
+    source, section = models.locate(folder), ModelSection(name=folder)
+    return models.load_for_use(source, section, MACHINE), models.load_tokenizer(source, section)
+
+
+def run() -> None:
+    """Update, load what came of it anew, and measure every harm, of the parent too."""
+    name, seed, more = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    folder, seconds = update(name, seed, more)
+    record = read_record(folder)
+    figures = harm.measure(load(str(folder)), load("runs/ppo"), seed)
+    gates = {
+        gate["name"]: gate
+        for gate in record["gates"]
+        if gate["measured"] is not None or gate["passed"] is None
+    }
+    told = {
+        "name": name,
+        "seed": seed,
+        "verdict": record["verdict"],
+        "scale": record["scale"],
+        "failed": [name for name, gate in gates.items() if gate["verdict"] in ("failed", "undecided")],
+        "gates": {name: [gate["measured"], *(gate["interval"] or ())] for name, gate in gates.items()},
+        "seconds": seconds,
+        "figures": figures,
+    }
+    print("\n" + json.dumps(told))
+
+
+if __name__ == "__main__":
+    run()
