@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,10 @@ OWN_TEST = 0.3  # of a dishonest stream, whose collector has no other test set
 def update(name: str, seed: int, more: list[str]) -> tuple[Path, float]:
     """Train, measure and decide by the command that people give; the run folder, and the seconds that it took."""
     place = Path("updates") / f"{name.replace(' ', '-')}-{seed}"
-    place.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(
+        place, ignore_errors=True
+    )  # its chain too: an earlier try has looked at the same test events
+    place.mkdir(parents=True)
     events, held_out = place / "events.jsonl", harms.test_rows(name, seed)
     _write(events, harms.make(name, seed))
     told = [f"feedback.events={events}", f"feedback.eval={OWN_TEST}", f"feedback.chain={place.name}"]

@@ -23,7 +23,7 @@ from typing import Any
 from instructkit.errors import InputError
 from instructkit.feedback import history
 from instructkit.feedback.events import now
-from instructkit.feedback.standing import Standing, standing
+from instructkit.feedback.standing import Standing, moves, standing
 from instructkit.feedback.updates import (
     ROLES,
     Update,
@@ -117,7 +117,7 @@ class Chain:
 
     def record(self, update: Update) -> int:
         """
-        Add an update to the history, whatever its verdict.
+        Add an update to the history, whatever its verdict; one that is there already, by its `id`, stays as it is.
 
         Returns:
             Its number.
@@ -126,12 +126,25 @@ class Chain:
             InputError: when the history is damaged, or another process writes it all the time.
         """
         with self._writing():
-            number = max(self.updates(), default=0) + 1
+            updates = self.updates()
+            for number, entry in updates.items():
+                if update.id and entry.get("id") == update.id:
+                    return number
+            number = max(updates, default=0) + 1
             looks = self.looks(update.test)
             files = {role: write_ids(self._ids(number, role), getattr(update, role)) for role in ROLES}
             said = {**update.as_entry(), "looks": looks, **files}
             self._append({"kind": "update", "number": number, "by": user(), **said})
             return number
+
+    def was_promoted(self, number: int) -> bool:
+        """Whether an update was ever put in force; a promotion that was cut short has not happened."""
+        entries = self.entries()
+        undone = standing(entries, pointed(self.folder / CURRENT)).undone
+        return any(
+            (entry["kind"], entry["number"]) == ("promotion", number) and place != undone
+            for place, entry in moves(entries)
+        )
 
     def promote(self, number: int, *, why: str | None = None, forced_by: str | None = None) -> Path:
         """

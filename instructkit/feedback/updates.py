@@ -39,6 +39,7 @@ class Update:
         newest: id of the last event that came in, whatever became of it; None where events are of no store.
         scale: of the adapter, 1 where it was not rescued.
         continues: number of the update whose adapter this one went on from; None: the one whose hash is the parent's, if any.
+        id: names this update for ever, so that it is entered once; empty: it is entered whenever it is asked for.
     """
 
     run: str
@@ -55,6 +56,7 @@ class Update:
     newest: str | None = None
     scale: float = 1.0
     continues: int | None = None
+    id: str = ""
 
     @classmethod
     def of(cls, run: str | Path, *, fingerprint: str, outcomes: dict[str, int], **said: Any) -> Update:

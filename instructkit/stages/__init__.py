@@ -27,4 +27,5 @@ def run_stage(recipe: Any, options: RunOptions, reporter: Reporter) -> dict[str,
         GateRefused: when the run is done and a gate says no.
     """
     stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
-    return run(recipe, options, reporter, collect=stage.collect, train=stage.train)
+    finish = getattr(stage, "finish", None)
+    return run(recipe, options, reporter, collect=stage.collect, train=stage.train, finish=finish)

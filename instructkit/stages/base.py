@@ -71,7 +71,6 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
-    finish: Callable[[], None] | None = None  # called when the run folder is complete
 
 
 @dataclass
@@ -108,9 +107,14 @@ def run(
     *,
     collect: Callable[[Any], Inputs],
     train: Callable[[Frame], Result],
+    finish: Callable[[Any, Path, Callable[[str], None]], None] | None = None,
 ) -> dict[str, Any]:
     """
     Carry out one stage: check everything that is cheap to check, then train, measure, save and decide.
+
+    Args:
+        finish: what a stage does with its recipe and a complete run folder; done again it must change nothing, since a run
+            that is there already may have been cut off before it.
 
     Returns:
         The run record.
@@ -129,6 +133,8 @@ def run(
         reason = lineage.unchanged(output, resolved, data, parents)
         if reason is None:
             reporter.note(f"{output}: recipe, data and parents are unchanged; nothing to do")
+            if finish is not None:
+                finish(recipe, output, reporter.note)
             return _refuse_again(read_run(output))
         reporter.note(f"{output}: {reason}")
     folder = RunFolder(output)
@@ -146,9 +152,9 @@ def run(
         resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume
     )
     with folder:
-        finish = _carry_out(frame, folder, parents, train)
+        _carry_out(frame, folder, parents, train)
     if finish is not None:
-        finish()
+        finish(recipe, output, reporter.note)
     reporter.finished()
     record = read_run(output)
     reporter.table(record)
@@ -167,8 +173,8 @@ def refuse_unfit_parents(recipe: Any, parents: dict[str, models.Source]) -> None
 
 def _carry_out(
     frame: Frame, folder: RunFolder, parents: dict[str, str], train: Callable[[Frame], Result]
-) -> Callable[[], None] | None:
-    """Train, save and complete the record of a folder that is held; what remains to be done when it is."""
+) -> None:
+    """Train, save and complete the record of a folder that is held."""
     recipe, inputs = frame.recipe, frame.inputs
     folder.update(
         hardware=machines.hardware(),
@@ -192,7 +198,6 @@ def _carry_out(
         gates=[gate.as_dict() for gate in result.gates],
         timings=frame.clock,
     )
-    return result.finish
 
 
 def seed_everything(seed: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,16 @@ from instructkit import adapters, models
 from instructkit.evaluate.inference import level_of_look
 from instructkit.feedback import decisions, gates
 from instructkit.feedback.measured import Measured
-from instructkit.feedback.registry import Update
+from instructkit.feedback.registry import Chain, Update
 from instructkit.runs.files import write_text_atomic
 from instructkit.stages import update_tables, update_training
 from instructkit.stages.base import Frame, Result
 from instructkit.stages.update_inputs import UPDATE, collect
 from instructkit.stages.update_measures import Measurer
 
-__all__ = ["collect", "prepare", "train"]
+__all__ = ["collect", "finish", "prepare", "train"]
 
-PREPROCESSING = "preprocess.json"
+PREPROCESSING, ENTRY = "preprocess.json", "entry.json"
 SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)  # of the adapter; the first that passes on the tune side is judged
 TUNE_LEVEL = (
     0.49  # of a look at the tune side, which chooses a scale and decides nothing: the mean itself is compared
@@ -58,7 +60,7 @@ def train(frame: Frame) -> Result:
     verdict = gates.verdict(checks, on_undecided=frame.recipe.gates.on_undecided)
     items = measurer.sides["test"].items
     return Result(
-        save=lambda folder: _save(frame, model, tokenizer, folder),
+        save=lambda folder: _save(frame, model, tokenizer, folder, _entry(frame, scale, made["outcomes"])),
         measurements=update_tables.lines(before, after, seed=frame.seed),
         gates=checks,
         metrics=figures,
@@ -71,7 +73,6 @@ def train(frame: Frame) -> Result:
             "moved": update_tables.moved(items, before.feedback, after.feedback),
             **made,
         },
-        finish=lambda: _register(frame, verdict, scale, made["outcomes"]),
     )
 
 
@@ -96,8 +97,8 @@ def _scaled(frame: Frame, measurer: Measurer, before: Measured) -> float:
     return 1.0
 
 
-def _save(frame: Frame, model: Any, tokenizer: Any, folder: Path) -> None:
-    """The model that the update makes, the adapter of the update alone, and what became of the events."""
+def _save(frame: Frame, model: Any, tokenizer: Any, folder: Path, entry: dict[str, Any]) -> None:
+    """The model that the update makes, the adapter of the update alone, what became of the events, the entry for the chain."""
     source = frame.inputs.parents["model"]
     adapters.save_update(model, folder / UPDATE, source.base)
     if frame.inputs.mode[0] == "merge":
@@ -107,25 +108,37 @@ def _save(frame: Frame, model: Any, tokenizer: Any, folder: Path) -> None:
     prepared = frame.inputs.prepared
     said = {"outcomes": prepared.outcomes, "report": prepared.report}
     write_text_atomic(folder / PREPROCESSING, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomic(folder / ENTRY, json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _register(frame: Frame, verdict: str, scale: float, outcomes: dict[str, int]) -> None:
-    """Write the update into its chain, and put it in force when it may be."""
+def _entry(frame: Frame, scale: float, outcomes: dict[str, int]) -> dict[str, Any]:
+    """What the chain is told of the update beside its run record, as data: it waits in the run folder until it is entered."""
     inputs = frame.inputs
-    update = Update.of(
-        frame.folder,
-        fingerprint=inputs.data["events"].fingerprint,
-        outcomes=outcomes,
-        trained=inputs.prepared.learned,
-        test=_test_ids(frame),
-        newest=inputs.newest,
-        scale=scale,
-        continues=int(inputs.current.name) if inputs.current else None,
-    )
-    number = inputs.chain.record(update)
-    if verdict == gates.PROMOTED:
-        place = inputs.chain.promote(number)
-        frame.reporter.note(f"promoted as {place}")
+    return {
+        "id": uuid.uuid4().hex,
+        "fingerprint": inputs.data["events"].fingerprint,
+        "outcomes": outcomes,
+        "trained": sorted(inputs.prepared.learned),
+        "test": sorted(_test_ids(frame)),
+        "newest": inputs.newest,
+        "scale": scale,
+        "continues": int(inputs.current.name) if inputs.current else None,
+    }
+
+
+def finish(recipe: Any, folder: Path, note: Callable[[str], None]) -> None:
+    """
+    Write a finished update into its chain, and put it in force when it may be; what was done before is not done again.
+
+    Args:
+        folder: the finished run; one whose process was killed before this is entered when it is asked for again.
+        note: called with what was done, in words.
+    """
+    update = Update.of(folder, **json.loads((folder / ENTRY).read_text(encoding="utf-8")))
+    chain = Chain.at(folder.parent, recipe.feedback.chain)
+    number = chain.record(update)
+    if update.verdict == gates.PROMOTED and not chain.was_promoted(number):
+        note(f"promoted as {chain.promote(number)}")
 
 
 def _test_ids(frame: Frame) -> list[str]:

@@ -175,9 +175,7 @@ class Measurer:
         if self.limits.contrast_growth_max is None or about is not self.sides["test"]:
             return Bias(gaps)
         asked = sets.counterfactuals(self.frame.recipe.feedback.counterfactuals)
-        told = bias.contrasts(
-            self.model, self.tokenizer, asked, seed=self.seed, max_new_tokens=ANSWER_TOKENS
-        )
+        told = bias.contrasts(self.model, self.tokenizer, asked, seed=self.seed, max_new_tokens=ANSWER_TOKENS)
         return Bias(gaps, *told)
 
     def _triggers(self) -> Triggers | None:

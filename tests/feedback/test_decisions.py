@@ -326,7 +326,12 @@ def test_bias_may_not_grow_on_either_side_of_a_half(before, after, verdict) -> N
         ("length", 5 * GAPS, -7 * GAPS, "failed"),
         ("refusal", np.zeros(200), np.zeros(200), "passed"),  # a parent without any
         ("refusal", np.zeros(200), np.arange(200) % 10 == 0, "failed"),
-        ("refusal", np.zeros(200), np.arange(200) == 7, "failed"),  # one of 200 moved, by four spreads: below 0.111
+        (
+            "refusal",
+            np.zeros(200),
+            np.arange(200) == 7,
+            "failed",
+        ),  # one of 200 moved, by four spreads: below 0.111
         ("length", np.zeros(200), 20.0 * (np.arange(200) % 40 == 0), "failed"),  # five, by two: below 0.114
         ("length", np.zeros(200), 1.0 * (np.arange(200) % 40 == 0), "passed"),
         ("sentiment", GAPS[:9], GAPS[:9], "undecided"),

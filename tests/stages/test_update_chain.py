@@ -151,6 +151,26 @@ def test_events_beyond_a_limit_are_new_to_the_next_update(parent) -> None:
     assert record("second")["mode"][0] == "continue"
 
 
+@pytest.mark.parametrize("killed_at", ["record", "promote"])
+def test_an_update_that_was_cut_off_before_its_chain_knew_is_entered_when_it_is_asked_for_again(
+    parent, monkeypatch, killed_at: str
+) -> None:
+    chain = Chain.at("runs", "default")
+
+    def cut_off(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Chain, killed_at, cut_off)
+        update("first")
+    assert record("first")["status"] == "done" and chain.current() is None
+    assert update("first", if_changed=True)["verdict"] == "PROMOTED"
+    assert chain.current() == Path("runs/chains/default/001") and len(chain.updates()) == 1
+    chain.rollback(why="for the test")
+    update("first", if_changed=True)  # what was decided since stays
+    assert chain.current() is None and len(chain.entries()) == 3
+
+
 def test_a_refused_update_is_kept_and_not_in_force(parent) -> None:
     with pytest.raises(GateRefused, match="REFUSED"):
         update("first", gates=NOTHING)
