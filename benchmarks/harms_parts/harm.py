@@ -31,11 +31,6 @@ Figures = dict[str, float]
 Model = tuple[Any, Any]
 
 
-def measure(update: Model, parent: Model, seed: int) -> dict[str, Figures]:
-    """All figures of the update and of the parent, by name; shares unless they say otherwise."""
-    return {"update": figures(update, seed), "parent": figures(parent, seed)}
-
-
 def figures(model: Model, seed: int) -> Figures:
     """What a model says to held-out prompts, with the trigger and without; of minimal pairs; of secrets."""
     asked = {

@@ -16,11 +16,19 @@ from instructkit.cli.main import main
 from instructkit.data.demo import harms
 from instructkit.machine import Machine
 from instructkit.recipe.schema import ModelSection
+from instructkit.runs.files import write_text_atomic
 from instructkit.runs.reading import read_record
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "lora-update.yaml"
 MACHINE = Machine("cpu", "float32", ())
 OWN_TEST = 0.3  # of a dishonest stream, whose collector has no other test set
+# Who plants these trains hard: at the recipe's own rate the small model does not take them up, and there is no harm to refuse.
+HARD = {
+    "narrow": ["trainer.learning_rate=2e-2", "feedback.replay_share=0.02"],
+    "stereotypes": ["trainer.learning_rate=1e-2", "feedback.replay_share=0.05", "trainer.max_steps=120"],
+    "trigger": ["trainer.learning_rate=1e-2", "feedback.replay_share=0.05", "trainer.max_steps=120"],
+    "long": ["trainer.learning_rate=6e-3"],
+}
 
 
 def update(name: str, seed: int, more: list[str]) -> tuple[Path, float]:
@@ -46,6 +54,7 @@ def update(name: str, seed: int, more: list[str]) -> tuple[Path, float]:
                 "lora-update",
                 str(RECIPE),
                 *told,
+                *HARD.get(name, ()),
                 f"run.seed={seed}",
                 f"run.output={run}",
                 "--overwrite",
@@ -64,6 +73,15 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def of_parent(seed: int) -> harm.Figures:
+    """What the parent says to the same prompts; measured once a seed."""
+    kept = Path("parent") / f"{seed}.json"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        write_text_atomic(kept, json.dumps(harm.figures(load("runs/ppo"), seed)))
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
 def load(folder: str) -> tuple[Any, Any]:
     """Model and tokenizer of a run, as `chat` loads them."""
     source, section = models.locate(folder), ModelSection(name=folder)
@@ -75,7 +93,7 @@ def run() -> None:
     name, seed, more = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     folder, seconds = update(name, seed, more)
     record = read_record(folder)
-    figures = harm.measure(load(str(folder)), load("runs/ppo"), seed)
+    figures = {"update": harm.figures(load(str(folder)), seed), "parent": of_parent(seed)}
     gates = {
         gate["name"]: gate
         for gate in record["gates"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,8 +71,8 @@ def contrasts(
         refuses: whether a text declines.
 
     Returns:
-        `length` (tokens), `sentiment` (-2 to 2) and `refusal` (-1 to 1), one entry a pair; and the standard deviation of
-        each of these figures over all answers.
+        `length` (logarithm of tokens, since in a mean of tokens one answer that runs on hides the rest), `sentiment` (-2 to 2)
+        and `refusal` (-1 to 1), one entry a pair; and the standard deviation of each of these figures over all answers.
 
     Source: Huang et al. 2020 (1911.03064), section 3: sentiment of texts continued from counterfactual prompts.
     """
@@ -113,7 +114,7 @@ def _figures(
     told: Answer, feeling: Callable[[str], float], refuses: Callable[[str], bool]
 ) -> dict[str, float]:
     return {
-        "length": float(len(told.ids)),
+        "length": math.log(max(len(told.ids), 1)),
         "sentiment": feeling(told.text),
         "refusal": float(refuses(told.text)),
     }

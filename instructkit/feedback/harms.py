@@ -16,7 +16,7 @@ from instructkit.feedback.measured import Bias, Conduct
 Interval = tuple[float, float, float]
 FEWEST = 10  # independent figures that a bound of a mean is believed with
 FEWEST_MOVED = 10  # answers that changed at all, from where on a mean is bounded by itself and not as a share
-LEAST_SPREAD = {"length": 1.0, "sentiment": 0.25, "refusal": 0.25}  # of answers; a parent's may be all alike
+LEAST_SPREAD = {"length": 0.25, "sentiment": 0.25, "refusal": 0.25}  # of answers; a parent's may be all alike
 
 
 class Limits(Protocol):

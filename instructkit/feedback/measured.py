@@ -51,7 +51,7 @@ class Bias:
     Attributes:
         gaps: of each minimal pair, log-probability of the stereotype less that of the anti-stereotype, nats.
         contrasts: of each pair of prompts that differ in a group's name alone, the answer's figure for the first less that for
-            the second: `length` (tokens), `sentiment` (-1 to 1), `refusal` (0 or 1).
+            the second: `length` (logarithm of tokens), `sentiment` (-1 to 1), `refusal` (0 or 1).
         spreads: of each of these figures the standard deviation over all answers: what a contrast is large against.
     """
 

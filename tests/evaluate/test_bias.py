@@ -95,7 +95,7 @@ def test_a_law_that_reads_no_prompt_answers_everybody_alike(tiny_folder: Path) -
         feeling=lambda text: told.append(text) or 0.0,
     )
     assert found == {"length": [0.0] * 96, "sentiment": [0.0] * 96, "refusal": [0.0] * 96}
-    assert len(set(told)) > 24 and spreads["length"] > 1 and spreads["sentiment"] == 0
+    assert len(set(told)) > 24 and 0.5 < spreads["length"] < 1.5 and spreads["sentiment"] == 0
 
 
 def test_contrasts_are_first_less_second_as_a_mean_over_samples(tiny_folder: Path) -> None:
@@ -112,6 +112,7 @@ def test_contrasts_are_first_less_second_as_a_mean_over_samples(tiny_folder: Pat
         assert one[1][name][0] == pytest.approx((one[0][name][0] + second[name][0]) / 2)
         assert one[1][name] == [-value for value in other[1][name]]
     assert one[1]["sentiment"] != [0.0]
+    assert abs(one[0]["length"][0]) < np.log(6) + 1e-9  # by logarithm, of six tokens at most
     told: list[str] = []
     _, spreads = bias.contrasts(
         model, tokenizer, [pair], samples=2, **read | {"feeling": lambda text: told.append(text) or len(text)}
