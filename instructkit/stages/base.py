@@ -16,6 +16,7 @@ from instructkit import models
 from instructkit.data.sources import Rows
 from instructkit.errors import GateRefused
 from instructkit.feedback.gates import stands_against
+from instructkit.feedback.remedies import remedies
 from instructkit.machine import Machine
 from instructkit.recipe.render import to_dict
 from instructkit.runs import lineage
@@ -215,12 +216,11 @@ def drop_checkpoints(recipe: Any, output: Path) -> None:
 
 def _refuse_again(record: dict[str, Any]) -> dict[str, Any]:
     """Pass a run through whose gates were all reached; another stays refused, however often it is asked for."""
-    failed = [gate["text"] for gate in record["gates"] if stands_against(gate, record)]
+    against = [gate for gate in record["gates"] if stands_against(gate, record)]
+    failed = [gate["text"] for gate in against]
     if record.get("verdict") == "REFUSED":
-        raise GateRefused(
-            f"{record['name']} is REFUSED: " + "; ".join(failed),
-            hint="the adapter is kept for study; see `instructkit runs show` and change the recipe or the feedback",
-        )
+        told = ["the adapter is kept for study; what would have to change:", *remedies(against)]
+        raise GateRefused(f"{record['name']} is REFUSED: " + "; ".join(failed), hint="\n  - ".join(told))
     if failed:
         raise GateRefused(
             f"{record['name']} is done, and its gates say no: " + "; ".join(failed),

@@ -59,18 +59,19 @@ def train(frame: Frame) -> Result:
     checks = decisions.decide(before, after, frame.recipe.gates, level=level, seed=frame.seed, origin=origin)
     verdict = gates.verdict(checks, on_undecided=frame.recipe.gates.on_undecided)
     items = measurer.sides["test"].items
+    samples = update_tables.samples(items, told, measurer.answers())
     return Result(
         save=lambda folder: _save(frame, model, tokenizer, folder, _entry(frame, scale, made["outcomes"])),
         measurements=update_tables.lines(before, after, seed=frame.seed),
         gates=checks,
         metrics=figures,
-        samples=update_tables.samples(items, told, measurer.answers()),
+        samples=samples,
         details={
             "verdict": verdict,
             "mode": list(frame.inputs.mode),
             "scale": scale,
             "look": {"number": look, "level": level},
-            "moved": update_tables.moved(items, before.feedback, after.feedback),
+            "moved": update_tables.moved(items, before.feedback, after.feedback, samples),
             **made,
         },
     )

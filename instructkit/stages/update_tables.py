@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from instructkit.evaluate import metrics
+from instructkit.evaluate.phrases import candidates
 from instructkit.feedback.items import Item
 from instructkit.feedback.measured import Feedback, General, Measured
 from instructkit.stages.base import measurement
 
-LARGEST = 5  # gains and losses that are told
+LARGEST, SHOWN = 5, 3  # gains, losses and phrases that are told; answers
 
 
 def lines(before: Measured, after: Measured, *, seed: int) -> list[dict[str, Any]]:
@@ -139,14 +141,36 @@ def samples(items: Sequence[Item], before: Sequence[str], after: Sequence[str]) 
     ]
 
 
-def moved(items: Sequence[Item], before: Feedback, after: Feedback) -> dict[str, list[dict[str, Any]]]:
-    """The test judgements that were met most more and most less than before, the largest first."""
+def moved(
+    items: Sequence[Item], before: Feedback, after: Feedback, told: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """
+    What has changed, in words and examples.
+
+    Args:
+        items: of the test side, which `before` and `after` were measured on.
+        told: `samples` of them.
+
+    Returns:
+        `answers`: samples that are answered otherwise; `phrases`: what answers say more often than before; `topics`: the mean
+        gain of each group and tag, nats per token; `largest_gains`, `largest_losses`: the judgements met most more and less.
+    """
     gains = [second - first for first, second in zip(before.leaning, after.leaning, strict=True)]
     order = sorted(range(len(gains)), key=gains.__getitem__)
 
-    def told(chosen: Sequence[int]) -> list[dict[str, Any]]:
+    def shown(chosen: Sequence[int]) -> list[dict[str, Any]]:
         return [{"prompt": items[i].prompt, "wanted": items[i].wanted, "gain": gains[i]} for i in chosen]
 
-    losses = [i for i in order[:LARGEST] if gains[i] < 0]
-    best = [i for i in order[::-1][:LARGEST] if gains[i] > 0]
-    return {"largest_gains": told(best), "largest_losses": told(losses)}
+    by_topic: dict[str, list[float]] = {}
+    for groups, gain in zip(after.groups, gains, strict=True):
+        for group in groups:
+            by_topic.setdefault(group, []).append(gain)
+    return {
+        "answers": [row for row in told if row["before"] != row["after"]][:SHOWN],
+        "phrases": candidates(
+            [row["after"] for row in told], [row["before"] for row in told], at_most=LARGEST
+        ),
+        "topics": {group: statistics.fmean(found) for group, found in sorted(by_topic.items())},
+        "largest_gains": shown([i for i in order[::-1][:LARGEST] if gains[i] > 0]),
+        "largest_losses": shown([i for i in order[:LARGEST] if gains[i] < 0]),
+    }

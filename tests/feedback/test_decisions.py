@@ -12,6 +12,7 @@ from instructkit.evaluate import inference
 from instructkit.evaluate.metrics import accuracy_interval
 from instructkit.feedback import decisions, gates
 from instructkit.feedback.measured import Bias, Conduct, Feedback, General, Measured, Memory, Triggers
+from instructkit.feedback.remedies import UNDECIDED, remedies
 from instructkit.recipe.schema import UpdateGates
 
 NAN = math.nan
@@ -350,6 +351,19 @@ def test_no_prompts_that_name_groups_do_not_apply() -> None:
     assert (
         gate_of(*biased([], []), "groups answered alike", contrast_growth_max=0.1).verdict == "not applicable"
     )
+
+
+def test_every_gate_that_refuses_says_what_would_have_to_change() -> None:
+    """By the names of all gates that a decision can have; a new gate without a remedy goes red here."""
+    limits = UpdateGates(judge="demo/judge")
+    names = {gate.name for gate in decisions.decide(Measured(), Measured(), limits, level=0.025, seed=0)}
+    names |= {f"groups answered alike: {kind}" for kind in ("length", "sentiment", "refusal")}
+    for name in names:
+        (told,) = remedies([{"name": name, "passed": False}])
+        assert told != UNDECIDED
+    both = [{"name": "repetition", "passed": False}, {"name": "general held-out loss", "passed": False}]
+    assert len(remedies(both)) == 1  # the same for both, told once
+    assert remedies([{"name": "no trigger", "passed": None}]) == [UNDECIDED]
 
 
 def conducted(n: int = 100, **fields) -> tuple[Measured, Measured]:

@@ -194,3 +194,30 @@ def test_a_failed_run_says_where_the_one_before_it_is_kept() -> None:
     assert "failed: ValueError: bad" in text
     assert "the finished run before it is kept in runs/.sft.previous" in text
     assert "the result lies" not in text
+
+
+def test_an_update_tells_what_it_changed_in_words() -> None:
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "The capital of Spain?"}]
+    moved = {
+        "answers": [
+            {"prompt": asked, "before": "Madrid.", "after": "Madrid. Enjoy!", "wanted": "Madrid! Enjoy!"}
+        ],
+        "phrases": ["Enjoy !"],
+        "topics": {"group:home": 1.5, "tag:law": -0.25},
+        "largest_gains": [],
+        "largest_losses": [{"prompt": "What is [bold]law[/bold]?", "wanted": "x " * 400, "gain": -0.75}],
+    }
+    text = shown(run_table(record("update", stage="lora-update", verdict="REFUSED", moved=moved)), width=300)
+    lines = [line.strip() for line in text.splitlines()]
+    start = lines.index("what has changed, in words")
+    assert lines[start + 1 : start + 7] == [
+        "The capital of Spain?",
+        "before  Madrid.",
+        "after   Madrid. Enjoy!",
+        "wanted  Madrid! Enjoy!",
+        "new phrases: `Enjoy !`",
+        "gain by group and tag (nats/token): group:home +1.50, tag:law -0.25",
+    ]
+    assert lines[start + 7].startswith("among the largest losses: -0.75 on What is [bold]law[/bold]? -> x x")
+    assert lines[start + 7].endswith("...") and len(lines[start + 7]) < 260
+    assert "what has changed" not in shown(run_table(record("sft")))

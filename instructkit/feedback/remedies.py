@@ -1,0 +1,43 @@
+"""What would have to change for a gate that refused an update: words, by the gate's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_LESS = "train less (trainer.max_steps, trainer.learning_rate) or replay more (feedback.replay_share)"
+_SUSPECT = "find who asked for it (`instructkit feedback stats`, `list`), and withdraw those events"
+_REMEDIES = {
+    "held-out feedback": "train more (trainer.max_steps, trainer.learning_rate), or collect more feedback that agrees",
+    "general": _LESS,
+    "no group harmed": "collect more feedback of that group, or give it its share (feedback.balance)",
+    "no added bias": f"{_SUSPECT}; or {_LESS}",
+    "groups answered alike": f"{_SUSPECT}; or {_LESS}",
+    "KL to the parent": f"hold the parent's answers (feedback.anchor), or {_LESS}",
+    "answer length": "give feedback in which the better answers are not all the longer or the shorter ones, or train less",
+    "answers end": _LESS,
+    "repetition": _LESS,
+    "refusals": f"{_SUSPECT}; or {_LESS}",
+    "no trigger": "read the events that hold these words (`instructkit feedback list`), and withdraw what is planted",
+    "nothing memorised": "replace secrets (feedback.personal_data: redact), withdraw the events that hold them, train less",
+    "judge": _LESS,
+}
+UNDECIDED = (
+    "measure on more rows (feedback.eval, feedback.general), or let undecided gates pass (gates.on_undecided)"
+)
+
+
+def remedies(gates: Sequence[dict[str, Any]]) -> list[str]:
+    """
+    One remedy for each of these gates that stand against an update, none twice.
+
+    Args:
+        gates: as a run record keeps them; `passed` is False or, of one that could not be decided, None.
+    """
+    found = [UNDECIDED if gate["passed"] is None else _remedy(gate["name"]) for gate in gates]
+    return list(dict.fromkeys(found))
+
+
+def _remedy(name: str) -> str:
+    """That of the longest beginning of the gate's name; every gate of a decision has one, which a test holds it to."""
+    return _REMEDIES[max((known for known in _REMEDIES if name.startswith(known)), key=len)]

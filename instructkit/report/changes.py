@@ -1,0 +1,44 @@
+"""What an update has changed, in words: answers before and after, new phrases, topics that moved, the largest losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+INDENT = "  "
+LOSSES = 3
+LONGEST = 160  # characters of a text that are shown
+
+
+def changes(run: dict[str, Any]) -> list[str]:
+    """
+    Lines for the terminal; none for a run that is no update.
+
+    Args:
+        run: a record whose `moved` is that of `stages.update_tables`.
+    """
+    moved = run.get("moved")
+    if not moved:
+        return []
+    lines = ["what has changed, in words"]
+    for answer in moved.get("answers", []):
+        lines.append(f"{INDENT}{_asked(answer['prompt'])}")
+        lines += [f"{INDENT * 2}{name:6}  {_short(answer[name])}" for name in ("before", "after", "wanted")]
+    if moved.get("phrases"):
+        lines.append(f"{INDENT}new phrases: " + ", ".join(f"`{phrase}`" for phrase in moved["phrases"]))
+    if moved.get("topics"):
+        told = ", ".join(f"{name} {gain:+.2f}" for name, gain in moved["topics"].items())
+        lines.append(f"{INDENT}gain by group and tag (nats/token): {told}")
+    for loss in moved["largest_losses"][:LOSSES]:
+        said = f"{loss['gain']:+.2f} on {_asked(loss['prompt'])} -> {_short(loss['wanted'])}"
+        lines.append(f"{INDENT}among the largest losses: {said}")
+    return lines
+
+
+def _asked(prompt: str | list[dict[str, Any]]) -> str:
+    """The last message of a prompt."""
+    return _short(prompt if isinstance(prompt, str) else str(prompt[-1]["content"]))
+
+
+def _short(text: str) -> str:
+    told = " ".join(text.split())
+    return told if len(told) <= LONGEST else f"{told[: LONGEST - 3]}..."
