@@ -214,13 +214,48 @@ def test_merged_weights_are_a_model_that_needs_no_adapter(parent) -> None:
         assert not torch.allclose(merged(IDS).logits, before, atol=1e-4)
 
 
-def test_signals_of_two_kinds_are_learned_one_after_the_other(parent) -> None:
+def rate(count: int) -> None:
+    """Ratings of both signs beside the edits: what is learned is a mixture then."""
     more = [
         {"prompt": f"What of {WORDS[i % 16]} {i}?", "response": f"a {i}", "rating": 1 if i % 2 else -1, "rater": f"r{i % 3}"}
-        for i in range(40)
+        for i in range(count)
     ]  # fmt: skip
     with Store.open("feedback.db") as store:
         list(store.add((event_of(row, source="chat", consent=True), row) for row in more))
+
+
+@pytest.mark.parametrize("phase", ["sft", "kto"])
+def test_an_interrupted_mixture_is_resumed_to_where_an_unbroken_one_ends(
+    parent, monkeypatch, phase: str
+) -> None:
+    from instructkit.stages import training
+
+    rate(40)
+    four = "trainer: {max_steps: 4, per_device_train_batch_size: 4, learning_rate: 0.01}\n"
+    update("whole", trainer=four, more=", chain: whole")
+    original, second = training._Progress.on_step_end, []
+
+    def stop(self, args, state, control, **kwargs):
+        original(self, args, state, control, **kwargs)
+        if args.output_dir.endswith(phase) and state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Progress, "on_step_end", stop)
+        update("broken", trainer=four, more=", chain: broken")
+
+    def count(self, args, state, control, **kwargs):
+        second.append((args.output_dir.rpartition("/")[2], state.global_step))
+
+    monkeypatch.setattr(training._Progress, "on_step_end", count)
+    update("broken", trainer=four, more=", chain: broken", resume=True)
+    rest = [("kto", step) for step in (1, 2, 3, 4)]
+    assert second == ([("sft", 3), ("sft", 4), *rest] if phase == "sft" else rest[2:])
+    assert adapter("whole") == adapter("broken")
+
+
+def test_signals_of_two_kinds_are_learned_one_after_the_other(parent) -> None:
+    rate(40)
     update("both")
     assert record("both")["objective"][0] == "mixture"
     steps = [
