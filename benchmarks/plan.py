@@ -72,7 +72,8 @@ def main() -> int:
         help="predict anew beside what was measured before and is in the results",
     )
     options = parser.parse_args()
-    known = json.loads(RESULTS.with_suffix(".json").read_text(encoding="utf-8")) if options.predict else []
+    kept = RESULTS.with_suffix(".json")
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
     place = options.place.resolve()
     if not (place / "data/smollm2/model/config.json").exists():
         print(
@@ -80,16 +81,27 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    cells = [
-        cell(stage, kind, shape, place, known)
-        for stage in options.stages
-        for kind in options.kinds
-        for shape in SHAPES[stage]
-    ]
+    for stage in options.stages:
+        for kind in options.kinds:
+            for shape in SHAPES[stage]:
+                found = cell(stage, kind, shape, place, known if options.predict else ())
+                known = [each for each in known if not same(each, found)] + [found]
+                keep(known)
+    print(page(known))
+    return 0
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two results are of one cell."""
+    return all(one[name] == other[name] for name in ("stage", "kind", "shape"))
+
+
+def keep(cells: list[dict[str, Any]]) -> None:
+    """Write the table, in its order, after every cell: a run that is cut off, or of some stages alone, leaves the others."""
+    order = [(stage, kind, shape) for stage in STAGES for kind in KINDS for shape in SHAPES[stage]]
+    cells.sort(key=lambda each: order.index((each["stage"], each["kind"], each["shape"])))
     RESULTS.with_suffix(".json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
     RESULTS.with_suffix(".md").write_text(page(cells), encoding="utf-8")
-    print(page(cells))
-    return 0
 
 
 def cell(
