@@ -34,42 +34,40 @@ HARD = {
 def update(name: str, seed: int, more: list[str]) -> tuple[Path, float]:
     """Train, measure and decide by the command that people give; the run folder, and the seconds that it took."""
     place = Path("updates") / f"{name.replace(' ', '-')}-{seed}"
-    shutil.rmtree(
-        place, ignore_errors=True
-    )  # its chain too: an earlier try has looked at the same test events
+    # Its chain too: an earlier try has looked at the same test events.
+    shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     events, held_out = place / "events.jsonl", harms.test_rows(name, seed)
-    _write(events, harms.make(name, seed))
+    write_rows(events, harms.make(name, seed))
     told = [f"feedback.events={events}", f"feedback.eval={OWN_TEST}", f"feedback.chain={place.name}"]
     if held_out is not None:
-        _write(place / "held-out.jsonl", held_out)
+        write_rows(place / "held-out.jsonl", held_out)
         told[1] = f"feedback.eval={place / 'held-out.jsonl'}"
     if name == "secrets":
         told.append(f"feedback.canaries={json.dumps(harms.canaries(seed))}")
     run = place / "run"
     started = time.perf_counter()
-    try:
-        code = main(
-            [
-                "lora-update",
-                str(RECIPE),
-                *told,
-                *HARD.get(name, ()),
-                f"run.seed={seed}",
-                f"run.output={run}",
-                "--overwrite",
-                "--quiet",
-                *more,
-            ]
-        )
-    except SystemExit as ended:
-        code = ended.code
-    if code not in (None, 0, 3):
-        raise SystemExit(f"{name} {seed} ended with {code}")
+    quietly(
+        [
+            *("lora-update", str(RECIPE), *told, *HARD.get(name, ())),
+            *(f"run.seed={seed}", f"run.output={run}", "--overwrite", "--quiet", *more),
+        ]
+    )
     return run, time.perf_counter() - started
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def quietly(arguments: list[str]) -> None:
+    """A command of ours, in this process; a refusal by gates is an answer, any other error ends the benchmark."""
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    if code not in (None, 0, 3):
+        raise SystemExit(f"instructkit {' '.join(arguments)} ended with {code}")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
