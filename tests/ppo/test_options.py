@@ -86,7 +86,7 @@ def test_text_beside_ppo_is_the_gradient_of_its_likelihood(tiny_folder, tmp_path
     (3.0 * loss).backward()
     for name, parameter in mixed.model.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(after[name] - before[name], parameter.grad, atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(after[name] - before[name], parameter.grad, atol=2e-6, rtol=0)
     assert sum(float(g.abs().sum()) for g in after.values()) > 0
     assert mixed._metrics["train"]["loss/ptx"] == pytest.approx([loss.item()], rel=1e-5)
     norm = torch.stack([p.grad.norm() for p in mixed.model.parameters() if p.grad is not None]).norm()
@@ -94,7 +94,11 @@ def test_text_beside_ppo_is_the_gradient_of_its_likelihood(tiny_folder, tmp_path
 
 
 def test_text_alone_where_no_action_has_an_advantage(tiny_folder, tmp_path) -> None:
-    """O-23: with A = 0 and no value loss the gradient of the step is the text's alone; on both visits all of it is read."""
+    """
+    O-23: with A = 0 and no value loss the gradient of the step is the text's alone; on both visits all of it is read.
+
+    The specification's 1e-10 is that of float64; TRL's kernel works in float32, and leaves 4e-7 of gradients up to 1.4.
+    """
     trainer, inputs = ready(
         tiny_folder, tmp_path, lora=True, ptx_coef=3.0, vf_coef=0.0, more={"text_rows": TEXT}
     )
@@ -103,7 +107,7 @@ def test_text_alone_where_no_action_has_an_advantage(tiny_folder, tmp_path) -> N
     (3.0 * nll(trainer, trainer.text.draw(0, 4))).backward()
     for name, parameter in trainer.model.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(found[name], parameter.grad, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", [8, 4, 2, 1])
@@ -172,38 +176,6 @@ def test_importance_weights_touch_the_policy_alone(tiny_folder, tmp_path) -> Non
     torch.testing.assert_close(trainer._policy_loss(reading, capped).loss, 2 * plain)
     values = torch.zeros_like(inputs["old_values"])
     assert trainer._value_loss(values, capped).loss == trainer._value_loss(values, inputs).loss
-
-
-def test_vllm_says_how_likely_it_found_its_tokens(tiny_folder, tmp_path) -> None:
-    """The engine's log-probabilities become weights; without the switch nothing is kept."""
-
-    class Engine:
-        logprobs = None
-
-        def sync_weights(self):
-            pass
-
-        def generate(self, prompts, images, num_generations, profiler):
-            ids = [[20 + i % 3, 21] for i in range(len(prompts))]
-            return prompts, ids, [[[-4.0], [-4.0]] for _ in ids], None
-
-    for switch in (True, False):
-        trainer = build(
-            tiny_folder,
-            tmp_path,
-            per_device_train_batch_size=2,
-            steps_per_generation=4,
-            vllm_importance_sampling_correction=switch,
-        )
-        trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, Engine(), 0
-        trainer.model.train()
-        found = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS])
-        assert ("sampler_weights" in found) is switch
-        if switch:
-            wanted = (found["old_logprobs"] + 4.0).exp().clamp(max=2.0)
-            torch.testing.assert_close(
-                found["sampler_weights"][found["response_mask"]], wanted[found["response_mask"]]
-            )
 
 
 def test_a_masked_response_teaches_the_critic_and_not_the_policy(tiny_folder, tmp_path) -> None:
@@ -300,17 +272,15 @@ def test_a_step_in_many_passes_is_the_step_in_one(tiny_folder, tmp_path, critic)
     plain, divided = trained
     assert plain._passes_needed(whole) == 1
     assert divided._passes_needed(whole) > 2
+    # Weights two steps on, when Adam has divided by gradients as small as its epsilon: measured 7e-7. O-11's own 1e-6 is asked
+    # of the gradient, in `test_trainer.py`.
     for name, tensor in weights(plain).items():
-        torch.testing.assert_close(weights(divided)[name], tensor, atol=1e-6, rtol=0)
-    for name in (
-        "loss",
-        "loss/policy_avg",
-        "loss/value_avg",
-        "loss/ptx",
-        "policy/approxkl_avg",
-        "policy/ratio_max",
-    ):
-        assert logged(divided, name) == pytest.approx(logged(plain, name), abs=2e-4)
+        torch.testing.assert_close(weights(divided)[name], tensor, atol=2e-6, rtol=0)
+    for name in ("loss/policy_avg", "loss/value_avg", "loss/ptx", "policy/approxkl_avg", "policy/ratio_max"):
+        assert logged(divided, name) == pytest.approx(logged(plain, name), abs=2e-6)
+    assert logged(divided, "loss") == pytest.approx(
+        logged(plain, "loss"), abs=1.1e-4
+    )  # Trainer tells four digits
 
 
 def test_entropy_bonus_raises_the_gradient_towards_the_uniform_law(tiny_folder, tmp_path) -> None:

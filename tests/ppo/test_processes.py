@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ppo.small import PROMPTS
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -79,6 +80,17 @@ def test_a_whole_run_of_two_processes_is_one_run(tiny_folder, tmp_path, critic: 
         assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in one["weights"].items())
     assert straight[0]["state"]["beta"] != 0.05
     assert straight[0]["state"]["episodes"] == 3 * 8
+    assert [row["prompt"] for row in straight[0]["answers"]] == PROMPTS[
+        :3
+    ] * 3  # an evaluation a rollout, told once
+    assert straight[1]["answers"] == []
+    assert straight[0]["answers"][6:] == resumed[0]["answers"]
+    evaluations = [
+        line["eval_objective/scores"] for line in straight[0]["log"] if "eval_objective/scores" in line
+    ]
+    for i, mean in enumerate(evaluations):
+        scores = [row["score"] for row in straight[0]["answers"][3 * i : 3 * i + 3]]
+        assert sum(scores) / 3 == pytest.approx(mean, rel=1e-5)
     told = [[line for line in seen["log"] if "policy/approxkl_avg" in line] for seen in straight]
     assert len(told[0]) > 2
     for first, second in zip(*told, strict=True):

@@ -60,6 +60,20 @@ def test_responses_of_the_tests_vary_in_length(tiny_folder, tmp_path) -> None:
     assert 0 < sampled.ended.sum() < 8
 
 
+def test_the_score_stands_on_the_end_token(tiny_folder, tmp_path) -> None:
+    """S-8, R-2: a response's actions end with its end token, or where it was cut off, and there its whole score is to come."""
+    trainer, found, sampled = one_rollout(tiny_folder, tmp_path)
+    end = trainer._tokenizer.eos_token_id
+    rows = zip(
+        found["completion_ids"].tolist(), found["response_mask"], found["returns"], sampled.used, strict=True
+    )
+    for ids, mask, returns, score in rows:
+        length = ids.index(end) + 1 if end in ids else 6
+        assert mask.tolist() == [True] * length + [False] * (6 - length)
+        assert returns[length - 1] == pytest.approx(float(score), abs=1e-6)
+        assert (returns[length:] == 0).all()
+
+
 def test_every_response_has_the_lambda_of_its_length(tiny_folder, tmp_path) -> None:
     """length_adaptive_alpha 0.4: a response of 5 actions has lambda 0.5, one of 2 has 0."""
     _, found, sampled = one_rollout(
@@ -160,32 +174,41 @@ class _Together:
     def __init__(self, world: int) -> None:
         self.world, self.barrier, self.brought = world, threading.Barrier(world, timeout=30), [None] * world
 
-    def of(self, rank: int) -> SimpleNamespace:
-        def gather(mine: torch.Tensor) -> torch.Tensor:
-            self.brought[rank] = mine
-            self.barrier.wait()
-            found = torch.cat(self.brought)
-            self.barrier.wait()
-            return found
+    def gather(self, rank: int, mine: object) -> list:
+        self.brought[rank] = mine
+        self.barrier.wait()
+        found = list(self.brought)
+        self.barrier.wait()
+        return found
 
-        return SimpleNamespace(num_processes=self.world, process_index=rank, gather=gather)
+    def of(self, rank: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            num_processes=self.world,
+            process_index=rank,
+            gather=lambda mine: torch.cat(self.gather(rank, mine)),
+        )
 
 
 def test_rows_that_fill_up_a_process_are_left_out_of_held_out_means() -> None:
-    """Four prompts over three processes: two answers each, of which the fifth and the sixth count for nothing."""
+    """
+    Four prompts over three processes: two answers each, of which the fifth and the sixth count for nothing.
+
+    All answers are told in the order of the prompts, each with its own figures.
+    """
     rows, together, found = [{"prompt": [0.0, 1.0, 10.0, 100.0][i]} for i in range(4)], _Together(3), {}
 
     def measured(rank: int) -> None:
         def sample(some):
             raw = torch.tensor([row["prompt"] for row in some])
             batch = {"response_mask": torch.ones(len(some), 2, dtype=torch.bool)}
-            return rollout.Sampled(batch, some, ["x"] * len(some), raw, raw, None, raw > 5)
+            return rollout.Sampled(batch, some, [str(x) for x in raw.tolist()], raw, raw, None, raw > 5)
 
         trainer = SimpleNamespace(
             accelerator=together.of(rank),
             args=SimpleNamespace(reading_batch_size=32),
             sample=sample,
             has_reference=lambda: False,
+            gather_rows=lambda mine: sum(together.gather(rank, mine), []),
         )
         found[rank] = heldout.measure(trainer, rows, {})
 
@@ -195,8 +218,12 @@ def test_rows_that_fill_up_a_process_are_left_out_of_held_out_means() -> None:
     for thread in threads:
         thread.join()
     for rank in range(3):
-        assert found[rank]["objective/scores"] == pytest.approx(111 / 4)
-        assert found[rank]["completions/eos_fraction"] == 0.5
+        assert found[rank].figures["objective/scores"] == pytest.approx(111 / 4)
+        assert found[rank].figures["completions/eos_fraction"] == 0.5
+        assert [row["prompt"]["prompt"] for row in found[rank].answers] == [0.0, 1.0, 10.0, 100.0]
+        assert [row["answer"] for row in found[rank].answers] == ["0.0", "1.0", "10.0", "100.0"]
+        assert [row["score_raw"] for row in found[rank].answers] == [0.0, 1.0, 10.0, 100.0]
+        assert [row["ended"] for row in found[rank].answers] == [False, False, True, True]
 
 
 def test_a_reward_model_is_given_positions_unless_it_counts_by_itself(tiny_folder) -> None:

@@ -260,7 +260,11 @@ def test_a_run_that_would_train_nothing_is_refused(
 def test_loss_and_gradient_do_not_depend_on_the_micro_batch_size(
     tiny_folder, tmp_path, lora: bool, critic: str
 ) -> None:
-    """O-11: eight sequences as 8 x 1, 4 x 2, 2 x 4 and 1 x 8 give one loss and one gradient (measured 7e-7 of 0.9)."""
+    """
+    O-11: eight sequences as 8 x 1, 4 x 2, 2 x 4 and 1 x 8 give one loss, and one gradient to 1e-6 of its length.
+
+    Measured in float32: 6e-7, with one thread and with two. The largest single entry is 0.9, and off by 9e-7 at most.
+    """
     found = []
     for size in (8, 4, 2, 1):
         trainer = step_of_eight(tiny_folder, tmp_path, size, lora=lora, critic=critic)
@@ -281,7 +285,7 @@ def test_loss_and_gradient_do_not_depend_on_the_micro_batch_size(
     assert found[0][1].abs().max() > 0.1
     for loss, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], abs=1e-6)
-        torch.testing.assert_close(gradient, found[0][1], atol=1e-6, rtol=0)
+        assert (gradient - found[0][1]).norm() <= 1e-6 * found[0][1].norm()
 
 
 def test_temperature_is_part_of_the_scored_law(tiny_folder) -> None:

@@ -50,6 +50,8 @@ TEXT = [{"input_ids": [5, 6, i], "labels": [-100, 6, i]} for i in range(20, 30)]
 
 def whole(folder: str, out: str, critic: str, checkpoint: str) -> None:
     """A run as a user starts it, with every switch that has a state, from the start or from a checkpoint."""
+    answers: list[dict] = []
+    held_out = [{"prompt": prompt} for prompt in PROMPTS[:3]]
     trainer = build(
         Path(folder),
         Path(out),
@@ -69,7 +71,7 @@ def whole(folder: str, out: str, critic: str, checkpoint: str) -> None:
         save_strategy="steps",
         save_steps=8,
         ddp_backend="gloo",
-        more={"text_rows": TEXT, "eval_dataset": [{"prompt": prompt} for prompt in PROMPTS[:3]]},
+        more={"text_rows": TEXT, "eval_dataset": held_out, "keep_answers": answers.extend},
     )
     rollouts, original = [], trainer._generate_and_score_completions
 
@@ -88,6 +90,7 @@ def whole(folder: str, out: str, critic: str, checkpoint: str) -> None:
         "rollouts": rollouts,
         "state": trainer.state_of_ppo.saved(),
         "log": told,
+        "answers": answers,
         "weights": weights(trainer),
     }
     torch.save(seen, Path(out) / f"seen-{rank}.pt")
