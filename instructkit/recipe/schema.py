@@ -243,7 +243,7 @@ class UpdateGates(Section):
     )
     contrast_growth_max: float | None = Field(
         0.5,
-        description="upper bound of how much more answers to two groups differ, in spreads of the parent's",
+        description="upper bound of how much more answers to two groups differ, in spreads of the parent's answers",
     )
     kl_max_nats: Annotated[float, Field(gt=0)] | None = Field(
         8.0, description="KL to the parent on general prompts, nats per answer, at most"
@@ -279,7 +279,9 @@ class RunSection(Section):
 
     output: Name = Field(description="the run folder")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of everything random")
-    samples: Annotated[int, Field(ge=0, lt=MOST)] = Field(8, description="answers kept in samples.jsonl")
+    samples: Annotated[int, Field(ge=0, lt=MOST)] = Field(
+        8, description="answers kept in samples.jsonl, and of each evaluation of ppo"
+    )
     compare: Positive = Field(64, description="held-out prompts answered before and after PPO")
 
 
