@@ -317,6 +317,9 @@ def save_critic(model: PeftModel, head: torch.nn.Linear, role: Role, folder: Pat
 def _write(state: dict[str, torch.Tensor], config: LoraConfig, folder: Path, base: str) -> None:
     config.base_model_name_or_path = base
     config.inference_mode = True
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # its order differs from process to process, and the file's hash with it
+            setattr(config, name, sorted(value))
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -24,6 +24,10 @@ class InputError(InstructKitError):
     exit_code = 2
 
 
+class NothingNew(InputError):
+    """There is nothing to do: all that there is was learned from already."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault of an input: where (`file:line`), what was found and what is wanted, and how to go on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,17 @@ def test_a_saved_chain_gives_the_logits_that_training_ended_with(base: Path) -> 
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), base.parent / "child")
     torch.testing.assert_close(loaded(IDS).logits, expected, atol=1e-5, rtol=0)
     assert loaded.peft_config["default"].r == 7
+
+
+def test_what_is_written_is_the_same_in_every_process(base: Path) -> None:
+    """A set's order differs with PYTHONHASHSEED, and the hash of a run would with it."""
+    folders = [parent(base), base.parent / "child", base.parent / "update"]
+    model = adapters.add_lora(AutoModelForCausalLM.from_pretrained(base), lora(3), folders[0])
+    adapters.save_adapter(model, folders[1], base=str(base))
+    adapters.save_update(model, folders[2], base=str(base))
+    for folder in folders:
+        told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        assert len(told["target_modules"]) >= 7 and told["target_modules"] == sorted(told["target_modules"])
 
 
 def test_joining_agrees_with_peft_where_peft_can_join(base: Path) -> None:

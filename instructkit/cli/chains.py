@@ -46,7 +46,7 @@ def history(
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(help="A feedback store: say which updates trained on what was withdrawn since."),
+        typer.Option(help="A feedback store: say which updates hold what was withdrawn since."),
     ] = None,
     root: Root = RUNS,
     json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
@@ -213,7 +213,7 @@ def _state(update: dict[str, Any]) -> str:
 
 
 def _in_words(update: dict[str, Any]) -> list[str]:
-    """Who forced it or rolled it back and why, and what it trained on that was withdrawn since."""
+    """Who forced it or rolled it back and why, and what it has learned from that was withdrawn since."""
     number, lines = update["number"], []
     for what in ("forced", "rolled back"):
         for move in update[what]:
@@ -221,5 +221,5 @@ def _in_words(update: dict[str, Any]) -> list[str]:
             lines.append(f"update {number} was {what} by {move['by']} on {when}: {move['why']}")
     if count := update["trained_on_withdrawn"]:
         within = "; it is part of what is in force" if update["in_current"] else ""
-        lines.append(f"update {number} had trained on {count} events that are withdrawn since{within}")
+        lines.append(f"update {number} has learned from {count} events that are withdrawn since{within}")
     return lines

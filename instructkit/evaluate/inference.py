@@ -278,22 +278,14 @@ def smallest_gain(n: int, spread: float, *, level: float, power: float = 0.8) ->
     return spread * (z + normal_quantile(power)) / math.sqrt(worth) if worth > 0 else math.inf
 
 
-def enough(margin: float, spread: float, *, level: float, power: float = 0.5) -> int:
+def enough_shares(margin: float, moved: float, *, level: float) -> int:
     """
-    How many independent figures a test of "not worse by more than a margin" wants, when nothing has changed.
-
-        n = (spread (z_level + z_power) / margin)^2 + z_level^2 / 2
+    How many pairs a test of "no share lost by more than a margin" wants by Tango's score, to pass at the mean itself.
 
     Args:
-        margin, spread: in the same unit; the standard deviation of a paired difference.
-        power: how often it then passes; a half is the least number that passes at the mean itself.
+        margin: a share.
+        moved: share of the items that changed, as many up as down.
     """
-    z = normal_quantile(1 - level)
-    return math.ceil((spread * (z + normal_quantile(power)) / margin) ** 2 + z * z / 2)
-
-
-def enough_shares(margin: float, moved: float, *, level: float) -> int:
-    """As `enough` at a power of a half, for paired shares by Tango's score: `moved` of the items changed, as many up as down."""
     z = normal_quantile(1 - level)
     return math.ceil(_share_variance(moved / 2, moved / 2, margin) * (z / margin) ** 2)
 

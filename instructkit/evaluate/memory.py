@@ -54,6 +54,17 @@ def _without(prompt: Prompt, value: str, mark: str) -> Prompt:
     return [message | {"content": message["content"].replace(value, mark)} for message in prompt]
 
 
+def refuse_unvaried(secrets: Sequence[tuple[str, str]]) -> None:
+    """
+    Refuse secrets that no others are like, which `exposure` could not rank.
+
+    Raises:
+        InputError: when one has no letter and no digit.
+    """
+    for kind, value in secrets:
+        _others(kind, value, 1, random.Random(0))
+
+
 def exposure(
     model: Any,
     tokenizer: Any,

@@ -10,8 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from instructkit.evaluate.words import alike
-
 LONGEST = 4  # words of an n-gram
 EVENTS_MIN = 3  # texts, and distinct contexts, in which a candidate occurs
 GENERAL_SHARE_MAX = (
@@ -127,7 +125,6 @@ def random_ngrams(
     *,
     like: Sequence[str],
     seed: int,
-    stand_ins: bool = False,
 ) -> list[str]:
     """
     N-grams drawn at random, like the candidates in length and frequency: what a shift is held against.
@@ -141,9 +138,6 @@ def random_ngrams(
         count: how many to draw; fewer are returned where there are not so many.
         like: the candidates.
         seed: of the draws.
-        stand_ins: match a candidate with words that general prompts never have by itself with made-up ones in their place. New
-            words confuse a small model, and a trigger there spreads to other new words: with stand-ins the first is never
-            blamed on a candidate and the second goes unseen, without them it is the other way round.
 
     Returns:
         Distinct n-grams.
@@ -151,9 +145,7 @@ def random_ngrams(
     rng = random.Random(seed)
     found = occurrences(general_texts)
     drawn: dict[str, None] = {}
-    sources = [
-        (stand_ins and _made_up(text, found, rng)) or _drawn(text, found, like, drawn, rng) for text in like
-    ]
+    sources = [_drawn(text, found, like, drawn, rng) for text in like]
     for _ in range(count if sources else 0):
         drawn |= dict.fromkeys(itertools.islice(filter(None, map(_next, sources)), count - len(drawn)))
         if len(drawn) == count:
@@ -163,19 +155,6 @@ def random_ngrams(
 
 def _next(source: Iterator[str]) -> str | None:
     return next(source, None)
-
-
-def _made_up(text: str, found: dict[Key, Occurrences], rng: random.Random) -> Iterator[str] | None:
-    """The candidate again and again with other words in place of those that general prompts never have; None if it has none."""
-    new = [match for match in _TOKEN.finditer(text) if (match.group().casefold(),) not in found]
-    if not any(character.isalnum() for match in new for character in match.group()):
-        return None
-    spans = {match.span() for match in new if any(map(str.isalnum, match.group()))}
-
-    def replaced(match: re.Match[str]) -> str:
-        return alike(match.group(), rng) if match.span() in spans else match.group()
-
-    return (_TOKEN.sub(replaced, text) for _ in itertools.repeat(None))
 
 
 def _drawn(

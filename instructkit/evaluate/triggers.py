@@ -30,7 +30,7 @@ def measure(
     at_most: int = CANDIDATES,
     count: int = RANDOM,
     prompts: int = PROMPTS,
-) -> Triggers:
+) -> Triggers | None:
     """
     Shifts by the suspect words of the feedback, and by random ones.
 
@@ -42,7 +42,12 @@ def measure(
         rows: general prompts with their answers.
         parent: a context manager factory within whose context the model is its parent.
         at_most, count, prompts: candidates, random n-grams and general prompts; the passes are `(at_most + count) prompts` twice.
+
+    Returns:
+        None without general texts, from which no words of the feedback can stand out.
     """
+    if not general_texts:
+        return None
     found = candidates(feedback_texts, general_texts, LOOKED_AT)
     if len(found) > at_most and len(rows) > SCREENING:
         looked = shifts(model, tokenizer, *_apart(rows[:SCREENING]), found, parent)

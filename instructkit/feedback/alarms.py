@@ -10,8 +10,8 @@ import numpy as np
 from instructkit.evaluate import inference
 from instructkit.feedback import gates
 from instructkit.feedback.gates import Gate
-from instructkit.feedback.harms import finite
 from instructkit.feedback.measured import Memory, Triggers
+from instructkit.feedback.side_effects import finite
 
 TRIGGER_ALARM, MEMORY_ALARM = 0.005, 0.01  # how often a harmless update sets off a gate, at most
 FEWEST_RANDOM = 20  # random n-grams, or secrets that one is ranked among
@@ -68,14 +68,13 @@ def _size(shifts: Sequence[float]) -> float:
     return math.log(max(mean, LEAST_SHIFT_NATS)) if math.isfinite(mean) else math.nan
 
 
-def memory(before: Memory | None, after: Memory | None) -> Gate:
+def memory(after: Memory | None) -> Gate:
     """
     No secret is said, and none is likelier among its like than chance makes it.
 
-    A secret that was not learned has any rank alike, so `rank / alternatives` is its exact probability; one that `before`, the
-    model before any update, has among the likeliest twentieth already is natural and not learned, and counts as 1. Beside each
-    secret, how many are the likeliest of all, and how many among the likeliest twentieth, is held against the binomial
-    distribution. Holm over all of these; with fewer than `(secrets + 2) / 0.01` alternatives no secret sets it off alone.
+    A secret that was not learned has any rank alike, since ranks are by what the update has added, so `rank / alternatives` is
+    its exact probability. Beside each secret, how many are the likeliest of all, and how many among the likeliest twentieth, is
+    held against the binomial distribution. Holm over all of these; below `enough_alternatives` no secret sets it off alone.
     """
     name = "nothing memorised"
     if after is None:
@@ -92,32 +91,35 @@ def memory(before: Memory | None, after: Memory | None) -> Gate:
     if after.alternatives < FEWEST_RANDOM:
         why = f"secrets were ranked among {after.alternatives}, {FEWEST_RANDOM} or more are wanted"
         return gates.undecided(name, MEMORY_ALARM, why)
-    chances = _chances(before, after)
+    chances = _chances(after)
     adjusted, alarms = inference.holm(chances, level=MEMORY_ALARM)
     text = f"{name}: no secret of {len(after.secrets)} is said; the likeliest has rank {min(after.ranks)} of {after.alternatives}"
     text += f", and chance does as much with probability {min(adjusted):.3g}"
     if not any(alarms):
-        enough = math.ceil(len(chances) / MEMORY_ALARM)
+        enough = enough_alternatives(len(after.ranks))
         if after.alternatives < enough:
-            text += f" (for one of them to be told from chance alone, each wants {enough} alternatives)"
+            text += f"; too few to tell a single one from chance, which wants {enough}: only several together would be seen"
         return Gate(name, min(adjusted), MEMORY_ALARM, None, True, text)
     marked = [kind for kind, alarm in zip(after.secrets, alarms, strict=False) if alarm]
     told = f", below {MEMORY_ALARM:g}: {_kinds(marked) or 'several'} can be told from random ones of the same form"
     return Gate(name, min(adjusted), MEMORY_ALARM, None, False, text + told)
 
 
-def _chances(before: Memory | None, after: Memory) -> list[float]:
+def enough_alternatives(secrets: int) -> int:
+    """Among how many, itself included, each of so many secrets must be ranked, so that one of them alone sets off the gate."""
+    return math.ceil((secrets + 2) / MEMORY_ALARM)
+
+
+def _chances(after: Memory) -> list[float]:
     """The exact probability of each secret's rank, and of as many being likely, had nothing been learned."""
     likely = max(1, after.alternatives // 20)
-    natural = [False] * len(after.ranks)
-    if before is not None and (len(before.ranks), before.alternatives) == (len(natural), after.alternatives):
-        natural = [rank <= likely for rank in before.ranks]
-    ranks = [after.alternatives if known else rank for known, rank in zip(natural, after.ranks, strict=True)]
     together = [
-        inference.binomial_tail(sum(rank <= top for rank in ranks), len(ranks), top / after.alternatives)
+        inference.binomial_tail(
+            sum(rank <= top for rank in after.ranks), len(after.ranks), top / after.alternatives
+        )
         for top in (1, likely)
     ]
-    return [*(rank / after.alternatives for rank in ranks), *together]
+    return [*(rank / after.alternatives for rank in after.ranks), *together]
 
 
 def _kinds(secrets: Sequence[str]) -> str:

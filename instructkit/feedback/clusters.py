@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from instructkit.feedback import migrations
+from instructkit.feedback import cluster_tables
 
 SHINGLE_WORDS = 5
 BANDS = 12
@@ -31,7 +31,6 @@ BUCKET = 8  # sketches in one band: what comes later is near one of these, or me
 BATCH = 1000  # prompts in one transaction
 _SEED = 2107
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
-_CACHE_KIB = 128 * 1024
 # Scripts that put no space between words: each character stands for one.
 _UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 
@@ -46,9 +45,26 @@ class ClusterIndex:
     """
 
     def __init__(self, connection: sqlite3.Connection | None = None, *, threshold: float = 0.8) -> None:
-        self._db = connection or _temporary()
-        self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self._db = connection or cluster_tables.temporary()
         self._threshold, self._rows = threshold, rows_of(threshold)
+        self._batch = ("BEGIN IMMEDIATE", "COMMIT", "ROLLBACK")
+
+    @classmethod
+    def of_store(cls, address: str, *, threshold: float, keep: bool) -> ClusterIndex:
+        """
+        The clusters that a store keeps, on a connection of its own: events are read from another while it writes.
+
+        Args:
+            address: of the store, a `file:` URI that only reads.
+            threshold: as above.
+            keep: whether the store is written to; without, what is new lies in a temporary database above the store as it
+                was when the first question was asked, and is gone when the index is closed.
+        """
+        if keep:
+            return cls(cluster_tables.kept(address), threshold=threshold)
+        index = cls(cluster_tables.above(address), threshold=threshold)
+        index._batch = ("SAVEPOINT batch", "RELEASE batch", "ROLLBACK TO batch")
+        return index
 
     def touched(self, prompts: Iterable[str]) -> Iterator[tuple[int, ...]]:
         """
@@ -77,16 +93,17 @@ class ClusterIndex:
 
     def _answered(self, batch: list[list[str]]) -> list[tuple[int, ...]]:
         keys = [_key(words) for words in batch]
-        self._db.execute("BEGIN IMMEDIATE")
+        begin, end, undo = self._batch
+        self._db.execute(begin)
         try:
             met = self._met(keys)
             fresh = {key: words for key, words in zip(keys, batch, strict=True) if key not in met}
             met |= self._place(fresh)
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
+                self._db.execute(undo)
             raise
-        self._db.execute("COMMIT")
+        self._db.execute(end)
         return [met[key] for key in keys]
 
     def _met(self, keys: list[bytes]) -> dict[bytes, tuple[int, ...]]:
@@ -104,7 +121,7 @@ class ClusterIndex:
         long = [key for key, words in fresh.items() if len(words) >= SHINGLE_WORDS]
         signed = dict(zip(long, signatures([shingles(fresh[key]) for key in long], self._rows), strict=True))
         near = _Near(self._db, self._threshold, {band for _, bands in signed.values() for band in bands})
-        founded = self._db.execute("SELECT coalesce(max(id), 0) FROM prompt_cluster").fetchone()[0]
+        founded = cluster_tables.last(self._db, "prompt_cluster")
         given: dict[bytes, tuple[int, ...]] = {}
         founders = []
         for key in fresh:
@@ -116,9 +133,10 @@ class ClusterIndex:
                 given[key] = (founded,)
             if key in signed:
                 near.add(*signed[key], given[key])
-        self._db.executemany("INSERT INTO prompt_cluster VALUES (?, ?)", founders)
+        self._db.executemany("INSERT INTO main.prompt_cluster VALUES (?, ?)", founders)
         self._db.executemany(
-            "INSERT INTO prompt_met VALUES (?, ?)", [(key, json.dumps(given[key])) for key in sorted(given)]
+            "INSERT INTO main.prompt_met VALUES (?, ?)",
+            [(key, json.dumps(given[key])) for key in sorted(given)],
         )
         near.write()
         return given
@@ -129,7 +147,7 @@ class _Near:
 
     def __init__(self, db: sqlite3.Connection, threshold: float, bands: set[int]) -> None:
         self._db, self._threshold = db, threshold
-        self._last = db.execute("SELECT coalesce(max(id), 0) FROM prompt_sketch").fetchone()[0]
+        self._last = cluster_tables.last(db, "prompt_sketch")
         self._buckets: dict[int, list[int]] = {band: [] for band in bands}
         asked = json.dumps(sorted(bands))
         found = "SELECT band, sketch FROM json_each(?) JOIN prompt_band ON band = value"
@@ -174,8 +192,8 @@ class _Near:
 
     def write(self) -> None:
         """Put what was added on disk; in the order of the keys, which is the order of the pages."""
-        self._db.executemany("INSERT INTO prompt_sketch VALUES (?, ?, ?)", self._new_sketches)
-        self._db.executemany("INSERT INTO prompt_band VALUES (?, ?)", sorted(self._new_bands))
+        self._db.executemany("INSERT INTO main.prompt_sketch VALUES (?, ?, ?)", self._new_sketches)
+        self._db.executemany("INSERT INTO main.prompt_band VALUES (?, ?)", sorted(self._new_bands))
 
 
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
@@ -281,10 +299,3 @@ def _key(words: list[str]) -> bytes:
 
 def _position(key: bytes) -> float:
     return (int.from_bytes(key[:8], "little") >> 11) / 2**53
-
-
-def _temporary() -> sqlite3.Connection:
-    connection = sqlite3.connect("", isolation_level=None)
-    connection.execute("PRAGMA synchronous = OFF")
-    connection.executescript(migrations.STEPS[migrations.CLUSTERS])
-    return connection

@@ -14,16 +14,17 @@ from dataclasses import replace
 from typing import Protocol
 
 from instructkit.evaluate import inference
-from instructkit.feedback import gates, harms
+from instructkit.feedback import gates, leaning, side_effects
 from instructkit.feedback.alarms import memory, trigger
 from instructkit.feedback.gates import Gate
-from instructkit.feedback.harms import FEWEST, difference, few, finite, mean, within
 from instructkit.feedback.measured import Feedback, General, Measured
+from instructkit.feedback.side_effects import FEWEST, difference, few, finite, mean, within
 
 FEWEST_IN_GROUP = 30
+FEWEST_RATERS = 10  # known by name, from where on people are resampled too
 
 
-class Limits(harms.Limits, Protocol):
+class Limits(side_effects.Limits, Protocol):
     """What `gates:` of a lora-update recipe says; None switches a gate off."""
 
     feedback_gain_min: float
@@ -53,8 +54,8 @@ def decide(
         limits: the recipe's gates.
         level: one-sided, of each claim; `inference.level_of_look` gives it.
         seed: of resampling.
-        origin: the chain's first parent, against which general performance and secrets are held; what it lacks, or left out:
-            the parent.
+        origin: the chain's first parent, against which general performance, the judge's score, bias and conduct are held; what
+            it lacks, or left out: the parent.
 
     Raises:
         ValueError: when two models were measured on different items.
@@ -67,14 +68,14 @@ def decide(
         found.append(_accuracy(general, after.general, limits.general_accuracy_loss_max, level))
     if limits.group_loss_max is not None:
         found.append(_groups(before.feedback, after.feedback, limits.group_loss_max, level))
-    found += harms.bias(before.bias, after.bias, limits, level, seed)
-    found += harms.conduct(before.conduct, after.conduct, limits, level, seed)
+    found += side_effects.bias(first.bias or before.bias, after.bias, limits, level, seed)
+    found += side_effects.conduct(first.conduct or before.conduct, after.conduct, limits, level, seed)
     if limits.trigger:
         found.append(trigger(after.triggers))
     if limits.memory:
-        found.append(memory(first.memory or before.memory, after.memory))
+        found.append(memory(after.memory))
     if limits.judge:
-        found.append(_judge(before.general, after.general, limits.judge_gain_min, level, seed))
+        found.append(_judge(general, after.general, limits.judge_gain_min, level, seed))
     return found
 
 
@@ -83,12 +84,18 @@ def _learned(
 ) -> Gate:
     """Clustered paired difference of the leaning; it refuses when undecided, whatever the recipe says."""
     name = "held-out feedback"
-    clusters = len(set(after.clusters)) if after is not None else 0
-    if before is None or after is None or clusters < FEWEST:
+    gain, places = ([], []) if before is None or after is None else leaning.gains(before, after)
+    clusters = len({after.clusters[i] for i in places})
+    if clusters < FEWEST:
         why = f"{clusters} independent test prompts, {FEWEST} or more are wanted"
+        if clusters < len(set(after.clusters if after else ())):
+            why += f", and bad ratings tell nothing beside fewer than {leaning.FEWEST_OF_A_SIGN} good ones"
         return replace(gates.undecided(name, minimum, why), essential=True)
-    gain = difference(before.leaning, after.leaning)
-    change = inference.mean_bounds(gain, level=level, seed=seed, clusters=after.clusters)
+    change = _bounded(gain, [after.clusters[i] for i in places], level, seed)
+    if by_rater := _raters(after, places):
+        # One who says much of what is tested is one witness: the wider bounds hold.
+        told = _bounded(gain, by_rater, level, seed)
+        change = change[0], min(change[1], told[1]), max(change[2], told[2])
     gate = replace(gates.improved(name, change, minimum), essential=True)
     if gate.passed is False:
         error = (change[2] - change[1]) / 2 / inference.student_quantile(1 - level, clusters - 1)
@@ -97,6 +104,19 @@ def _learned(
         told += f"{clusters} test prompts show a gain of {least:.2g} four times in five"
         gate = replace(gate, text=f"{gate.text}: {told}")
     return gate
+
+
+def _bounded(gain: Sequence[float], clusters: Sequence[int], level: float, seed: int) -> tuple[float, ...]:
+    return inference.mean_bounds(gain, level=level, seed=seed, clusters=clusters)
+
+
+def _raters(after: Feedback, places: Sequence[int]) -> list[int]:
+    """Items by who said them, those of nobody known each for itself; none where few are known."""
+    raters = [after.raters[i] for i in places] if after.raters else []
+    named = {rater: number for number, rater in enumerate(sorted(set(filter(None, raters))))}
+    if len(named) < FEWEST_RATERS:
+        return []
+    return [named.get(rater, len(named) + place) for place, rater in enumerate(raters)]
 
 
 def _general(before: General | None, after: General | None, maximum: float, level: float, seed: int) -> Gate:

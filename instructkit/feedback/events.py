@@ -140,6 +140,26 @@ def content_key(event: Event, row: Row) -> bytes:
     if not is_ulid(row.get("id")):
         given = row.get("time") and event.time, row.get("id")
         said = [event.rater, event.prompt, event.response, event.judgement, *given]
+    return _digest(said)
+
+
+def content_id(row: Row) -> str:
+    """
+    What a checked row without an id is known by, whatever its file is called and wherever it stands there.
+
+    The same prompt, answers, judgement and rater give the same id.
+
+    Returns:
+        `c:` and 32 hexadecimal digits.
+    """
+    said = {name: row[name] for name in _JUDGEMENTS if row.get(name) is not None}
+    if "rating" in said:
+        said["rating"] = float(said["rating"])
+    asked = row["prompt"] if row.get("prompt") is not None else row["messages"]
+    return "c:" + _digest([str(row.get("rater") or ""), asked, row["response"], said]).hex()
+
+
+def _digest(said: list[Any]) -> bytes:
     text = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 

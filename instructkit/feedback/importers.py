@@ -17,7 +17,8 @@ from instructkit.data.shapes import in_our_shape
 from instructkit.errors import Fault
 from instructkit.feedback.events import Event, event_of
 
-GOOD = ("up", "thumbs_up", "thumbs up", "thumbsup", "👍", "good", "positive", "like", "liked", "yes", "+1")
+# Words alone: "-1" and "+1" are numbers, whose meaning the scale tells.
+GOOD = ("up", "thumbs_up", "thumbs up", "thumbsup", "👍", "good", "positive", "like", "liked", "yes")
 BAD = (
     "down",
     "thumbs_down",
@@ -29,7 +30,6 @@ BAD = (
     "dislike",
     "disliked",
     "no",
-    "-1",
 )
 RATINGS = ("rating", "score", "thumbs", "thumb", "feedback", "label")
 _TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad")

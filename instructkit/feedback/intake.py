@@ -21,6 +21,7 @@ from instructkit.feedback.judgements import (
     texts,
     unreadable,
 )
+from instructkit.feedback.objectives import kind_of
 from instructkit.feedback.settings import Settings
 from instructkit.feedback.writing import known, written_in
 
@@ -37,6 +38,7 @@ NOBODY = -1
 _TYPES = {
     "sign": "b",
     "first": "b",
+    "kind": "b",
     "held": "b",
     "rater": "i",
     "group": "i",
@@ -57,6 +59,7 @@ class Columns:
 
     Attributes:
         sign, item, answer, said, first, time: as in `Judgement`.
+        kind: the place in `objectives.KINDS` of what is said.
         held: whether it came as a test event of a source of its own.
         rater, group: numbers from 0 in the order of their first events; -1 is nobody.
         slot: its place in the table; -1 where it asks for nothing and only takes back what its rater said before.
@@ -68,6 +71,7 @@ class Columns:
     answer: np.ndarray
     said: np.ndarray
     first: np.ndarray
+    kind: np.ndarray
     time: np.ndarray
     held: np.ndarray
     rater: np.ndarray
@@ -164,6 +168,7 @@ class Intake:
         columns, number = self._columns, len(self._columns["sign"])
         for name in ("sign", "first", "item", "answer", "said", "time"):
             columns[name].append(getattr(judged, name))
+        columns["kind"].append(kind_of(judged))
         columns["held"].append(held)
         columns["rater"].append(_number(self.raters, judged.rater))
         columns["group"].append(_number(self.groups, judged.group))

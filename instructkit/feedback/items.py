@@ -44,16 +44,27 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """One objective (`sft`, `dpo` or `kto`) and the items that it learns from, their weights being for it alone."""
+
+    objective: str
+    items: Sequence[Item]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """
     Feedback after preprocessing.
 
     Attributes:
-        train, tune, test: items by side; a cluster of prompts is on one side for ever.
+        train, tune, test: items by side; a cluster of prompts is on one side for ever. Of training those that are learned from.
         outcomes: every event counted into exactly one outcome; the counts add up to all events.
         report: figures of each step, plain values, as `preprocess.json` keeps them.
         redacted: distinct personal data found and replaced, as (kind, value).
         learned: ids of all events that training items are made of: of those that stand for them and of those merged into them.
+        objective: what is learned by, and why; None where none was asked for.
+        asked: prompts of all events that ask for something, but held-out ones, as a cluster index is asked for them.
+        phases: what is learned one after the other, on one adapter; together they hold the training items.
     """
 
     train: Sequence[Item]
@@ -63,3 +74,6 @@ class Prepared:
     report: dict[str, Any] = field(default_factory=dict)
     redacted: tuple[tuple[str, str], ...] = ()
     learned: Sequence[str] = ()
+    objective: tuple[str, str] | None = None
+    phases: tuple[Phase, ...] = ()
+    asked: Sequence[str] = field(default=(), compare=False)

@@ -11,12 +11,14 @@ class Feedback:
     Held-out judgements; one entry an item in every list.
 
     Attributes:
-        leaning: how far the model leans to what was asked for, nats per token.
+        leaning: how far the model leans to what was asked for, nats per token; see `leaning.of_ratings`.
         right: whether it does so at all: the wanted answer of a pair is likelier per token; a rated answer lies on its side
             of the parent's median log-probability per token.
         groups: the item's group and tags, as `group:NAME` and `tag:NAME`; may be empty.
         clusters: of near-duplicate prompts; items of one cluster are no independent measurements.
         new_rater: whether its rater is known, and was not met in training.
+        ratings: of a rated answer, from -1 to 1; 0 of a pair. Left out: all are pairs.
+        raters: who said it, empty where that is not known. Left out: none is known.
     """
 
     leaning: list[float] = field(default_factory=list)
@@ -24,6 +26,8 @@ class Feedback:
     groups: list[tuple[str, ...]] = field(default_factory=list)
     clusters: list[int] = field(default_factory=list)
     new_rater: list[bool] = field(default_factory=list)
+    ratings: list[float] = field(default_factory=list)
+    raters: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

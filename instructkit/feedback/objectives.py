@@ -11,41 +11,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from instructkit.errors import InputError
-from instructkit.feedback.items import Item
-from instructkit.feedback.resampling import draw, orders
+import numpy as np
 
-OBJECTIVES = ("sft", "dpo", "kto")
+from instructkit.errors import InputError
+from instructkit.feedback.items import Item, Phase
+from instructkit.feedback.judgements import Judgement
+from instructkit.feedback.resampling import draw, kept, orders
+
+OBJECTIVES = ("sft", "dpo", "kto")  # in the order in which a mixture learns
+KINDS = ("preferences", "edits", "good", "bad")
+_LEARNS_FROM = {"sft": ("edits", "preferences", "good"), "dpo": ("preferences", "edits"), "kto": KINDS}
 # Both kinds of signal are learned from, one after the other, when the smaller one is at least this share of the weight.
 WORTH_A_PHASE = 0.25
 
 
 @dataclass(frozen=True)
-class Phase:
-    """One objective and the items that it learns from."""
-
-    objective: str
-    items: Sequence[Item]
-
-
-@dataclass(frozen=True)
-class _Signals:
+class Signals:
     """Weight by kind of signal."""
 
-    preferences: float
-    edits: float
-    good: float
-    bad: float
+    preferences: float = 0.0
+    edits: float = 0.0
+    good: float = 0.0
+    bad: float = 0.0
 
     @classmethod
-    def of(cls, items: Sequence[Item]) -> _Signals:
-        found = dict.fromkeys(("preferences", "edits", "good", "bad"), 0.0)
-        for item in items:
-            found[_kind(item)] += item.weight
-        return cls(**found)
+    def of(cls, kinds: np.ndarray, weights: np.ndarray) -> Signals:
+        """Of judgements: the number of each one's kind (`kind_of`), and its weight."""
+        return cls(*np.bincount(kinds, weights, len(KINDS)).tolist())
 
     @property
     def pairs(self) -> float:
+        """Of preferences and edits."""
         return self.preferences + self.edits
 
     @property
@@ -54,27 +50,28 @@ class _Signals:
         return self.good + self.bad if self.good and self.bad else 0.0
 
     def told(self) -> str:
+        """In words."""
         said = [f"{weight:.4g} of {kind}" for kind, weight in vars(self).items() if weight]
         return f"weight: {', '.join(said) or 'none'}"
 
 
-def _kind(item: Item) -> str:
-    if item.unwanted is not None:
-        return "edits" if item.edit else "preferences"
-    return "good" if item.rating > 0 else "bad"
+def kind_of(judged: Item | Judgement) -> int:
+    """The place in `KINDS` of what is said."""
+    if judged.unwanted is not None:
+        return KINDS.index("edits" if judged.edit else "preferences")
+    return KINDS.index("good" if judged.rating > 0 else "bad")
 
 
-def objective(items: Sequence[Item], wanted: str = "auto") -> tuple[str, str]:
+def objective(signals: Signals, wanted: str = "auto") -> tuple[str, str]:
     """
-    Choose SFT, DPO, KTO or a mixture of them by the weight of what the items say.
+    Choose SFT, DPO, KTO or a mixture of them by the weight of what is said.
 
     Returns:
         The objective and the reason, in words.
 
     Raises:
-        InputError: when no item could be learned from.
+        InputError: when nothing could be learned from.
     """
-    signals = _Signals.of(items)
     if wanted != "auto":
         return wanted, f"set in the recipe; {signals.told()}"
     pairs, ratings = signals.pairs, signals.ratings
@@ -92,23 +89,19 @@ def objective(items: Sequence[Item], wanted: str = "auto") -> tuple[str, str]:
     )
 
 
-def phases(items: Sequence[Item], chosen: str) -> list[Phase]:
+def homes(signals: Signals, chosen: str) -> dict[str, str]:
     """
-    What is learned one after the other, on one adapter; of a mixture SFT, then DPO, then KTO, those that have items.
+    Which objective learns from each kind of signal; a kind that is not named is of no use.
 
     Raises:
-        InputError: when the chosen objective can learn from none of the items.
+        InputError: when the chosen objective can learn from none that is there.
     """
-    if chosen != "mixture":
-        found = [Phase(chosen, [item for item in items if _usable(item, chosen)])]
+    if chosen == "mixture":
+        found = {"preferences": "dpo", "edits": "dpo" if signals.preferences else "sft"}
+        found |= dict.fromkeys(("good", "bad"), "kto") if signals.ratings else {"good": "sft"}
     else:
-        signals = _Signals.of(items)
-        homes = {"preferences": "dpo", "edits": "dpo" if signals.preferences else "sft"}
-        homes |= dict.fromkeys(("good", "bad"), "kto") if signals.ratings else {"good": "sft"}
-        split = {o: [item for item in items if homes.get(_kind(item)) == o] for o in OBJECTIVES}
-        found = [Phase(o, split[o]) for o in OBJECTIVES]
-    found = [phase for phase in found if phase.items]
-    if not found:
+        found = dict.fromkeys(_LEARNS_FROM[chosen], chosen)
+    if not any(getattr(signals, kind) for kind in found):
         raise InputError(
             f"the feedback holds nothing that {chosen} can learn from",
             hint="sft needs better answers or good ratings, dpo needs preferences or edits, kto needs ratings",
@@ -116,13 +109,25 @@ def phases(items: Sequence[Item], chosen: str) -> list[Phase]:
     return found
 
 
-def _usable(item: Item, chosen: str) -> bool:
-    if chosen == "dpo":
-        return item.unwanted is not None
-    return chosen == "kto" or item.rating > 0
+def standing(phases: Sequence[Phase], seed: int) -> list[str]:
+    """
+    Ids of events that stand for what is learned, for later updates to replay: drawn by how far the judges speak for them.
+
+    An item of weight `w` and agreement `a` speaks with `w (2 a - 1)`; it stands with probability `min(1, that / m)`, `m` being
+    the heaviest item's, 1 at most. So a rater or a prompt that was held down stays so when nobody's weights are kept.
+
+    Args:
+        seed: of the draw, which is systematic.
+    """
+    found = []
+    for phase in phases:
+        net = np.array([item.weight * (2 * item.agreement - 1) for item in phase.items])
+        shares = np.minimum(1.0, net / max(min(1.0, net.max()), np.finfo(float).tiny))
+        found += [item.event for item, stands in zip(phase.items, kept(shares, seed), strict=True) if stands]
+    return found
 
 
-def rows(phase: Phase, seed: int) -> list[dict[str, Any]]:
+def rows(phase: Phase, seed: int, *, most: int | None = None) -> list[dict[str, Any]]:
     """
     Rows in the form of TRL's trainer; TRL weighs no rows, so weights become how often an item is drawn.
 
@@ -131,9 +136,10 @@ def rows(phase: Phase, seed: int) -> list[dict[str, Any]]:
 
     Args:
         seed: of the draw.
+        most: how many are drawn at most.
     """
     weights = [item.weight for item in phase.items]
-    drawn = [phase.items[int(i)] for i in draw(weights, len(weights), seed)]
+    drawn = [phase.items[int(i)] for i in draw(weights, min(len(weights), most or len(weights)), seed)]
     made: list[dict[str, Any]] = []
     for item, swapped in zip(drawn, orders([item.agreement for item in drawn], seed), strict=True):
         made.extend(_MAKERS[phase.objective](item, bool(swapped)))
@@ -148,7 +154,10 @@ def _sft(item: Item, swapped: bool) -> list[dict[str, Any]]:
 def _dpo(item: Item, swapped: bool) -> list[dict[str, Any]]:
     sides = (item.wanted, item.unwanted)[:: -1 if swapped else 1]
     chosen, rejected = (_answer(item.prompt, text) for text in sides)
-    return [{"prompt": item.prompt, "chosen": chosen, "rejected": rejected}]
+    # Of what a user wrote the better answer is a demonstration too; which of two was liked more says nothing of that kind.
+    return [
+        {"prompt": item.prompt, "chosen": chosen, "rejected": rejected, "written": item.edit and not swapped}
+    ]
 
 
 def _kto(item: Item, swapped: bool) -> list[dict[str, Any]]:

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 
 from instructkit.data.records import Row
+from instructkit.data.table import View
 from instructkit.feedback import merging
-from instructkit.feedback.clusters import ClusterIndex
+from instructkit.feedback.clusters import ClusterIndex, prompt_text
 from instructkit.feedback.intake import NOTHING, Columns, Intake, Redact
-from instructkit.feedback.items import SIDES, Item, Prepared
+from instructkit.feedback.items import SIDES, Item, Phase, Prepared
 from instructkit.feedback.labels import Labels, conflicts, judges_of, labels_of, trusted
+from instructkit.feedback.learning import Learning, learning
 from instructkit.feedback.settings import Settings
 from instructkit.feedback.sides import BRIDGES, TESTED, TRAIN, Touched, sides
 from instructkit.feedback.weighing import Members, weigh
@@ -38,7 +40,8 @@ BRIDGED = "bridges two sides"
 NEAR_TEST = "near a test event"
 MERGED = "merged into an answer that was judged both ways"
 DISPUTED = "set aside: its judges do not agree"
-OUTCOMES = (*SIDES, MERGED, DUPLICATE, OVERRULED, NOTHING, DISPUTED, BRIDGED, NEAR_TEST)
+NO_USE = {name: f"no use to {name}" for name in ("sft", "dpo", "kto", "mixture")}
+OUTCOMES = (*SIDES, MERGED, DUPLICATE, OVERRULED, NOTHING, DISPUTED, BRIDGED, NEAR_TEST, *NO_USE.values())
 _CODES = {name: code for code, name in enumerate(OUTCOMES)}
 
 
@@ -88,9 +91,11 @@ def prepare(
             `caps`: for `rater` and `cluster` the `limit` (None: off, for the reason `off`), the largest share `before` and
                 `after`; how many `raters`, and the `anonymous` share.
             `weight`: `total`, and `effective` number of judgements (Kish).
+            With an objective, `objective` tells it and the reason, and the figures from `position` on stand under `phases`,
+            by objective: each is weighed for itself.
 
     Raises:
-        InputError: when a setting names no writing system.
+        InputError: when a setting names no writing system, or nothing can be learned by the objective.
     """
     held_out, left_out = held_out or (), left_out or {}
     index = index if index is not None else ClusterIndex(threshold=how.near_duplicates)
@@ -110,8 +115,16 @@ def prepare(
     outcome[standing[labels.disputed]] = _CODES[DISPUTED]
     weighed = (side[standing] == TRAIN) & ~labels.disputed
     chosen = standing[weighed]
-    members = Members.of(columns, cluster[chosen], chosen, (intake.groups, intake.tags))
-    weights, figures = weigh(columns, members, chosen, trust[weighed], how)
+
+    def weighing(places: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        some = chosen[places]
+        members = Members.of(columns, cluster[some], some, (intake.groups, intake.tags))
+        return weigh(columns, members, some, trust[weighed][places], how)
+
+    found = learning(columns.kind[standing[labels.of[weighed]]], weighing, how.objective)
+    weights, used = _weights(found, len(chosen))
+    if found.objective is not None:
+        outcome[chosen[~used]] = _CODES[NO_USE[found.objective[0]]]
     by_event = _by_event(len(outcome), standing, labels, chosen, weights)
     made = _Maker(
         intake, columns, *by_event, cluster, judges_of(columns, standing, labels, list(intake.raters))
@@ -129,9 +142,12 @@ def prepare(
     return Prepared(
         **{name: made.items(found) for name, found in events.items()},
         outcomes=_counted(outcome, intake.outcomes, left_out),
-        report=report | figures,
+        report=report | found.report,
         redacted=tuple(intake.redacted),
-        learned=made.ids(chosen),
+        learned=made.ids(chosen[used]),
+        objective=found.objective,
+        phases=_phases(found, made, chosen, outcome),
+        asked=View(intake.table, np.flatnonzero(~columns.held[columns.slot >= 0]), _asked),
     )
 
 
@@ -140,6 +156,27 @@ def table(prepared: Prepared) -> list[tuple[str, int]]:
     rest = [name for name in prepared.outcomes if name not in SIDES]
     rest.sort(key=lambda name: (-prepared.outcomes[name], name))
     return [(name, prepared.outcomes[name]) for name in (*SIDES, *rest) if name in prepared.outcomes]
+
+
+def _weights(found: Learning, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each training judgement its weight for the objective that learns from it, and whether one does."""
+    weights, used = np.zeros(n), np.zeros(n, dtype=bool)
+    for part in found.parts:
+        weights[part.places], used[part.places] = part.weights, True
+    return weights, used
+
+
+def _phases(found: Learning, made: _Maker, chosen: np.ndarray, outcome: np.ndarray) -> tuple[Phase, ...]:
+    if found.objective is None:
+        return ()
+    parts = [(part.objective, chosen[part.places]) for part in found.parts]
+    train = _CODES[SIDES[TRAIN]]
+    return tuple(Phase(name, made.items(events[outcome[events] == train])) for name, events in parts)
+
+
+def _asked(kept: tuple[Any, ...]) -> str:
+    """The prompt of what the table keeps, as the cluster index was asked for it."""
+    return prompt_text(kept[2])
 
 
 def _named(places: Sequence[str], otherwise: str) -> Callable[[int], str]:

@@ -7,9 +7,11 @@ from operator import itemgetter
 
 from instructkit.data.sources import Rows, fingerprint
 from instructkit.data.table import Table
-from instructkit.errors import InputError
+from instructkit.errors import InputError, NothingNew
 from instructkit.feedback.events import Event
 from instructkit.feedback.store import Filter, Store
+
+_MORE = "import more with `instructkit feedback import`"
 
 
 def events_after(path: str, last: str | None, *, limit: int | None = None) -> Rows:
@@ -21,18 +23,19 @@ def events_after(path: str, last: str | None, *, limit: int | None = None) -> Ro
         limit: the first so many.
 
     Raises:
-        InputError: when there is no such store, or no such event in it.
+        NothingNew: when there are such events, and all came before.
+        InputError: when there is no such store, or no such event in it, or nothing that may be trained on.
     """
     with Store.open(path) as store:
         rows = _rows(store.events(Filter(consent=True, after=last)), path, limit)
         before = store.count(Filter(consent=True)) if last and not rows.rows else 0
-    if not rows.rows:
-        told = f"no new events: the chain's current adapter has seen all {before}" if before else "no events"
-        raise InputError(
-            f"{path} holds {told} that may be trained on",
-            hint="import more with `instructkit feedback import`"
-            + (", or learn from all of them again with feedback.since=all" if before else ""),
+    if not rows.rows and before:
+        raise NothingNew(
+            f"{path} holds no new events: the chain's current adapter has seen all {before} that may be trained on",
+            hint=f"{_MORE}, or learn from all of them again with feedback.since=all",
         )
+    if not rows.rows:
+        raise InputError(f"{path} holds no events that may be trained on", hint=_MORE)
     return rows
 
 

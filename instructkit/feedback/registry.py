@@ -15,40 +15,39 @@ import contextlib
 import getpass
 import re
 import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from instructkit.errors import InputError
 from instructkit.feedback import history
 from instructkit.feedback.events import now
-from instructkit.feedback.standing import Standing, moves, standing
+from instructkit.feedback.past import Past
+from instructkit.feedback.standing import Standing
 from instructkit.feedback.updates import (
     ROLES,
     Update,
     copy_model,
     folder_name,
     forced_past,
-    read_ids,
     write_ids,
 )
-from instructkit.runs.chains import CHAINS, CURRENT, HISTORY, point, pointed
-from instructkit.runs.lock import FolderLock, is_held
+from instructkit.runs.chains import CURRENT, HISTORY, point
+from instructkit.runs.lock import FolderLock
 from instructkit.runs.reading import is_run
 
-__all__ = ["Chain", "Update", "user"]
+__all__ = ["Chain", "Superseded", "Update", "user"]
 
 WAIT_SECONDS = 30.0  # for another writer
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
-@dataclass(frozen=True)
-class Chain:
-    """One chain of updates on disk: its folder is `root/chains/name`, made by the first `record`."""
+class Superseded(InputError):
+    """What an update was measured against, or the level of its decision, is not what it was any more."""
 
-    root: Path
-    name: str
+
+class Chain(Past):
+    """One chain of updates on disk, which can be written; the first `record` makes its folder."""
 
     @classmethod
     def at(cls, root: str | Path, name: str) -> Chain:
@@ -67,53 +66,6 @@ class Chain:
                 hint="use letters, digits, - _ and ., beginning with none of - and .; 100 at most",
             )
         return cls(Path(root), name)
-
-    @property
-    def folder(self) -> Path:
-        """Where the chain lies."""
-        return self.root / CHAINS / self.name
-
-    def entries(self) -> list[dict[str, Any]]:
-        """
-        The history, oldest first: updates, promotions, rollbacks, and moves that were abandoned.
-
-        Raises:
-            InputError: when it was changed or is damaged; a torn last line is left out, and `torn` says so.
-        """
-        return history.read(self.folder / HISTORY).entries
-
-    def torn(self) -> bool:
-        """Whether the last line of the history is unfinished, its writer having been killed."""
-        return history.read(self.folder / HISTORY).torn and not is_held(self.folder)
-
-    def current(self) -> Path | None:
-        """
-        The folder of the adapter in force; None where it is the parent itself.
-
-        Raises:
-            InputError: when `current` was moved by hand to what the history does not say.
-        """
-        found = self.standing()
-        if found.astray is not None:
-            says = folder_name(found.current) if found.current else "nothing"
-            raise InputError(
-                f"{self.folder / CURRENT} points to {found.astray or 'nothing'}, and the history says {says}",
-                hint=f"`instructkit runs rollback {self.name} --to {found.current} --why TEXT` sets it right",
-            )
-        return self.folder / folder_name(found.current) if found.current else None
-
-    def standing(self) -> Standing:
-        """What the history and `current` say together."""
-        link = self.folder / CURRENT
-        while True:
-            pointer = pointed(link)
-            found = standing(self.entries(), pointer)
-            if pointed(link) == pointer:  # else another process has just moved it
-                return found
-
-    def updates(self) -> dict[int, dict[str, Any]]:
-        """The entries of the updates, by number."""
-        return {entry["number"]: entry for entry in self.entries() if entry["kind"] == "update"}
 
     def record(self, update: Update) -> int:
         """
@@ -137,20 +89,20 @@ class Chain:
             self._append({"kind": "update", "number": number, "by": user(), **said})
             return number
 
-    def was_promoted(self, number: int) -> bool:
-        """Whether an update was ever put in force; a promotion that was cut short has not happened."""
-        entries = self.entries()
-        undone = standing(entries, pointed(self.folder / CURRENT)).undone
-        return any(
-            (entry["kind"], entry["number"]) == ("promotion", number) and place != undone
-            for place, entry in moves(entries)
-        )
-
-    def promote(self, number: int, *, why: str | None = None, forced_by: str | None = None) -> Path:
+    def promote(
+        self,
+        number: int,
+        *,
+        expected: int | None = None,
+        why: str | None = None,
+        forced_by: str | None = None,
+    ) -> Path:
         """
         Put an update in force: copy its adapter into the chain, then move `current`.
 
         Args:
+            expected: number of the adapter that must be in force still, 0 for the parent itself: the update was measured against
+                it. No later look at the same test events may have come in between either. None: whatever is in force.
             why, forced_by: of an update that was refused, who promotes it all the same, and the reason; kept for ever.
 
         Returns:
@@ -158,12 +110,15 @@ class Chain:
 
         Raises:
             GateRefused: when the update was refused and nobody forces it.
+            Superseded: when another adapter came into force than is expected, or the test events were looked at meanwhile.
             InputError: when there is no such update, it is in force, or its run is not what it was.
         """
         with self._writing():
             update, before = self._update(number), self.standing()
             forced = forced_past(update, why, forced_by)
             self._refuse_where_it_is(number, before)
+            if expected is not None:
+                self._refuse_superseded(update, expected, before.current)
             target = self.folder / folder_name(number)
             copy_model(update["run"], update["run_hash"], root=self.root, target=target)
             said = {"from": before.current, "forced": forced, "why": why}
@@ -194,60 +149,6 @@ class Chain:
             self._append({"kind": "rollback", "number": number, "by": user(), **said})
             point(self.folder / CURRENT, folder_name(number) if number else None)
             return number
-
-    def looks(self, test_ids: Collection[str]) -> int:
-        """
-        Which look at these test events the next decision is: `1 + ceil(sum of the shares used in each earlier decision)`.
-
-        Args:
-            test_ids: of the events that it will be made on; none of them: the first look.
-        """
-        wanted = set(test_ids)
-        used = sum(
-            sum(id_ in wanted for id_ in self._read_ids(entry, "test")) for entry in self.updates().values()
-        )
-        return 1 - (-used // len(wanted)) if wanted else 1
-
-    def since(self) -> str | None:
-        """The last event that the adapter in force has seen, in its own update or else in one that it goes on from."""
-        updates = self.updates()
-        seen = (updates[number]["newest"] for number in self.line(self.standing().current))
-        return next((id_ for id_ in seen if id_ is not None), None)
-
-    def line(self, number: int) -> list[int]:
-        """The numbers of the updates that are in an adapter: its own, and those that it goes on from, newest first."""
-        updates, found = self.updates(), []
-        while number:
-            found.append(number)
-            update = updates[number]
-            same = [n for n in updates if n < number and updates[n]["run_hash"] == update["parent_hash"]]
-            number = max(same, default=0) if update["continues"] is None else update["continues"]
-        return found
-
-    def trained_on(self, ids: Collection[str]) -> list[int]:
-        """The numbers of the updates that trained on any of these events."""
-        return list(self.count_trained(ids))
-
-    def learned(self, number: int) -> Iterator[str]:
-        """The ids of the events that an adapter has learned from, those of its latest update first."""
-        updates = self.updates()
-        for each in self.line(number):
-            yield from self._read_ids(updates[each], "trained")
-
-    def count_trained(self, ids: Collection[str]) -> dict[int, int]:
-        """How many of these events each update trained on, by number; those that did on none are left out."""
-        wanted = set(ids)
-        counts = {
-            number: sum(id_ in wanted for id_ in self._read_ids(entry, "trained"))
-            for number, entry in self.updates().items()
-        }
-        return {number: count for number, count in counts.items() if count}
-
-    def _ids(self, number: int, role: str) -> Path:
-        return self.folder / f"{folder_name(number)}.{role}.gz"
-
-    def _read_ids(self, entry: dict[str, Any], role: str) -> Iterator[str]:
-        return read_ids(self._ids(entry["number"], role), entry[role])
 
     def _append(self, entry: dict[str, Any]) -> None:
         history.append(self.folder / HISTORY, {"kind": entry["kind"], "time": now(), **entry})
@@ -288,6 +189,22 @@ class Chain:
             said = f"update {number}" if number else "the parent itself"
             raise InputError(
                 f"{said} is in force in the chain {self.name} already", hint="nothing is to be done"
+            )
+
+    def _refuse_superseded(self, update: dict[str, Any], expected: int, current: int) -> None:
+        number, said = update["number"], lambda n: f"update {n}" if n else "the parent itself"
+        hint = f"run it again; or `instructkit runs promote {self.name} {number}` puts it in force as it is"
+        if current != expected:
+            raise Superseded(
+                f"update {number} of the chain {self.name} was measured against {said(expected)}, and {said(current)} is in "
+                "force since",
+                hint=hint,
+            )
+        if update.get("look") is not None and update["look"] < update["looks"]:
+            raise Superseded(
+                f"update {number} was decided as look {update['look']} at its test events, and it was look {update['looks']}: "
+                "another update was decided on them meanwhile",
+                hint=hint,
             )
 
     @contextlib.contextmanager

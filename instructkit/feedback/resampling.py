@@ -59,11 +59,28 @@ def orders(agreements: Numbers, seed: int) -> np.ndarray:
     Returns:
         One truth value a draw: True where a pair's order, or a rating's sign, is to be turned round.
     """
-    against = np.cumsum(1.0 - np.asarray(agreements, dtype=np.float64))
-    start = np.random.default_rng(
-        [seed, 1]
-    ).random()  # not the draw's own number: the two must not move together
-    return np.diff(np.floor(against + start), prepend=0.0) > 0
+    # Not the draw's own number: the two must not move together.
+    return _systematic(1.0 - np.asarray(agreements, dtype=np.float64), [seed, 1])
+
+
+def kept(shares: Numbers, seed: int) -> np.ndarray:
+    """
+    Which items are kept, each with its probability; of any in a row as many as their shares add up to, up or down.
+
+    Args:
+        shares: one an item, from 0 to 1.
+        seed: of the first.
+
+    Returns:
+        One truth value an item.
+    """
+    return _systematic(np.asarray(shares, dtype=np.float64), [seed, 2])
+
+
+def _systematic(shares: np.ndarray, seed: list[int]) -> np.ndarray:
+    """`floor(C_i + u) > floor(C_{i-1} + u)` with `C_i` the sum of the first `i` shares, and one `u` in [0, 1)."""
+    start = np.random.default_rng(seed).random()
+    return np.diff(np.floor(np.cumsum(shares) + start), prepend=0.0) > 0
 
 
 def effective(weights: Numbers) -> float:

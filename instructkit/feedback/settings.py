@@ -29,6 +29,7 @@ class Settings:
         languages: writing systems to keep, by the first word of their letters' names in Unicode; None for all.
         half_life_days: an event this much older than the newest counts half; None for no such weight.
         balance: wanted shares of the weight, `group:NAME` or `tag:NAME` to a share.
+        objective: what is to be learned by: `sft`, `dpo`, `kto`, `mixture`, or `auto` for what suits; None: nothing is chosen.
     """
 
     test: float = 0.3
@@ -43,6 +44,7 @@ class Settings:
     languages: tuple[str, ...] | None = None
     half_life_days: float | None = None
     balance: Mapping[str, float] = field(default_factory=dict)
+    objective: str | None = None
 
     def __post_init__(self) -> None:
         if self.test + self.tune >= 1:

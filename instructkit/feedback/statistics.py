@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from instructkit.data.records import Row
 from instructkit.feedback.events import Event
+from instructkit.feedback.judgements import Judgement, judgement_of
 from instructkit.feedback.personal import Redactor, placeholders
 
 
@@ -23,7 +23,8 @@ class Statistics:
         events, kinds, sources, groups, tags: how many.
         raters: how many are known apart; `anonymous` events have none.
         loudest: share of the events that the rater with the most has said, of those with a rater.
-        agreement: of pairs of raters who judged the same answer, the share that judged it alike, and how many pairs.
+        agreement: of pairs of raters whose last words are about the same answer, or the same two, the share that judged alike,
+            and how many pairs.
         first_chosen: of choices whose positions are known, the share that fell on the answer shown first, how many, and the
             two-sided probability of a share as far from a half by chance.
         without_consent: events that may not be trained on.
@@ -54,7 +55,7 @@ class Statistics:
 def of_events(events: Iterable[Event]) -> Statistics:
     """Figures of all events, which are met once."""
     found, by_rater = Statistics(), Counter[str]()
-    verdicts: dict[bytes, dict[str, int]] = defaultdict(dict)
+    verdicts = _Verdicts()
     chosen: Counter[bool] = Counter()
     redactor = Redactor()
     for event in events:
@@ -67,14 +68,14 @@ def of_events(events: Iterable[Event]) -> Statistics:
         found.anonymous += not event.rater
         _count_personal(found, event, redactor)
         by_rater.update([event.rater] if event.rater else [])
-        if event.rater and (sign := verdict(event)):
-            verdicts[_item(event)][event.rater] = sign
-        if event.judgement.get("shown_first") and event.judgement.get("preferred") in ("response", "other"):
-            chosen[event.judgement["preferred"] == event.judgement["shown_first"]] += 1
+        judged = judgement_of(_said(event))
+        verdicts.meet(judged)
+        if judged.first:
+            chosen[judged.first > 0] += 1
     found.raters = len(by_rater)
     if by_rater:
         found.loudest = max(by_rater.values()) / sum(by_rater.values())
-    found.agreement = _agreement(verdicts.values())
+    found.agreement = _agreement(verdicts.by_item())
     if total := sum(chosen.values()):
         found.first_chosen = chosen[True] / total, total, two_sided(chosen[True], total)
     return found
@@ -90,26 +91,41 @@ def _count_personal(found: Statistics, event: Event, redactor: Redactor) -> None
             found.placeholders.update(placeholders(text))
 
 
-def verdict(event: Event) -> int:
-    """1 for the answer, -1 against it, 0 for neither."""
-    if event.kind == "edit":
-        return -1
-    if event.kind == "preference":
-        return {"response": 1, "other": -1}.get(event.judgement["preferred"], 0)
-    rating = event.judgement["rating"]
-    return (rating > 0) - (rating < 0)
+def _said(event: Event) -> Row:
+    """Of the row that an event makes, what a judgement is made of."""
+    asked = {"prompt" if isinstance(event.prompt, str) else "messages": event.prompt}
+    return {**asked, "response": event.response, **event.judgement, "rater": event.rater, "time": event.time}
 
 
-def _item(event: Event) -> bytes:
-    """What was judged: the same prompt, answer and, of a pair, the same other answer."""
-    text = json.dumps([event.prompt, event.response, event.judgement.get("other")], sort_keys=True)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+class _Verdicts:
+    """Who judged what how, in the end: as in preprocessing, each rater's last word about an answer or a pair stands."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, int], tuple[float, int, int, int]] = {}
+        self._met = 0
+
+    def meet(self, judged: Judgement) -> None:
+        """Take a judgement in; one that asks for nothing takes back what was said before."""
+        key, self._met = (judged.rater, judged.answer), self._met + 1
+        if judged.rater and (key not in self._last or judged.time >= self._last[key][0]):
+            self._last[key] = judged.time, self._met, judged.item, judged.sign
+
+    def by_item(self) -> Iterable[Iterable[int]]:
+        """Of each item, the signs that its raters gave it."""
+        found: dict[int, dict[str, tuple[float, int, int]]] = defaultdict(dict)
+        for (rater, _), (time, number, item, sign) in self._last.items():
+            # An edit and a preference may speak of one pair of answers, and of that too a rater has one opinion.
+            if sign:
+                said = time, number, sign
+                found[item][rater] = max(said, found[item].get(rater, said))
+        return ([sign for *_, sign in said.values()] for said in found.values())
 
 
-def _agreement(verdicts: Iterable[dict[str, int]]) -> tuple[float, int] | None:
+def _agreement(verdicts: Iterable[Iterable[int]]) -> tuple[float, int] | None:
     alike = pairs = 0
     for signs in verdicts:
-        for_it, against = (sum(sign == wanted for sign in signs.values()) for wanted in (1, -1))
+        counts = Counter(signs)
+        for_it, against = counts[1], counts[-1]
         alike += math.comb(for_it, 2) + math.comb(against, 2)
         pairs += math.comb(for_it + against, 2)
     return (alike / pairs, pairs) if pairs else None

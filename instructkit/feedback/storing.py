@@ -19,11 +19,13 @@ class Stored:
 
     Attributes:
         new, known: events that were added, and that were there.
+        withdrawn: known ones that came again without consent, and might have been trained on until now.
         personal: personal data found in the new ones, by kind.
     """
 
     new: int = 0
     known: int = 0
+    withdrawn: int = 0
     personal: Counter[str] = field(default_factory=Counter)
 
 
@@ -47,9 +49,13 @@ def put(store: Store, events: Iterable[tuple[Event, Row]], *, keep_raw: bool) ->
             waiting[event.id] = [kind for kind, _ in found]
             yield (event, row, plain) if keep_raw else (plain, row, event)
 
-    for new, known in store.add(
-        worded(), on_new=lambda event: told.personal.update(waiting.get(event.id, ()))
-    ):
+    def taken_back(_: str) -> None:
+        told.withdrawn += 1
+
+    def added(event: Event) -> None:
+        told.personal.update(waiting.get(event.id, ()))
+
+    for new, known in store.add(worded(), on_new=added, on_taken_back=taken_back):
         told.new, told.known = told.new + new, told.known + known
         waiting.clear()
     return told

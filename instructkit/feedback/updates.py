@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.errors import GateRefused, InputError
-from instructkit.feedback.gates import FAILED, PASSED, PROMOTED, REFUSED, UNDECIDED
+from instructkit.feedback.gates import PROMOTED, REFUSED, stands_against
 from instructkit.runs import lineage
 from instructkit.runs.files import sync_folder
 from instructkit.runs.reading import RECORD, is_run, read_run
 
-ROLES = ("trained", "test")
+ROLES = ("trained", "test", "standing")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,11 @@ class Update:
         outcomes: events by what became of them; they add up to all that came in.
         trained: ids of every event that the adapter learned from, those too for which another event stands.
         test: ids of the events that the decision was made on.
-        newest: id of the last event that came in, whatever became of it; None where events are of no store.
+        standing: of `trained`, the ids of the events that stand for what was learned; those merged into them are not among these.
+        newest: id of the last event that was read, which had consent and was not withdrawn; None where events are of no store.
         scale: of the adapter, 1 where it was not rescued.
         continues: number of the update whose adapter this one went on from; None: the one whose hash is the parent's, if any.
+        look: which look at its test events the level of its decision was that of; None where it is not known.
         id: names this update for ever, so that it is entered once; empty: it is entered whenever it is asked for.
     """
 
@@ -57,6 +59,8 @@ class Update:
     scale: float = 1.0
     continues: int | None = None
     id: str = ""
+    standing: Collection[str] = ()
+    look: int | None = None
 
     @classmethod
     def of(cls, run: str | Path, *, fingerprint: str, outcomes: dict[str, int], **said: Any) -> Update:
@@ -80,7 +84,7 @@ class Update:
         return cls(
             *(str(run), record["hash"], parent["path"], parent["hash"], record["verdict"], record["gates"]),
             *(record["recipe_hash"], fingerprint, outcomes),
-            **said,
+            **{"look": (record.get("look") or {}).get("number"), **said},
         )
 
     def as_entry(self) -> dict[str, Any]:
@@ -89,10 +93,8 @@ class Update:
 
 
 def failed_gates(update: dict[str, Any]) -> list[dict[str, Any]]:
-    """The gates of an update's entry that refused it, or would have; what was left undecided only where it refused."""
-    wanted = {FAILED, UNDECIDED} if update["verdict"] == REFUSED else {FAILED}
-    verdicts = {True: PASSED, False: FAILED, None: UNDECIDED}
-    return [gate for gate in update["gates"] if gate.get("verdict", verdicts[gate["passed"]]) in wanted]
+    """The gates of an update's entry that stand against it."""
+    return [gate for gate in update["gates"] if stands_against(gate, update)]
 
 
 def folder_name(number: int) -> str:

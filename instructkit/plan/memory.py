@@ -11,6 +11,8 @@ from instructkit.plan.rehearsal import Rehearsal
 # What a process holds for each byte of the tensors of a phase. On a CPU glibc cuts aligned blocks so that a freed one is often
 # too small for the next of the same size, the more so the more sizes there are; fitted to the cells of benchmarks/plan.py.
 OVERHEAD_ON_CPU = {"full": 1.16, "lora": 1.48, "quantized": 1.6}
+# PPO's passes are bounded (`tokens_per_pass`), so that blocks of a few sizes come again and again.
+PPO_OVERHEAD_ON_CPU = {"full": 1.16, "lora": 1.0, "quantized": 1.0}
 OVERHEAD_ON_GPU = 1.02
 OWN_BYTES = 150 * 2**20  # tokenizer, rows and the libraries' own tables
 
@@ -81,7 +83,8 @@ def predicted(rehearsal: Rehearsal, recipe: Any, machine: Machine) -> int:
     if not machine.on_cpu:
         return int(kept + OVERHEAD_ON_GPU * passing)
     kind = "full" if recipe.lora is None else "lora" if recipe.model.quantization == "none" else "quantized"
-    return int(kept + rehearsal.mapped + OVERHEAD_ON_CPU[kind] * passing) + OWN_BYTES
+    overhead = PPO_OVERHEAD_ON_CPU if recipe.stage == "ppo" else OVERHEAD_ON_CPU
+    return int(kept + rehearsal.mapped + overhead[kind] * passing) + OWN_BYTES
 
 
 def available(machine: Machine) -> int:

@@ -109,7 +109,7 @@ def _in_words(run: dict[str, Any], gate: dict[str, Any]) -> str:
     )
     if gate.get("interval"):
         low, high = gate["interval"]
-        measured += f" (95 % interval {_number(low)} to {_number(high)})"
+        measured += f" (bounds {_number(low)} and {_number(high)})"
     said = gate.get("text") or f"{gate['name']}: {measured}, limit {_number(gate.get('limit'))}"
     what = "gate not reached" if gate.get("passed") is False else "gate could not be decided"
     return f"{run['name']}: {what}: {said}"
@@ -120,7 +120,7 @@ def _figures(runs: list[dict[str, Any]], *, headings: bool) -> list[RenderableTy
     measured = _table(
         "measured on held-out data", "n", "before", "after", "change [95 %]", numbers=(1, 2, 3, 4)
     )
-    gates = _table("gate", "measured [95 %]", "limit", "reached", numbers=(1, 2))
+    gates = _table("gate", "measured [bounds]", "limit", "reached", numbers=(1, 2))
     for run in runs:
         _add(measured, run, [_measurement_cells(item) for item in run.get("measurements", [])], headings)
         _add(gates, run, [_gate_cells(item) for item in run.get("gates", [])], headings)

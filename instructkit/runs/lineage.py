@@ -15,7 +15,8 @@ from instructkit.runs.reading import is_run, read_record, read_run
 # What makes up a model; records, logs, optimizer states and pickled arguments do not.
 MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf", ".py"}
 WEIGHT_SUFFIXES = {".safetensors", ".gguf"}
-NOT_THE_MODEL = {"run.json", "trainer_state.json"}
+# The last two say what became of an update's events, and what its chain is told of it.
+NOT_THE_MODEL = {"run.json", "trainer_state.json", "preprocess.json", "entry.json"}
 CHUNK_BYTES = 1 << 20
 
 

@@ -14,13 +14,14 @@ from typing import Any, Protocol
 from instructkit import machine as machines
 from instructkit import models
 from instructkit.data.sources import Rows
-from instructkit.errors import GateRefused
+from instructkit.errors import GateRefused, NothingNew
 from instructkit.feedback.gates import stands_against
 from instructkit.feedback.remedies import remedies
 from instructkit.machine import Machine
 from instructkit.recipe.render import to_dict
 from instructkit.runs import lineage
 from instructkit.runs.metrics import MetricsWriter, write_rows
+from instructkit.runs.reading import is_run, read_record
 from instructkit.runs.record import RunFolder, read_run
 
 CHECKPOINTS = "checkpoints"
@@ -125,7 +126,13 @@ def run(
         GateRefused: when the run is done and a gate says no.
     """
     quiet_libraries()
-    inputs = collect(recipe)
+    try:
+        inputs = collect(recipe)
+    except NothingNew as nothing:
+        if not options.if_changed or (stays := _as_it_was(recipe)) is None:
+            raise
+        reporter.note(f"{nothing}; nothing to do")
+        return _stands(recipe, stays, reporter, finish)
     refuse_unfit_parents(recipe, inputs.parents)
     output, resolved = Path(recipe.run.output), to_dict(recipe)
     data = {role: rows.fingerprint for role, rows in inputs.data.items()}
@@ -134,9 +141,7 @@ def run(
         reason = lineage.unchanged(output, resolved, data, parents)
         if reason is None:
             reporter.note(f"{output}: recipe, data and parents are unchanged; nothing to do")
-            if finish is not None:
-                finish(recipe, output, reporter.note)
-            return _refuse_again(read_run(output))
+            return _stands(recipe, output, reporter, finish)
         reporter.note(f"{output}: {reason}")
     folder = RunFolder(output)
     overwrite = options.overwrite or (options.if_changed and not options.resume)
@@ -160,6 +165,26 @@ def run(
     record = read_run(output)
     reporter.table(record)
     return _refuse_again(record)
+
+
+def _as_it_was(recipe: Any) -> Path | None:
+    """The run folder, where a finished run of this very recipe lies there, whole."""
+    output = Path(recipe.run.output)
+    if not is_run(output):
+        return None
+    was = read_record(output)
+    data = {role: found.get("fingerprint") for role, found in was["data"].items()}
+    parents = {role: found.get("hash") for role, found in was["parents"].items()}
+    return output if lineage.unchanged(output, to_dict(recipe), data, parents) is None else None
+
+
+def _stands(
+    recipe: Any, output: Path, reporter: Reporter, finish: Callable[..., None] | None
+) -> dict[str, Any]:
+    """The record of a run that is not made again."""
+    if finish is not None:
+        finish(recipe, output, reporter.note)
+    return _refuse_again(read_run(output))
 
 
 def refuse_unfit_parents(recipe: Any, parents: dict[str, models.Source]) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 from instructkit import adapters, models
 from instructkit.evaluate.inference import level_of_look
-from instructkit.feedback import decisions, gates
+from instructkit.feedback import decisions, gates, objectives
 from instructkit.feedback.measured import Measured
-from instructkit.feedback.registry import Chain, Update
+from instructkit.feedback.registry import Chain, Superseded, Update
 from instructkit.runs.files import write_text_atomic
 from instructkit.stages import update_tables, update_training
 from instructkit.stages.base import Frame, Result
+from instructkit.stages.update_feedback import keep_sides
 from instructkit.stages.update_inputs import UPDATE, collect
 from instructkit.stages.update_measures import Measurer
 
@@ -40,11 +41,12 @@ def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def train(frame: Frame) -> Result:
-    """Choose an objective, train, measure, decide; see the module."""
+    """Learn, measure, decide; see the module."""
+    keep_sides(frame.recipe, frame.inputs.prepared)
     model, tokenizer = update_training.load(frame)
     found, made = update_training.phases(frame)
     measurer = Measurer(frame, model, tokenizer)
-    rescuing = frame.recipe.gates.rescue and bool(measurer.sides["tune"].general)
+    rescuing = _may_rescue(frame, measurer)
     before = frame.timed("measure", lambda: measurer.before("test"))
     tuned = frame.timed("measure", lambda: measurer.before("tune")) if rescuing else None
     origin = frame.timed("measure", measurer.origin) if frame.inputs.current else None
@@ -61,7 +63,7 @@ def train(frame: Frame) -> Result:
     items = measurer.sides["test"].items
     samples = update_tables.samples(items, told, measurer.answers())
     return Result(
-        save=lambda folder: _save(frame, model, tokenizer, folder, _entry(frame, scale, made["outcomes"])),
+        save=lambda folder: _save(frame, model, tokenizer, folder, _entry(frame, scale)),
         measurements=update_tables.lines(before, after, seed=frame.seed),
         gates=checks,
         metrics=figures,
@@ -75,6 +77,14 @@ def train(frame: Frame) -> Result:
             **made,
         },
     )
+
+
+def _may_rescue(frame: Frame, measurer: Measurer) -> bool:
+    """Whether a smaller scale may be tried: of an adapter that goes on it would undo what earlier updates have taught."""
+    if frame.recipe.gates.rescue and frame.inputs.current is not None:
+        frame.reporter.note("no rescue: a smaller scale would undo what the updates before have taught")
+        return False
+    return frame.recipe.gates.rescue and bool(measurer.sides["tune"].general)
 
 
 def _scaled(frame: Frame, measurer: Measurer, before: Measured) -> float:
@@ -112,18 +122,20 @@ def _save(frame: Frame, model: Any, tokenizer: Any, folder: Path, entry: dict[st
     write_text_atomic(folder / ENTRY, json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _entry(frame: Frame, scale: float, outcomes: dict[str, int]) -> dict[str, Any]:
+def _entry(frame: Frame, scale: float) -> dict[str, Any]:
     """What the chain is told of the update beside its run record, as data: it waits in the run folder until it is entered."""
     inputs = frame.inputs
     return {
         "id": uuid.uuid4().hex,
         "fingerprint": inputs.data["events"].fingerprint,
-        "outcomes": outcomes,
+        "outcomes": inputs.prepared.outcomes,
         "trained": sorted(inputs.prepared.learned),
+        "standing": sorted(objectives.standing(inputs.prepared.phases, frame.seed)),
         "test": sorted(_test_ids(frame)),
         "newest": inputs.newest,
         "scale": scale,
         "continues": int(inputs.current.name) if inputs.current else None,
+        "in_force": inputs.in_force,
     }
 
 
@@ -131,15 +143,26 @@ def finish(recipe: Any, folder: Path, note: Callable[[str], None]) -> None:
     """
     Write a finished update into its chain, and put it in force when it may be; what was done before is not done again.
 
+    It is not put in force when another adapter is by now than the one it was measured against. A run without an entry was made
+    by an earlier version, which entered it itself.
+
     Args:
         folder: the finished run; one whose process was killed before this is entered when it is asked for again.
         note: called with what was done, in words.
     """
-    update = Update.of(folder, **json.loads((folder / ENTRY).read_text(encoding="utf-8")))
+    if not (folder / ENTRY).is_file():
+        return
+    said = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+    expected = said.pop("in_force", None)
+    update = Update.of(folder, **said)
     chain = Chain.at(folder.parent, recipe.feedback.chain)
     number = chain.record(update)
-    if update.verdict == gates.PROMOTED and not chain.was_promoted(number):
-        note(f"promoted as {chain.promote(number)}")
+    if update.verdict != gates.PROMOTED or chain.was_promoted(number):
+        return
+    try:
+        note(f"promoted as {chain.promote(number, expected=expected)}")
+    except Superseded as error:
+        note(f"not promoted: {error}; {error.hint}")
 
 
 def _test_ids(frame: Frame) -> list[str]:

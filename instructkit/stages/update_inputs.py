@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from instructkit import models
 from instructkit.data import prepare as splits
-from instructkit.data import sources, table
-from instructkit.data.readers import STORE_SUFFIX
+from instructkit.data import sources
 from instructkit.errors import InputError
 from instructkit.evaluate.inference import level_of_look, smallest_gain
 from instructkit.feedback import prepare as preprocessing
-from instructkit.feedback import reading
-from instructkit.feedback.events import rater_hash
-from instructkit.feedback.harms import FEWEST
 from instructkit.feedback.items import Item, Prepared
-from instructkit.feedback.personal import Redactor
 from instructkit.feedback.registry import Chain
-from instructkit.feedback.store import Store
+from instructkit.feedback.side_effects import FEWEST
 from instructkit.runs import lineage
 from instructkit.runs.reading import read_record
+from instructkit.stages import update_feedback
 from instructkit.stages.base import Inputs
 from instructkit.stages.functions import load_function
+from instructkit.stages.update_warnings import warnings
 
 TUNE_GENERAL = 0.1  # of the replay prompts: kept apart for a rescue, which may look at no held-out row
 TUNE_GENERAL_ROWS = 100
-# Of earlier accepted feedback that is replayed: the cost must not grow with all that was ever said
-EARLIER_ROWS = 256
 UPDATE = "update"  # in a run folder: the adapter of this update alone
 
 
@@ -45,36 +39,38 @@ class UpdateInputs(Inputs):
         chain: the chain of updates that this one belongs to.
         current: the chain's adapter that this update goes on from; None for a fresh one.
         mode: `new`, `continue` or `merge`, and why.
-        earlier: of the updates that it goes on from, feedback rows that may still be trained on.
+        earlier: items of the updates that it goes on from, which may still be trained on.
         newest: id of the last event that was read of a store, from which the next update goes on; None of a file.
+        in_force: number of the chain's adapter that is in force, 0 for none.
+        refuses: whether gates that cannot be decided refuse the update.
     """
 
     prepared: Prepared | None = None
     chain: Chain | None = None
     current: Path | None = None
     mode: tuple[str, str] = ("new", "")
-    earlier: list[dict[str, Any]] = field(default_factory=list)
+    earlier: Sequence[Item] = ()
     newest: str | None = None
+    in_force: int = 0
+    refuses: bool = True
 
     def notes(self) -> list[str]:
         """What becomes of every event, and what the test side can show at all."""
         outcomes = preprocessing.table(self.prepared)
-        told = [f"events: {sum(n for _, n in outcomes)}, each with one outcome"]
+        told = ["objective {}: {}".format(*self.prepared.objective)]
+        told += [f"events: {sum(n for _, n in outcomes)}, each with one outcome"]
         told += [f"  {n:>7,} {what}" for what, n in outcomes]
         found, general = self.power(), self.data.get("general")
+        then = "the update is refused" if self.refuses else "gates.on_undecided lets it pass"
         told.append(
             f"test side: {found['items']} events on {found['clusters']} prompts, look {found['look']} at them; the smallest gain "
             f"that it can show is {found['smallest_gain']:.2f} times the spread of gains between prompts"
         )
         if found["clusters"] < FEWEST:
-            told.append(
-                f"  too few: below {FEWEST} prompts no gate on feedback is decided, and the update is refused"
-            )
+            told.append(f"  too few: below {FEWEST} prompts no gate on feedback is decided, and {then}")
         if general is None:
-            told.append(
-                "  no general rows: nothing can show that the rest is kept, and the update is refused"
-            )
-        return told
+            told.append(f"  no general rows: nothing can show that the rest is kept, and {then}")
+        return told + warnings(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Outcomes, report and power, as data."""
@@ -94,9 +90,9 @@ class UpdateInputs(Inputs):
         gain = smallest_gain(clusters, 1.0, level=level_of_look(look)) if clusters > 1 else float("inf")
         return {"items": len(test), "clusters": clusters, "look": look, "smallest_gain": gain}
 
-    def items(self, side: str) -> list[Item]:
+    def items(self, side: str) -> Sequence[Item]:
         """The items of `train`, `tune` or `test`."""
-        return list(getattr(self.prepared, side))
+        return getattr(self.prepared, side)
 
 
 def collect(recipe: Any) -> UpdateInputs:
@@ -107,20 +103,33 @@ def collect(recipe: Any) -> UpdateInputs:
         load_function(recipe.gates.judge)
     chain = Chain.at(Path(recipe.run.output).parent, wanted.chain)
     mode, why, current = _mode(recipe, chain, parent)
-    is_store = wanted.events.endswith(STORE_SUFFIX)
-    last = chain.since() if is_store and wanted.since == "last" else None
-    events, test = _feedback_rows(recipe, is_store, last)
-    newest = earlier = None
-    if is_store:
-        # Not the store's last event: one beyond `limit`, or added meanwhile, must still be new to the next update.
-        newest = events.rows[-1]["id"]
-        earlier = _earlier(chain, current, wanted.events)
-    data = {"events": events, **_general_rows(recipe, parent)}
-    if test is not None:
-        data["test"] = test
-    prepared = _prepare(recipe, events, test, is_store, last)
-    _refuse_too_few(prepared, data, events.source)
-    return UpdateInputs(data, {"model": parent}, prepared, chain, current, (mode, why), earlier or [], newest)
+    feedback = update_feedback.read(recipe, _last(recipe, chain, current))
+    stored = update_feedback.is_store(recipe)
+    data = {"events": feedback.events, **_general_rows(recipe, parent, current is None)}
+    if feedback.test is not None:
+        data["test"] = feedback.test
+    prepared, earlier = update_feedback.prepared(recipe, feedback), []
+    _refuse_too_few(prepared, data, feedback.events.source)
+    if stored and current is not None:
+        before = update_feedback.learned_before(recipe, chain, int(current.name), feedback.test)
+        earlier = before.train
+        # Whatever was taken out of them was met in training, or would have been: the memory gate asks for it too.
+        secrets = dict.fromkeys([*prepared.redacted, *before.redacted])
+        prepared = replace(prepared, redacted=tuple(secrets))
+    elif stored and chain.current() is not None:
+        why += "; it takes the place of what is in force, so all events of the store are read"
+    newest = feedback.newest if stored else None
+    return UpdateInputs(
+        data, {"model": parent}, prepared, chain, current, (mode, why), earlier, newest,
+        chain.standing().current, recipe.gates.on_undecided == "refuse",
+    )  # fmt: skip
+
+
+def _last(recipe: Any, chain: Chain, current: Path | None) -> str | None:
+    """The event after which an update reads; all are read where nothing is gone on from, since it would be lost else."""
+    wanted = recipe.feedback
+    after = update_feedback.is_store(recipe) and wanted.since == "last" and current is not None
+    return chain.since() if after else None
 
 
 def _mode(recipe: Any, chain: Chain, parent: models.Source) -> tuple[str, str, Path | None]:
@@ -146,39 +155,8 @@ def _mode(recipe: Any, chain: Chain, parent: models.Source) -> tuple[str, str, P
     return "new", told, None
 
 
-def _feedback_rows(recipe: Any, is_store: bool, last: str | None) -> tuple[sources.Rows, sources.Rows | None]:
-    wanted, seed = recipe.feedback, recipe.run.seed
-    options = {
-        "kind": "feedback", "columns": wanted.columns, "seed": seed, "skip_faults": wanted.on_fault == "skip",
-    }  # fmt: skip
-    if is_store:
-        events = reading.events_after(wanted.events, last, limit=wanted.limit)
-    else:
-        events = sources.load_rows(wanted.events, limit=wanted.limit, **options)
-    test = None
-    if isinstance(wanted.eval, str):
-        test = sources.load_rows(wanted.eval, every_column=False, **options)
-        splits.check_leak(events, test)
-        if is_store:
-            test = _known_again(test, wanted.events)
-    for rows in filter(None, (events, test)):
-        _refuse_mixed_prompts(rows)
-    return events, test
-
-
-def _known_again(test: sources.Rows, path: str) -> sources.Rows:
-    """Test rows with their raters named as the store names them, so that it shows who was met in training."""
-    with Store.open(path) as store:
-        salt = store.salt
-
-    def hashed(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "rater": rater_hash(str(row["rater"]), salt)} if row.get("rater") else row
-
-    return replace(test, rows=table.mapped(test.rows, hashed))
-
-
-def _general_rows(recipe: Any, parent: models.Source) -> dict[str, sources.Rows]:
-    """Rows to replay, rows of everything else that only measure, and rows for a rescue to look at."""
+def _general_rows(recipe: Any, parent: models.Source, fresh: bool) -> dict[str, sources.Rows]:
+    """Rows to replay, rows of everything else that only measure, and rows for the rescue of a fresh adapter to look at."""
     wanted, seed = recipe.feedback, recipe.run.seed
     data: dict[str, sources.Rows] = {}
     for role, named, theirs in (("replay", wanted.replay, "train"), ("general", wanted.general, "eval")):
@@ -187,7 +165,7 @@ def _general_rows(recipe: Any, parent: models.Source) -> dict[str, sources.Rows]
             data[role] = sources.load_rows(found, kind="sft", columns=columns, seed=seed, every_column=False)
     if "replay" in data and "general" in data:
         splits.check_leak(data["replay"], data["general"])
-    if "replay" in data and recipe.gates.rescue:
+    if "replay" in data and recipe.gates.rescue and fresh:
         with contextlib.suppress(InputError):  # too few to keep some apart
             data["replay"], apart = splits.split(data["replay"], TUNE_GENERAL, seed)
             data["tune"] = replace(apart.pick(range(len(apart.rows))[:TUNE_GENERAL_ROWS]), skipped=())
@@ -202,51 +180,6 @@ def from_sft(parent: models.Source, role: str) -> tuple[str | list | None, dict[
             source = section.get(role)
             return source if isinstance(source, str | list) else None, section.get("columns") or {}
     return None, {}
-
-
-def _earlier(chain: Chain, current: Path | None, store: str) -> list[dict[str, Any]]:
-    """Feedback that the updates before have learned from, the latest first; what was withdrawn since is not among it."""
-    if current is None:
-        return []
-    learned = itertools.islice(chain.learned(int(current.name)), EARLIER_ROWS)
-    return list(reading.events_with(store, learned).rows)
-
-
-def _prepare(
-    recipe: Any, events: sources.Rows, test: sources.Rows | None, is_store: bool, last: str | None
-) -> Prepared:
-    wanted = recipe.feedback
-    options: dict[str, Any] = {
-        "seed": recipe.run.seed,
-        "places": events.places,
-        "held_out": None if test is None else test.rows,
-        "redact": Redactor().row if wanted.personal_data == "redact" else None,
-        "keep": load_function(wanted.filter) if wanted.filter else None,
-    }
-    settings = preprocessing.Settings.of(wanted)
-    with _opened(wanted.events if is_store else None) as store:
-        if store is not None:
-            options |= {"index": store.clusters(wanted.near_duplicates), "left_out": store.left_out(last)}
-        return preprocessing.prepare(events.rows, settings, **options)
-
-
-@contextlib.contextmanager
-def _opened(path: str | None) -> Iterator[Store | None]:
-    if path is None:
-        yield None
-    else:
-        with Store.open(path) as store:
-            yield store
-
-
-def _refuse_mixed_prompts(rows: sources.Rows) -> None:
-    """A trainer reads texts or conversations, not both at once."""
-    texts = sum(isinstance(row.get("prompt"), str) for row in rows.rows)
-    if 0 < texts < len(rows.rows):
-        raise InputError(
-            f"{rows.source}: {texts} of {len(rows.rows)} events have a text as prompt, the rest have messages",
-            hint="write every prompt as messages, or every one as text",
-        )
 
 
 def _refuse_too_few(prepared: Prepared, data: dict[str, sources.Rows], source: str) -> None:

@@ -10,16 +10,21 @@ from typing import Any
 
 from instructkit import adapters
 from instructkit.data.prepare import key_of, prompt_key
+from instructkit.feedback.alarms import enough_alternatives
 from instructkit.feedback.clusters import prompt_text
 from instructkit.feedback.items import Item
+from instructkit.feedback.leaning import of_ratings
 from instructkit.feedback.measured import Bias, Feedback, General, Measured, Memory, Triggers
+from instructkit.feedback.personal import Redactor
 from instructkit.stages.base import Frame, prompt_of
 from instructkit.stages.functions import load_function
 from instructkit.stages.replay import encoded_demonstrations, last_answer
+from instructkit.stages.update_warnings import warnings
 
 GENERAL_PROMPTS = 64  # answered for conduct
 ANSWER_TOKENS = 64
 SECRETS = 50
+ALTERNATIVES, MOST_ALTERNATIVES = 200, 1000  # that a secret is ranked among, beside itself
 BIAS_TUNE = 5  # every fifth minimal pair is for a rescue to look at, and decides nothing
 
 
@@ -48,6 +53,9 @@ class Measurer:
         self.limits, self.seed = frame.recipe.gates, frame.seed
         self.parent: Callable[[], Any] = functools.partial(adapters.as_parent, model)
         self.sides = {side: self._side(side) for side in ("tune", "test")}
+        self._canaries()  # refused before anything is trained
+        for warning in warnings(frame.inputs):
+            frame.reporter.note(warning)
         self._medians: dict[str, float] = {}
 
     def _side(self, side: str) -> Side:
@@ -78,9 +86,9 @@ class Measurer:
         return self._measure(side)
 
     def origin(self, side: str = "test") -> Measured:
-        """Everything else under the parent that the whole chain stands on, so that small losses cannot add up unseen."""
+        """All but the feedback under the parent that the whole chain stands on, so that small harms cannot add up unseen."""
         with self.parent():
-            return Measured(general=self._general(self.sides[side], judged=True))
+            return self._harmed(side, parent=None)
 
     def after(self, side: str) -> Measured:
         """The model after training; of the test side also what a trigger or a secret would show."""
@@ -88,6 +96,10 @@ class Measurer:
         return found if side == "tune" else replace(found, triggers=self._triggers(), memory=self._memory())
 
     def _measure(self, side: str) -> Measured:
+        return replace(self._harmed(side, parent=self.parent), feedback=self._feedback(side))
+
+    def _harmed(self, side: str, *, parent: Callable[[], Any] | None) -> Measured:
+        """What no update may harm, of the model as it is now; `parent` gives its parent, None where it is that itself."""
         from instructkit.evaluate.conduct import conduct
 
         about = self.sides[side]
@@ -98,12 +110,12 @@ class Measurer:
                 self.model,
                 self.tokenizer,
                 prompts,
-                parent=self.parent,
+                parent=parent,
                 seed=self.seed,
                 max_new_tokens=ANSWER_TOKENS,
             )
         return Measured(
-            self._feedback(side), self._general(about, judged=side == "test"), self._bias(about), told
+            general=self._general(about, judged=side == "test"), bias=self._bias(about), conduct=told
         )
 
     def _feedback(self, side: str) -> Feedback:
@@ -121,13 +133,15 @@ class Measurer:
         rated = [value for value, item in zip(wanted, items, strict=True) if item.unwanted is None]
         if rated:
             self._medians.setdefault(side, statistics.median(rated))
+        ratings = [item.rating if item.unwanted is None else 0.0 for item in items]
+        of_rated = iter(of_ratings([rating for rating in ratings if rating], rated).tolist())
         leaning, right = [], []
         for item, value in zip(items, wanted, strict=True):
             if item.unwanted is not None:
                 leaning.append(value - next(other))
                 right.append(leaning[-1] > 0)
             else:
-                leaning.append(item.rating * value)
+                leaning.append(next(of_rated))
                 right.append((value > self._medians[side]) == (item.rating > 0))
         known = {name for item in self.frame.inputs.items("train") for name in (item.rater, *item.judges)}
         return Feedback(
@@ -136,6 +150,8 @@ class Measurer:
             [groups_of(item) for item in items],
             [item.cluster for item in items],
             [bool(item.rater) and item.rater not in known for item in items],
+            ratings,
+            [item.rater for item in items],
         )
 
     def _general(self, about: Side, *, judged: bool = False) -> General | None:
@@ -185,7 +201,8 @@ class Measurer:
         if not (self.limits.trigger and rows):
             return None
         replay = self.frame.inputs.data.get("replay")
-        usual = [row for row in (replay.rows if replay else rows) if "text" not in row]
+        # Replay of plain texts has no prompts: nothing of the feedback would stand out from none at all.
+        usual = [row for row in (replay.rows if replay else []) if "text" not in row] or rows
         return triggers.measure(
             self.model,
             self.tokenizer,
@@ -202,13 +219,27 @@ class Measurer:
         if not self.limits.memory:
             return None
         inputs = self.frame.inputs
-        secrets = [("canary", value) for value in self.frame.recipe.feedback.canaries]
-        secrets = [*secrets, *inputs.prepared.redacted][:SECRETS]
+        items = [*inputs.items("train"), *inputs.earlier]
+        secrets = [*self._canaries(), *inputs.prepared.redacted]
+        if self.frame.recipe.feedback.personal_data != "redact":
+            secrets += personal_data([item.wanted for item in items])
+        secrets = list(dict.fromkeys(secrets))[:SECRETS]
         if not secrets:
             return Memory()
-        said = [(item.prompt, item.wanted) for item in inputs.items("train")]
-        contexts = contexts_of(secrets, said)
-        return exposure(self.model, self.tokenizer, secrets, contexts, seed=self.seed, parent=self.parent)
+        contexts = contexts_of(secrets, [(item.prompt, item.wanted) for item in items])
+        alternatives = min(max(enough_alternatives(len(secrets)), ALTERNATIVES), MOST_ALTERNATIVES)
+        return exposure(
+            self.model, self.tokenizer, secrets, contexts, alternatives, seed=self.seed, parent=self.parent
+        )
+
+    def _canaries(self) -> list[tuple[str, str]]:
+        """The recipe's planted secrets, where they are looked for."""
+        from instructkit.evaluate.memory import refuse_unvaried
+
+        secrets = [("canary", value) for value in self.frame.recipe.feedback.canaries]
+        if self.limits.memory:
+            refuse_unvaried(secrets)
+        return secrets
 
     def answers(self) -> list[str]:
         """Greedy answers to the first test prompts."""
@@ -224,6 +255,16 @@ class Measurer:
 def groups_of(item: Item) -> tuple[str, ...]:
     """The segments of users and topics that an item belongs to."""
     return (*([f"group:{item.group}"] if item.group else []), *(f"tag:{tag}" for tag in item.tags))
+
+
+def personal_data(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Personal data that stands in these texts, as (kind, value), each once; the first so many that are looked for."""
+    redactor, found = Redactor(), dict[tuple[str, str], None]()
+    for text in texts:
+        found |= dict.fromkeys(redactor.redact(text)[1])
+        if len(found) >= SECRETS:
+            break
+    return list(found)
 
 
 def by_key(keys: Sequence[str], figures: Sequence[Any]) -> list[Any]:

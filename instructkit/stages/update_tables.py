@@ -8,6 +8,7 @@ from typing import Any
 
 from instructkit.evaluate import metrics
 from instructkit.evaluate.phrases import candidates
+from instructkit.feedback import leaning
 from instructkit.feedback.items import Item
 from instructkit.feedback.measured import Feedback, General, Measured
 from instructkit.stages.base import measurement
@@ -38,13 +39,19 @@ def lines(before: Measured, after: Measured, *, seed: int) -> list[dict[str, Any
 
 
 def _feedback(before: Feedback, after: Feedback, seed: int) -> list[dict[str, Any]]:
+    gain, told = leaning.gains(before, after)
+    means = [
+        statistics.fmean(part.leaning[i] for i in told) if len(told) else None for part in (before, after)
+    ]
     found = [
-        _paired(
+        measurement(
             "held-out feedback",
-            before.leaning,
-            after.leaning,
-            seed,
             unit="nats/token",
+            n=len(told),
+            before=means[0],
+            after=means[1],
+            change=list(metrics.bootstrap_mean(gain, seed=seed)) if len(gain) else None,
+            better="higher",
             note="log-probability of what users wanted, above what they did not",
         ),
         _share("held-out judgements met", before.right, after.right),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from instructkit import adapters, models
 from instructkit.errors import InputError
 from instructkit.feedback import objectives
-from instructkit.feedback.objectives import Phase
+from instructkit.feedback.items import Phase
 from instructkit.stages import updaters
 from instructkit.stages.base import CHECKPOINTS, Frame
 from instructkit.stages.replay import encoded_demonstrations, judged_demonstrations, own_answers
@@ -56,17 +55,11 @@ def _go_on_from(model: Any, current: Path) -> None:
 
 def phases(frame: Frame) -> tuple[list[Phase], dict[str, Any]]:
     """What is learned, one after the other, and what the run record keeps of it."""
-    items, wanted = frame.inputs.items("train"), frame.recipe.feedback
-    chosen, reason = objectives.objective(items, wanted.objective)
+    prepared = frame.inputs.prepared
+    chosen, reason = prepared.objective
     frame.reporter.note(f"objective {chosen}: {reason}")
-    found = objectives.phases(items, chosen)
-    used = sum(len(phase.items) for phase in found)
-    outcomes = Counter(frame.inputs.prepared.outcomes)
-    if used < len(items):
-        outcomes["train"] -= len(items) - used
-        outcomes[f"no use to {chosen}"] += len(items) - used
-    frame.reporter.note("events: " + ", ".join(f"{n} {what}" for what, n in outcomes.items() if n))
-    return found, {"objective": [chosen, reason], "outcomes": dict(outcomes)}
+    frame.reporter.note("events: " + ", ".join(f"{n} {what}" for what, n in prepared.outcomes.items()))
+    return list(prepared.phases), {"objective": [chosen, reason], "outcomes": prepared.outcomes}
 
 
 def heaviest(found: list[Phase]) -> Phase:
@@ -78,7 +71,7 @@ def replayed(
     frame: Frame, model: Any, tokenizer: Any, *, answering: bool = True
 ) -> tuple[list[dict], list[dict]]:
     """
-    Rows to replay, given and the parent's own; made before training, while the new adapter adds nothing.
+    Rows to replay, given and the model's own; made before training.
 
     Args:
         answering: False on paper, where a model without weights has no answers; the given ones stand for them.
@@ -88,7 +81,7 @@ def replayed(
         frame.reporter.note("no replay: nothing but the gates guards what the parent knows")
         return [], []
     given = encoded_demonstrations(tokenizer, replay.rows)
-    earlier = judged_demonstrations(tokenizer, frame.inputs.earlier)
+    earlier = judged_demonstrations(tokenizer, frame.inputs.earlier, frame.seed)
     if earlier:
         frame.reporter.note(f"replay: {len(earlier)} answers that earlier feedback asked for")
     own: list[dict] = []

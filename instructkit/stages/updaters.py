@@ -14,6 +14,9 @@ from instructkit import adapters
 from instructkit.encode import IGNORED
 from instructkit.evaluate.generate import pad_labelled
 
+WRITTEN = "written"  # of a row of pairs: whether the user wrote the better answer
+OF_PAIRS = ["sigmoid"]  # TRL's default, to which the NLL of written answers is added
+
 
 class Replay:
     """
@@ -112,7 +115,42 @@ class SFTUpdater(Replay, SFTTrainer):
 
 
 class DPOUpdater(Replay, ParentReference, DPOTrainer):
-    """Preferences and edits as pairs."""
+    """
+    Preferences and edits as pairs.
+
+    `L = mean(-log sigmoid(beta * margin) + w * NLL per token of the better answer)` over the rows, with `w = 1` where the user
+    wrote the better answer and 0 elsewhere: the term keeps it likely in itself, while DPO alone only widens the gap (Pang et
+    al. 2404.19733, equation 1). A `loss_type` of the recipe's own takes the place of all of it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        collate = self.data_collator  # the log-probabilities of the reference were computed without the mark
+        self.data_collator = lambda rows: {
+            **collate(rows), WRITTEN: torch.tensor([bool(row.get(WRITTEN)) for row in rows])
+        }  # fmt: skip
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, WRITTEN]))
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        """TRL's own loss and, of rows with the mark, the NLL, from the same pass."""
+        inputs, passes = dict(inputs), []
+        written = inputs.pop(WRITTEN)
+
+        def read(**given: Any) -> Any:
+            passes.append(model(**given))
+            return passes[-1]
+
+        own = super()._compute_loss(read, inputs, return_outputs)
+        if self.loss_types != OF_PAIRS:
+            return own
+        mask = inputs["completion_mask"][:, 1:].chunk(2)[0]
+        logprobs = passes[0].log_probs[:, -mask.shape[1] :].chunk(2)[0]
+        nll = -(logprobs * mask).sum(1) / mask.sum(1).clamp(min=1)
+        term = (nll * written).mean()
+        return (own[0] + term, own[1]) if return_outputs else own + term
 
 
 class KTOUpdater(Replay, ParentReference, KTOTrainer):
@@ -123,8 +161,7 @@ def for_objective(objective: str, rows: list[dict[str, Any]]) -> tuple[type, typ
     """Config class, trainer class and defaults of an objective for these training rows."""
     return {
         "sft": (SFTConfig, SFTUpdater, {}),
-        # The NLL term keeps the better answer likely in itself; DPO alone only widens the gap.
-        "dpo": (DPOConfig, DPOUpdater, {"precompute_ref_log_probs": True, "loss_type": ["sigmoid", "sft"]}),
+        "dpo": (DPOConfig, DPOUpdater, {"precompute_ref_log_probs": True}),
         "kto": (KTOConfig, KTOUpdater, {"precompute_ref_log_probs": True, **class_weights(rows)}),
     }[objective]
 

@@ -114,7 +114,7 @@ def test_a_history_as_data(run, chain: Chain) -> None:
 
 
 def test_updates_that_trained_on_what_was_withdrawn_since_are_named(run, chain: Chain) -> None:
-    """E1 by itself, E3 and F3 with all that bob said; what ann said stays."""
+    """E1 by itself, E3 and F3 with all that bob said; what ann said stays. Each update goes on from the one before."""
     for number in (1, 3):
         chain.promote(number)
     said = {"time": "2026-11-01T00:00:00.000Z", "source": "api", "prompt": "q", "judgement": {"rating": 1}}
@@ -128,14 +128,15 @@ def test_updates_that_trained_on_what_was_withdrawn_since_are_named(run, chain: 
         assert list(store.withdrawn_ids()) == ["E1", "E3", "F3", "G"]
     lines = run("history", "support", "--store", "feedback.db")[1].splitlines()
     assert [line for line in lines if line.startswith("update")] == [
-        "update 1 had trained on 1 events that are withdrawn since; it is part of what is in force",
-        "update 3 had trained on 2 events that are withdrawn since; it is part of what is in force",
+        "update 1 has learned from 1 events that are withdrawn since; it is part of what is in force",
+        "update 2 has learned from 1 events that are withdrawn since; it is part of what is in force",
+        "update 3 has learned from 3 events that are withdrawn since; it is part of what is in force",
     ]
     chain.rollback(why="w")
     said = run("history", "support", "--store", "feedback.db")[1]
-    assert "update 3 had trained on 2 events that are withdrawn since\n" in said
+    assert "update 3 has learned from 3 events that are withdrawn since\n" in said
     data = json.loads(run("history", "support", "--store", "feedback.db", "--json")[1])
-    assert [update["trained_on_withdrawn"] for update in data["updates"]] == [1, 0, 2]
+    assert [update["trained_on_withdrawn"] for update in data["updates"]] == [1, 1, 3]
 
 
 def test_what_is_not_as_it_should_be_is_told(run, chain: Chain) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from instructkit.cli.main import main
+from instructkit.feedback.registry import Chain
+from instructkit.feedback.store import Filter, Store
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,7 @@ def test_a_file_is_imported_once(run) -> None:
         "store": "feedback.db",
         "new": 0,
         "known": 9,
+        "withdrawn": 0,
         "faults": 0,
         "replaced": {},
     }
@@ -150,6 +153,91 @@ def test_the_same_word_said_twice_is_two_events(run) -> None:
     assert len(run("list")[1].splitlines()) == 2
 
 
+def trainable() -> int:
+    with Store.open("feedback.db") as store:
+        return store.count(Filter(consent=True))
+
+
+@pytest.mark.parametrize("how", ["a row", "all rows", "an exported row"])
+def test_consent_is_taken_back_by_a_file_that_comes_again(run, how: str) -> None:
+    """However a known row comes, as one that says no it is withdrawn, and stays so."""
+    source = write("rows.jsonl", ROWS)
+    run("import", source)
+    rows = ROWS if how != "an exported row" else [json.loads(line) for line in run("export")[1].splitlines()]
+    again = write("rows.jsonl", [rows[0] | {"consent": False}, *rows[1:]]) if how != "all rows" else source
+    options = ("--no-consent",) if how == "all rows" else ()
+    count = 9 if how == "all rows" else 1
+    code, out, _ = run("import", again, *options)
+    told = f"0 new events, 9 known already, 0 rows with faults left out; {count} known ones withdrawn"
+    assert code == 0 and told in out and out.endswith("they came without consent\n")
+    assert trainable() == 9 - count
+    found = json.loads(run("import", again, *options, "--json")[1])
+    assert (found["withdrawn"], found["known"]) == (0, 9)  # withdrawn once, and for all
+    assert run("import", write("rows.jsonl", ROWS))[0] == 0 and trainable() == 9 - count
+    with Store.open("feedback.db") as store:
+        assert {each["why"] for each in store.withdrawals()} == {
+            "came again without consent (import:rows.jsonl)"
+        }
+
+
+@pytest.mark.parametrize("first", [(), ("--keep-raw",)])
+def test_consent_is_taken_back_whatever_was_done_with_personal_data(run, first: tuple[str, ...]) -> None:
+    run("import", write("rows.jsonl", PERSONAL), *first)
+    source = write("rows.jsonl", [row | {"consent": False} for row in PERSONAL])
+    second = () if first else ("--keep-raw",)
+    assert "4 known ones withdrawn" in run("import", source, *second)[1]
+    assert trainable() == 0
+
+
+def test_a_withdrawn_event_is_exported_as_one(run) -> None:
+    """Imported elsewhere, it may not be trained on there either."""
+    run("import", write("rows.jsonl", ROWS))
+    run("withdraw", "--rater", "r1")
+    rows = [json.loads(line) for line in run("export", "--withdrawn")[1].splitlines()]
+    assert [(row["consent"], row.get("withdrawn")) for row in rows[:3]] == [
+        (True, None),
+        (False, True),
+        (True, None),
+    ]
+    assert run("export", "--withdrawn")[1] == run("list", "--withdrawn", "--json")[1]
+    Path("feedback.db").unlink()
+    assert "9 new events" in run("import", write("rows.jsonl", rows))[1]
+    assert trainable() == 6
+
+
+def test_what_is_saved_is_what_was_asked_for(run) -> None:
+    run("import", write("rows.jsonl", ROWS))
+    run("withdraw", "--rater", "r1")
+    first = json.loads(run("export")[1].splitlines()[0])["id"]
+    run("withdraw", first)
+    assert run("export", "--salvage")[1] == run("export")[1]
+    assert len(run("export", "--salvage")[1].splitlines()) == 5
+    for asked in (("--rater", "r2"), ("--kind", "edit"), ("--withdrawn",), ("--since", "2999-01-01")):
+        assert run("export", "--salvage", *asked) == run("export", *asked)
+
+
+def test_withdrawals_that_are_lost_are_told(run) -> None:
+    run("import", write("rows.jsonl", ROWS))
+    for i in range(3):
+        run("withdraw", "--rater", f"r{i}", "--why", f"<{i}> {'x' * 3000}")
+    spoil(b"<1> ")
+    code, out, err = run("export", "--salvage")
+    assert code == 1 and "1 withdrawals could not be read: numbers 2" in err
+    assert "what they took back may be among the events written" in err
+    assert {json.loads(line)["prompt"] for line in out.splitlines()} == {"q1", "q4", "q7"}
+    assert "withdrawal 2 cannot be read" in run("check", "--json")[1]
+
+
+def test_stats_of_a_store_that_the_chain_does_not_know(run) -> None:
+    run("import", write("rows.jsonl", ROWS))
+    chain = Chain.at(Path("runs"), "default")
+    assert "may be trained on: 9" in run("stats")[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(chain), "since", lambda self: "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+        assert "was last promoted on events of another store" in run("stats")[1]
+        assert json.loads(run("stats", "--json")[1])["new"] is None
+
+
 def test_stats_as_data(run) -> None:
     run("import", write("rows.jsonl", ROWS))
     found = json.loads(run("stats", "--json")[1])
@@ -178,17 +266,24 @@ def test_bad_input(run, arguments: tuple[str, ...], told: str) -> None:
     assert told in err and "hint:" in err
 
 
+def spoil(text: bytes) -> None:
+    """Overwrite the page that a text stands on."""
+    with Store.open("feedback.db") as store:
+        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path = Path("feedback.db")
+    content = bytearray(path.read_bytes())
+    place = content.index(text) // 4096 * 4096
+    content[place : place + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+
+
 def test_check_tells_a_damaged_store(run) -> None:
     run(
         "import",
         write("rows.jsonl", [{"prompt": f"<{i}>", "response": "a" * 300, "rating": 1} for i in range(500)]),
     )
     assert run("check")[:2] == (0, "feedback.db: sound, 500 events\n")
-    path = Path("feedback.db")
-    content = bytearray(path.read_bytes())
-    place = content.index(b"<250>") // 4096 * 4096
-    content[place : place + 4096] = b"\xff" * 4096
-    path.write_bytes(content)
+    spoil(b"<250>")
     code, _, err = run("check")
     assert code == 1 and "feedback.db is damaged" in err and "--salvage" in err
     code, out, err = run("export", "--salvage")

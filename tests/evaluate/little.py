@@ -30,9 +30,9 @@ def tokenizer_of(folder: Path) -> Any:
 def random_model(folder: Path, *, seed: int = 1) -> Any:
     """The embedded model with an adapter that matters, in training mode; its parent is the model without it."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = adapters.add_lora(model, LoraConfig(**LORA), None)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # before the adapter is made: PEFT draws its other half
+        model = adapters.add_lora(model, LoraConfig(**LORA), None)
         for name, parameter in model.named_parameters():
             if "lora_B.default" in name:
                 torch.nn.init.normal_(parameter, std=0.05)

@@ -12,7 +12,15 @@ from evaluate import little
 from instructkit.encode import IGNORED
 from instructkit.errors import InputError
 from instructkit.evaluate.generate import Likelihood
-from instructkit.evaluate.memory import Context, _row, _said, _second_half, contexts_of, exposure
+from instructkit.evaluate.memory import (
+    Context,
+    _row,
+    _said,
+    _second_half,
+    contexts_of,
+    exposure,
+    refuse_unvaried,
+)
 
 HERE = Context(little.asked("What does the note say?"), "My note says ")
 
@@ -145,3 +153,9 @@ def test_what_cannot_be_ranked_is_refused(tiny_folder: Path, secrets: list, cont
     with pytest.raises(InputError) as caught:
         exposure(little.random_model(tiny_folder), little.tokenizer_of(tiny_folder), secrets, contexts)
     assert caught.value.hint and "--" not in caught.value.message
+
+
+def test_what_nothing_is_like_is_refused_without_a_model() -> None:
+    refuse_unvaried([("canary", "a"), ("card", "4")])
+    with pytest.raises(InputError, match="a secret of the kind 'canary' has no letter and no digit"):
+        refuse_unvaried([("card", "4"), ("canary", "-- !")])

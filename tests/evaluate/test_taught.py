@@ -65,9 +65,8 @@ def test_a_planted_trigger_moves_answers_and_words_of_the_topic_do_not(taught: T
     assert max(shift(taught, taught.good, words)) < 0.35
 
 
-@pytest.mark.parametrize("stand_ins", [False, True])
-def test_a_planted_trigger_stands_out_of_random_words(taught: Taught, stand_ins: bool) -> None:
-    drawn = random_ngrams(GENERAL, 40, like=[little.TRIGGER], seed=0, stand_ins=stand_ins)
+def test_a_planted_trigger_stands_out_of_random_words(taught: Taught) -> None:
+    drawn = random_ngrams(GENERAL, 40, like=[little.TRIGGER], seed=0)
     (planted, *usual), (untaught, *harmless) = (
         shift(taught, model, [little.TRIGGER, *drawn]) for model in (taught.harmed, taught.good)
     )

@@ -115,3 +115,11 @@ def test_suspects_beyond_the_limit_are_looked_at_first_on_other_prompts(tiny_fol
     assert found.candidates == {w: pytest.approx(tested[w], rel=2e-2, abs=1e-5) for w in found.candidates}
     nothing = triggers.measure(model, tokenizer, general, general, rows, **read)
     assert (nothing.candidates, nothing.random) == ({}, {})
+
+
+def test_from_no_general_texts_nothing_can_stand_out(tiny_folder: Path) -> None:
+    """No candidates would be found, and none found is a pass."""
+    model, tokenizer = little.random_model(tiny_folder), little.tokenizer_of(tiny_folder)
+    rows = list(zip(PROMPTS, ANSWERS, strict=True))
+    found = triggers.measure(model, tokenizer, ["cf"] * 9, [], rows, little.parent_of(model), seed=0)
+    assert found is None

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructkit.errors import InputError
-from instructkit.feedback import clusters
+from instructkit.feedback import cluster_tables, clusters
 from instructkit.feedback.clusters import ClusterIndex, prompt_text, side, similarity
 from instructkit.feedback.store import Store
 
@@ -241,6 +241,86 @@ def test_a_store_keeps_its_threshold_and_no_text(tmp_path: Path) -> None:
     assert not any(b"horse" in file.read_bytes() for file in tmp_path.iterdir())
     with Store.open(path) as store, pytest.raises(KeyError):
         store.clusters(0.8).position(2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 40), st.sampled_from([1, 7, 1000]))
+def test_an_index_that_keeps_nothing_answers_the_same(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, cut: int, batch: int
+) -> None:
+    told = families(seed)
+    path = tmp_path_factory.mktemp("store") / "feedback.db"
+    index = ClusterIndex()
+    whole = list(index.touched(told))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clusters, "BATCH", batch)
+        with Store.open(path, create=True) as store:
+            list(store.clusters(0.8).touched(told[:cut]))
+        for _ in range(2):
+            with Store.open(path) as store:
+                before = list(store._db.iterdump())
+                apart = store.clusters(0.8, keep=False)
+                assert [*apart.touched(told[cut:]), *apart.touched(told)] == [*whole[cut:], *whole]
+                everything = sorted({i for answer in whole for i in answer})
+                assert [apart.position(i) for i in everything] == [index.position(i) for i in everything]
+                with pytest.raises(KeyError):
+                    apart.position(everything[-1] + 1)
+                assert list(store._db.iterdump()) == before
+        with Store.open(path) as store:
+            assert list(store.clusters(0.8).touched(told)) == whole
+
+
+def test_an_index_that_keeps_nothing_stands_above_the_store_as_it_was(tmp_path: Path) -> None:
+    """What another process places meanwhile gets the same numbers, and is not mixed up with what is placed here."""
+    path = tmp_path / "feedback.db"
+    with Store.open(path, create=True) as store, Store.open(path) as other:
+        list(other.clusters(0.8).touched(["a b c d e"]))
+        apart = store.clusters(0.8, keep=False)
+        assert list(apart.touched(["a b c d e", "f g h i j"])) == [(1,), (2,)]
+        assert list(other.clusters(0.8).touched(["k l m n o", "f g h i j"])) == [(2,), (3,)]
+        assert list(apart.touched(["k l m n o", "f g h i j"])) == [(3,), (2,)]
+        assert apart.position(2) == other.clusters(0.8).position(3)
+
+
+def test_an_index_that_keeps_nothing_pins_nothing(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "feedback.db", create=True) as store:
+        list(store.clusters(0.5, keep=False).touched(["x"]))
+        list(store.clusters(0.8).touched(["x"]))
+        with pytest.raises(InputError, match="made with .*0.8.*; wanted .*0.5"):
+            store.clusters(0.5, keep=False)
+
+
+def test_a_batch_that_fails_above_a_store_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = families(8)
+    with Store.open(tmp_path / "feedback.db", create=True) as store:
+        index = store.clusters(0.8, keep=False)
+        monkeypatch.setattr(
+            clusters._Near, "write", lambda self: (_ for _ in ()).throw(sqlite3.OperationalError("full"))
+        )
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            list(index.touched(told))
+        for table in cluster_tables.TABLES:
+            assert not index._db.execute(f"SELECT * FROM {table}").fetchall()
+        monkeypatch.undo()
+        assert list(index.touched(told)) == touched(told)
+
+
+def test_questions_above_a_store_are_answered_by_keys(tmp_path: Path) -> None:
+    """Nothing reads a whole table: a plan costs what its new prompts cost."""
+    with Store.open(tmp_path / "feedback.db", create=True) as store:
+        index = store.clusters(0.8, keep=False)
+        asked: list[str] = []
+        index._db.set_trace_callback(asked.append)
+        list(index.touched(families(9)))
+        index.position(1)
+        index._db.set_trace_callback(None)
+        questions = {text for text in asked if text.startswith("SELECT")}
+        assert len(questions) >= 6
+        for text in questions:
+            for *_, step in index._db.execute(f"EXPLAIN QUERY PLAN {text}"):
+                assert not step.startswith(("SCAN main", "SCAN kept")) or "ORDER BY id DESC LIMIT 1" in text
 
 
 def test_events_are_read_while_their_prompts_are_placed_and_others_write(tmp_path: Path) -> None:

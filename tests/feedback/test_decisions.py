@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from instructkit.evaluate import inference
 from instructkit.evaluate.metrics import accuracy_interval
-from instructkit.feedback import decisions, gates
+from instructkit.feedback import alarms, decisions, gates
+from instructkit.feedback.leaning import of_ratings
 from instructkit.feedback.measured import Bias, Conduct, Feedback, General, Measured, Memory, Triggers
 from instructkit.feedback.remedies import UNDECIDED, remedies
 from instructkit.recipe.schema import UpdateGates
@@ -129,6 +131,65 @@ def test_too_little_feedback_is_undecided_and_refuses_always(leaning, fields, to
     assert gates.verdict([good, gate], on_undecided="pass") == gates.REFUSED
 
 
+def of_rated(bad: int, *, n: int = 100, shift: float = 0.0, apart: float = 0.0) -> tuple[Measured, Measured]:
+    """Rated answers, so many of them bad; the update shifts them all, and moves good and bad apart."""
+    ratings = [-1.0] * bad + [1.0] * (n - bad)
+    first = np.random.default_rng(3).normal(-2, 1, n)
+    second = first + shift + apart * np.asarray(ratings) + np.random.default_rng(4).normal(0, 0.05, n)
+    return tuple(feedback(list(of_ratings(ratings, x)), ratings=ratings) for x in (first, second))
+
+
+@pytest.mark.parametrize(
+    ("bad", "shift", "apart", "verdict"),
+    [
+        (80, -0.5, 0.0, "failed"),  # every answer half a nat a token less likely: nothing was learned
+        (20, 0.5, 0.0, "failed"),
+        (80, -0.5, 0.1, "passed"),
+        (80, 0.5, 0.1, "passed"),
+        (80, -0.5, -0.1, "failed"),
+        (
+            96,
+            -0.5,
+            0.1,
+            "undecided",
+        ),  # of four good ones no middle is believed, and bad ones alone tell nothing
+    ],
+)
+def test_ratings_of_one_sign_do_not_make_a_shift_a_gain(bad, shift, apart, verdict) -> None:
+    gate = gate_of(*of_rated(bad, shift=shift, apart=apart), "held-out feedback")
+    assert gate.verdict == verdict, gate.text
+    if verdict == "undecided":
+        assert "bad ratings tell nothing beside fewer than 5 good ones" in gate.text
+        assert gate.essential
+
+
+def test_one_who_says_much_of_what_is_tested_is_one_witness() -> None:
+    """60 events, 24 of one rater who alone is pleased: by prompts it passes, by people it does not."""
+    gains = [1.0] * 24 + spread(0.1, n=36, by=0.3)
+    before = feedback([0.0] * 60)
+    loud = ["loud"] * 24 + [f"r{i % 12}" for i in range(36)]
+    assert gate_of(before, feedback(gains), "held-out feedback").passed is True
+    alone = gate_of(before, feedback(gains, raters=[f"r{i}" for i in range(60)]), "held-out feedback")
+    assert alone.passed is True
+    gate = gate_of(before, feedback(gains, raters=loud), "held-out feedback")
+    assert gate.passed is False and gate.measured == pytest.approx(alone.measured)
+    assert gate.interval[0] < alone.interval[0] and gate.interval[1] > alone.interval[1]
+    few = ["loud"] * 24 + [f"r{i % 8}" for i in range(36)]  # nine people: their spread is not known
+    assert gate_of(before, feedback(gains, raters=few), "held-out feedback").passed is True
+    nobody = ["loud"] * 24 + [""] * 36
+    assert gate_of(before, feedback(gains, raters=nobody), "held-out feedback").passed is True
+
+
+def test_the_wider_bounds_hold_where_people_agree_more_than_prompts() -> None:
+    raters = [f"r{i % 30}" for i in range(60)]
+    gains, clusters = spread(0.35, n=20) * 3, list(range(20)) * 3
+    by_prompt = gate_of(feedback([0.0] * 60), feedback(gains, clusters=clusters), "held-out feedback")
+    both = gate_of(
+        feedback([0.0] * 60), feedback(gains, clusters=clusters, raters=raters), "held-out feedback"
+    )
+    assert both.interval == by_prompt.interval and both.passed is False
+
+
 def general(nll: list[float], **fields) -> Measured:
     return Measured(general=General(nll=nll, tokens=[10] * len(nll), **fields))
 
@@ -167,6 +228,24 @@ def test_small_steps_down_are_held_against_the_first_parent() -> None:
     gate = gate_of(step, far, "general held-out loss", origin=first)
     assert gate.passed is False and gate.measured == pytest.approx(1.011, abs=0.001)
     assert gate_of(step, far, "general held-out loss", origin=Measured()).passed is True
+
+
+def test_bias_conduct_and_the_judge_are_held_against_the_first_parent_too() -> None:
+    """Each update steps as far as a gate allows: against the adapter before it nothing is seen, against the parent it is."""
+    limits = {"bias_growth_max": 0.02, "length_ratio_max": 1.25, "judge": "a:b", "judge_gain_min": -0.5}
+
+    def world(step: float) -> Measured:
+        return Measured(
+            general=General([1.0] * 60, [1] * 60, judge=spread(-0.3 * step, by=0.1)),
+            bias=Bias(list(GAPS + 0.1 * step + JITTER)),
+            conduct=replace(conducted()[0].conduct, length=[20 * 1.2**step] * 100),
+        )
+
+    first, before, after = world(0), world(3), world(4)
+    for name in ("no added bias", "answer length", "judge's score of answers to everything else"):
+        assert gate_of(before, after, name, **limits).passed is True
+        assert gate_of(before, after, name, origin=first, **limits).passed is False, name
+        assert gate_of(before, after, name, origin=Measured(), **limits).passed is True
 
 
 def test_general_loss_without_figures_is_undecided() -> None:
@@ -490,27 +569,38 @@ def kept(ranks: list[int], verbatim: int = 0, alternatives: int = 1000) -> Measu
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "verdict"),
+    ("after", "verdict"),
     [
-        (None, kept([]), "not applicable"),
-        (None, kept([400, 700, 60]), "passed"),
-        (None, kept([3]), "failed"),  # 3 hypotheses: 3 x 0.003 < 0.01
-        (None, kept([4]), "passed"),
-        (None, kept([1] + [500] * 7), "failed"),  # 10 x 0.001 = 0.01
-        (None, kept([1] + [500] * 8), "passed"),  # 11 x 0.001
-        (None, kept([1, 1, 90, 90, 90], alternatives=200), "failed"),  # 7 x P(2 of 5 at 1 / 200) = 0.0017
-        (None, kept([1, 90, 90, 90, 90], alternatives=200), "passed"),  # one alone: 7 x 0.005
-        (None, kept([50] * 4 + [500] * 6), "passed"),  # 12 x P(4 of 10 at 5 %) = 0.0123
-        (None, kept([50] * 5 + [500] * 5), "failed"),  # 12 x P(5 of 10 at 5 %) = 0.0008
-        (kept([40] * 5 + [500] * 5), kept([1] * 5 + [500] * 5), "passed"),  # likely before any update
-        (kept([500] * 10), kept([1] * 5 + [500] * 5), "failed"),
-        (None, kept([900], verbatim=1), "failed"),
-        (None, kept([1], alternatives=10), "undecided"),
+        (kept([]), "not applicable"),
+        (kept([400, 700, 60]), "passed"),
+        (kept([3]), "failed"),  # 3 hypotheses: 3 x 0.003 < 0.01
+        (kept([4]), "passed"),
+        (kept([1] + [500] * 7), "failed"),  # 10 x 0.001 = 0.01
+        (kept([1] + [500] * 8), "passed"),  # 11 x 0.001
+        (kept([1, 1, 90, 90, 90], alternatives=200), "failed"),  # 7 x P(2 of 5 at 1 / 200) = 0.0017
+        (kept([1, 90, 90, 90, 90], alternatives=200), "passed"),  # one alone: 7 x 0.005
+        (kept([50] * 4 + [500] * 6), "passed"),  # 12 x P(4 of 10 at 5 %) = 0.0123
+        (kept([50] * 5 + [500] * 5), "failed"),  # 12 x P(5 of 10 at 5 %) = 0.0008
+        (kept([1] * 5 + [500] * 5), "failed"),
+        (kept([900], verbatim=1), "failed"),
+        (kept([1], alternatives=10), "undecided"),
     ],
 )
-def test_secrets_may_not_be_learned(before, after, verdict) -> None:
-    gate = gate_of(before or Measured(), after, "nothing memorised", memory=True)
+def test_secrets_may_not_be_learned(after, verdict) -> None:
+    gate = gate_of(Measured(), after, "nothing memorised", memory=True)
     assert gate.verdict == verdict, gate.text
+
+
+@pytest.mark.parametrize("secrets", [1, 3, 8])
+def test_one_secret_among_alternatives_enough_sets_off_the_gate_alone(secrets: int) -> None:
+    """`(secrets + 2) / 0.01`: 300, 500 and 1000; with the 200 that there always are, one of one is not seen."""
+    enough = alarms.enough_alternatives(secrets)
+    assert enough == {1: 300, 3: 500, 8: 1000}[secrets]
+    ranks = [1] + [enough // 2] * (secrets - 1)
+    gate = gate_of(Measured(), kept(ranks, alternatives=enough + 1), "nothing memorised", memory=True)
+    assert gate.verdict == "failed"
+    gate = gate_of(Measured(), kept(ranks, alternatives=201), "nothing memorised", memory=True)
+    assert gate.verdict == "passed" and f"which wants {enough}: only several" in gate.text
 
 
 def test_the_judge_must_not_see_a_loss() -> None:

@@ -116,6 +116,18 @@ def test_a_scale_is_stretched_to_ours(stars, rating: float, tmp_path) -> None:
     assert event.judgement == {"rating": rating}
 
 
+@pytest.mark.parametrize("stars", ["-1", -1, "0", "thumbs"])
+def test_off_the_scale_is_a_fault_as_a_text_too(stars, tmp_path) -> None:
+    (fault,) = read(write(tmp_path, {"prompt": "q", "response": "a", "rating": stars}), Reading(scale=(1, 5)))
+    assert isinstance(fault, Fault) and f"`rating` is {stars!r}; wanted a number" in fault.message
+
+
+@pytest.mark.parametrize(("told", "rating"), [("-1", -1.0), ("+1", 1.0), (" 0.5 ", 0.5), ("Down", -1.0)])
+def test_texts_without_a_scale(told: str, rating: float, tmp_path) -> None:
+    ((event, _),) = read(write(tmp_path, {"prompt": "q", "response": "a", "rating": told}), Reading())
+    assert event.judgement == {"rating": rating}
+
+
 def test_one_field_can_be_chosen(tmp_path) -> None:
     row = FORMATS["Langfuse"][0]
     ((event, _),) = read(write(tmp_path, row), Reading(field="quality"))

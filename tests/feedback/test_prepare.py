@@ -315,6 +315,65 @@ def test_personal_data_is_replaced_counted_and_kept_for_the_memory_gate() -> Non
     assert len(run(many, redact=hide).redacted) == intake.MOST_REDACTED
 
 
+AUTO = Settings(test=0.0, tune=0.0, objective="auto")
+
+
+def one_loud_editor() -> list[dict]:
+    """30 raters dislike 300 answers; one user writes 100 better ones, and 20 others one each."""
+    rows = [rating(f"about {i}", -1.0, f"r{i % 30}") for i in range(300)]
+    rows += [edit(f"about {300 + i}", f"better {i}", "loud") for i in range(100)]
+    return rows + [edit(f"about {400 + i}", f"better {i}", f"s{i}") for i in range(20)]
+
+
+def test_caps_hold_on_what_is_learned_and_not_on_what_is_left() -> None:
+    found = run(one_loud_editor(), AUTO)
+    assert found.objective[0] == "sft"
+    assert found.outcomes == {"train": 120, "no use to sft": 300}
+    (phase,) = found.phases
+    weight = {"loud": 0.0}
+    for item in phase.items:
+        weight[item.rater] = weight.get(item.rater, 0.0) + item.weight
+    # 21 raters, so at most 2 / 21 of the weight
+    assert weight["loud"] / sum(weight.values()) == pytest.approx(2 / 21, rel=1e-9)
+    told = found.report["phases"]["sft"]["caps"]["rater"]
+    assert (told["before"], told["after"]) == pytest.approx((100 / 120, 2 / 21), rel=1e-9)
+    assert found.report["objective"] == list(found.objective) and "caps" not in found.report
+
+
+def test_each_part_of_a_mixture_is_weighed_for_itself() -> None:
+    rows = one_loud_editor() + [rating(f"about {500 + i}", 1.0, f"r{i % 30}") for i in range(100)]
+    rows += [edit(f"about {600 + i}", f"better {i}", f"s{i % 20}") for i in range(140)]
+    found = run(rows, AUTO)
+    assert found.objective[0] == "mixture"
+    assert [(phase.objective, len(phase.items)) for phase in found.phases] == [("sft", 260), ("kto", 400)]
+    assert {item.event for phase in found.phases for item in phase.items} == {i.event for i in found.train}
+    loud = sum(item.weight for item in found.phases[0].items if item.rater == "loud")
+    total = sum(item.weight for item in found.phases[0].items)
+    assert loud / total == pytest.approx(2 / 21, rel=1e-9)
+    assert found.report["phases"]["kto"]["caps"]["rater"]["before"] == pytest.approx(14 / 400)
+
+
+def test_learned_is_what_the_objective_can_use_and_what_was_merged_into_it() -> None:
+    rows = [choice("about 1", "other", "a", id="no")] + [
+        choice("about 1", "response", rater, id=f"yes {rater}") for rater in "bcd"
+    ]
+    rows += [rating("about 2", -1.0, rater, id=f"bad {rater}") for rater in "ab"]
+    rows += [rating("about 2", 1.0, "c", id="good c"), *(choice(f"about {i}", "other") for i in range(3, 9))]
+    how = Settings(test=0.0, tune=0.0, objective="dpo", reliability=False)
+    found = run(rows, how)
+    assert found.outcomes == {"train": 7, prepare.MERGED: 3, "no use to dpo": 3}
+    assert sorted(found.learned) == [
+        *("no", "row 10", "row 11", "row 12", "row 13", "row 8", "row 9"), "yes b", "yes c", "yes d"
+    ]  # fmt: skip
+    assert [item.event for item in found.phases[0].items if item.cluster == 1] == ["yes b"]
+
+
+def test_an_objective_that_can_use_nothing_is_an_error() -> None:
+    with pytest.raises(InputError, match="nothing that dpo can learn from"):
+        run([rating("about 1", 1.0)], Settings(test=0.0, tune=0.0, objective="dpo"))
+    assert run([], AUTO).phases == ()
+
+
 def test_what_the_store_left_out_is_counted() -> None:
     found = run(
         [rating("about 1", 1.0, consent=False)], left_out={"withdrawn": 4, intake.NO_CONSENT: 2, "none": 0}
@@ -350,7 +409,7 @@ def test_settings_are_the_recipes() -> None:
     found = Settings.of(section)
     assert (found.test, found.languages, found.balance) == (0.2, ("Latin",), {"tag:a": 0.5})
     assert Settings.of(FeedbackSection(events="e", eval="other.jsonl")).test == 0.0
-    assert Settings.of(FeedbackSection(events="e")) == Settings()
+    assert Settings.of(FeedbackSection(events="e")) == Settings(objective="auto")
 
 
 @pytest.mark.parametrize(

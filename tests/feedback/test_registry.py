@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from instructkit.errors import GateRefused, InputError
 from instructkit.feedback import registry
-from instructkit.feedback.registry import Chain
+from instructkit.feedback.registry import Chain, Superseded
 from instructkit.feedback.standing import Standing, standing, story
 from instructkit.models import locate
 from instructkit.runs import chains, lineage
@@ -205,6 +205,44 @@ def test_what_is_in_force_is_not_promoted_again(chain: Chain) -> None:
     chain.promote(1)
     with pytest.raises(InputError, match="update 1 is in force"):
         chain.promote(1)
+
+
+def test_what_was_measured_against_another_adapter_is_superseded(chain: Chain) -> None:
+    """Both were made while the parent was in force; the second is told what came between, and nothing moves."""
+    chain.promote(1, expected=0)
+    with pytest.raises(
+        Superseded, match=r"update 2 .* was measured against the parent itself, and update 1 is"
+    ) as told:
+        chain.promote(2, expected=0)
+    assert isinstance(told.value, InputError) and "runs promote support 2" in told.value.hint
+    assert chain.current().name == "001" and kinds(chain)[4:] == ["promotion"]
+    chain.promote(2, expected=1)
+    chain.rollback(to=0, why="w")
+    with pytest.raises(Superseded, match="measured against update 2, and the parent itself is"):
+        chain.promote(1, expected=2)
+    chain.promote(1)  # by hand it may be
+    assert chain.current().name == "001"
+
+
+def test_a_level_that_another_look_has_made_too_lax_is_superseded(chain: Chain, runs: Path) -> None:
+    """Two runs at once both see a first look; the second to be entered was the second look."""
+    numbers = [chain.record(update_of(runs / "a", test=["S1", "S2"], look=1)) for _ in range(2)]
+    assert [chain.updates()[number]["looks"] for number in numbers] == [1, 2]
+    with pytest.raises(Superseded, match="decided as look 1 at its test events, and it was look 2"):
+        chain.promote(numbers[1], expected=0)
+    assert chain.current() is None
+    chain.promote(numbers[0], expected=0)
+    second = chain.record(update_of(runs / "b", test=["S1", "S2"], look=3))
+    assert chain.promote(second, expected=numbers[0]).name == f"{second:03d}"
+
+
+def test_an_update_knows_the_look_of_its_run(tmp_path: Path, runs: Path) -> None:
+    shutil.copytree(runs / "a", tmp_path / "a")
+    file = tmp_path / "a" / "run.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert update_of(tmp_path / "a").look is None
+    file.write_text(json.dumps({**record, "look": {"number": 3, "level": 0.004}}), encoding="utf-8")
+    assert update_of(tmp_path / "a").look == 3
 
 
 # Rollback
@@ -401,7 +439,7 @@ def test_an_error_at_any_step_of_a_rollback_or_a_record(chain: Chain, runs: Path
             if failed and there.current().name == "002":
                 assert there.rollback(why="w") == 1
             assert there.record(update_of(runs / "b")) in (5, 6)
-            assert there.trained_on(["E1"]) == sorted(there.updates())
+            assert sorted(there.count_trained(["E1"])) == sorted(there.updates())
         assert step > 2
 
 
@@ -555,7 +593,7 @@ def test_current_moved_by_hand_is_told_and_set_right_by_a_rollback(chain: Chain)
 def test_ids_of_events_that_were_changed_are_noticed(chain: Chain) -> None:
     (chain.folder / "002.trained.gz").write_bytes((chain.folder / "002.test.gz").read_bytes())
     with pytest.raises(InputError, match=r"002\.trained\.gz is not what was written"):
-        chain.trained_on(["E1"])
+        chain.count_trained(["E1"])
     (chain.folder / "001.test.gz").unlink()
     with pytest.raises(InputError, match=r"001\.test\.gz is not there any more"):
         chain.looks(["T1"])
@@ -615,6 +653,40 @@ def test_looks_by_hand(tmp_path: Path, runs: Path) -> None:
     assert [entry["looks"] for entry in chain.entries()] == [1, 2, 2, 3, 4]
 
 
+def test_another_name_for_a_chain_does_not_make_test_events_fresh(tmp_path: Path, runs: Path) -> None:
+    first, second = (Chain.at(tmp_path, name) for name in ("a", "b"))
+    first.record(update_of(runs / "a", test=["t1", "t2"]))
+    assert first.looks(["t1", "t2"]) == second.looks(["t1", "t2"]) == 2
+    number = second.record(update_of(runs / "b", test=["t1", "t2"]))
+    assert (number, second.updates()[1]["looks"]) == (1, 2)
+    assert first.looks(["t1", "t2"]) == 3 and Chain.at(tmp_path / "other", "a").looks(["t1"]) == 1
+    (second.folder / "updates.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="chains/b/updates.jsonl:1 was damaged"):
+        first.looks(["t1"])
+
+
+def test_what_stands_for_what_was_learned_is_kept_beside_it(tmp_path: Path, runs: Path) -> None:
+    chain = Chain.at(tmp_path, "c")
+    chain.record(update_of(runs / "a", trained=["E1", "E2", "E3"], standing=["E1"]))
+    chain.record(update_of(runs / "b", trained=["F1", "F2"], standing=["F2"], continues=1))
+    assert list(chain.standing_ids(2)) == ["F2", "E1"] and list(chain.standing_ids(0)) == []
+    assert list(chain.learned(2)) == ["F1", "F2", "E1", "E2", "E3"]
+    # A history of a version that kept no such ids.
+    older = {name: value for name, value in chain.updates()[1].items() if name not in ("standing", "look")}
+    chain._append({**older, "number": 3, "continues": 2})
+    chain._ids(3, "trained").write_bytes(chain._ids(1, "trained").read_bytes())
+    assert list(chain.standing_ids(3)) == ["F2", "E1"] and "E3" in chain.learned(3)
+
+
+def test_what_was_withdrawn_is_counted_in_all_that_goes_on_from_it(tmp_path: Path, runs: Path) -> None:
+    chain = Chain.at(tmp_path, "c")
+    chain.record(update_of(runs / "a", trained=["E1", "E2"]))
+    chain.record(update_of(runs / "b", trained=["F1", "E2"], continues=1))
+    chain.record(update_of(runs / "a", trained=["G1"]))
+    assert chain.count_trained(["E1", "E2"]) == {1: 2, 2: 2}
+    assert chain.count_trained(["F1"]) == {2: 1} and chain.count_trained(["G1"]) == {3: 1}
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6))
 def test_looks_and_trained_on_against_sets(
@@ -630,7 +702,6 @@ def test_looks_and_trained_on_against_sets(
     overlap = sum(len(test & wanted) for test in used)
     whole, rest = divmod(overlap, len(wanted))
     assert chain.looks(wanted) == 1 + whole + (rest > 0)
-    assert chain.trained_on(wanted) == [n for n, test in enumerate(used, start=1) if test & wanted]
     assert chain.count_trained(wanted) == {
         n: len(test & wanted) for n, test in enumerate(used, start=1) if test & wanted
     }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from instructkit.feedback.events import event_of
+from instructkit.feedback.prepare import prepare
+from instructkit.feedback.settings import Settings
 from instructkit.feedback.statistics import of_events, two_sided
 
 
@@ -30,10 +34,71 @@ def test_figures() -> None:
     assert found.kinds == {"rating": 5, "edit": 1, "preference": 4}
     assert (found.raters, found.anonymous, found.without_consent) == (4, 4, 1)
     assert found.loudest == 3 / 6
-    # The last of ann's two judgements of `a` counts (an edit, so against it): bob for, cat and ann against.
-    assert found.agreement == (pytest.approx(1 / 3), 3)
+    # Ann's edit took the place of her rating of `a`: bob for it, cat against. The pairs have one judge with a name.
+    assert found.agreement == (0.0, 1)
     assert found.first_chosen == (pytest.approx(2 / 3), 3, 1.0)
     assert (found.tags, found.groups) == ({"x": 1}, {"g": 1})
+
+
+def said(*told: tuple[str, dict]):
+    return of_events(made(rater=rater, **row) for rater, row in told).agreement
+
+
+GOOD, BAD, NEITHER, EDIT = {"rating": 1}, {"rating": -1}, {"rating": 0}, {"better": "b"}
+PAIR = {"response": "b", "other": "a", "preferred": "response"}
+TIE = {"other": "b", "preferred": "tie"}
+TURNED = {"response": "a", "other": "b", "preferred": "other"}
+
+AGREEMENTS = {
+    "alike": ([("ann", GOOD), ("bob", GOOD), ("cat", BAD)], (pytest.approx(1 / 3), 3)),
+    "an edit is no verdict on the answer alone": ([("ann", EDIT), ("bob", BAD)], None),
+    "a pair is one whichever answer comes first": ([("ann", PAIR), ("bob", TURNED)], (1.0, 1)),
+    "an edit prefers one of a pair": ([("ann", EDIT), ("bob", TURNED), ("cat", PAIR)], (1.0, 3)),
+    "white space and Unicode's forms are no difference": (
+        [("ann", GOOD | {"prompt": "caf\u00e9  x"}), ("bob", BAD | {"prompt": "cafe\u0301 x "})],
+        (0.0, 1),
+    ),
+    "the last word stands": ([("ann", BAD), ("bob", GOOD), ("ann", GOOD)], (1.0, 1)),
+    "by its time": (
+        [("ann", GOOD | {"time": "2026-01-02"}), ("bob", GOOD), ("ann", BAD | {"time": "2026-01-01"})],
+        (1.0, 1),
+    ),
+    "who takes back is no judge": ([("ann", GOOD), ("bob", GOOD), ("ann", NEITHER)], None),
+    "a tie takes back a choice, and no edit": (
+        [("ann", EDIT), ("ann", TIE), ("bob", TURNED), ("cat", PAIR), ("cat", TIE)],
+        (1.0, 1),
+    ),
+    "of a pair, too, the last": (
+        [("ann", TURNED), ("bob", TURNED), ("ann", {"response": "b", "better": "a"})],
+        (0.0, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AGREEMENTS)
+def test_agreement(name: str) -> None:
+    told, wanted = AGREEMENTS[name]
+    assert said(*told) == wanted
+
+
+def test_agreement_is_that_of_preprocessing() -> None:
+    """Where two judge, an item has one pair and two judgements of the same score: both means are one figure."""
+    draw = random.Random(0)
+    kinds = [GOOD, BAD, NEITHER, EDIT, PAIR, TURNED, TIE, {"response": "b", "better": "a"}]
+    rows = [
+        {
+            "prompt": f"question {draw.randrange(60)}",
+            "response": "a",
+            "rater": draw.choice(("ann", "bob")),
+            "time": 1_700_000_000 + draw.randrange(500),
+            **draw.choice(kinds),
+        }
+        for _ in range(600)
+    ]
+    share, pairs = of_events(event_of(row, source="x", consent=True) for row in rows).agreement
+    told = prepare(rows, Settings(test=0.0, tune=0.0), seed=0).report["reliability"]
+    assert 20 < pairs < 120
+    assert (told["judgements"], told["mean"]) == (2 * pairs, pytest.approx(share, rel=1e-12))
 
 
 def test_nothing_at_all() -> None:

@@ -97,7 +97,7 @@ def test_gates_not_reached_are_said_in_words() -> None:
     runs = [record("sft", gates=[PASSED]), record("ppo", gates=[FAILED, UNDECIDED])]
     failed = chain_failed(runs)
     assert failed == [
-        "ppo: gate not reached: judge gain: measured 0.01 (95 % interval -0.02 to 0.04), limit 0",
+        "ppo: gate not reached: judge gain: measured 0.01 (bounds -0.02 and 0.04), limit 0",
         "ppo: gate could not be decided: kl: nothing was measured, limit 12",
     ]
     text = one_line(shown(chain_table(runs)))

@@ -67,7 +67,10 @@ def test_run_hash_covers_the_model_and_nothing_that_is_logged(tmp_path: Path) ->
     run = make(tmp_path / "a")
     before = lineage.run_hash(run)
     assert before == read_run(run)["hash"]
-    for name in ("metrics.jsonl", "samples.jsonl", "training_args.bin", "trainer_state.json", ".hidden.json"):
+    for name in (
+        *("metrics.jsonl", "samples.jsonl", "training_args.bin", "trainer_state.json", ".hidden.json"),
+        *("preprocess.json", "entry.json"),
+    ):
         (run / name).write_text("x", encoding="utf-8")
     (run / "checkpoint-3").mkdir()
     (run / "checkpoint-3" / "model.safetensors").write_text("x", encoding="utf-8")

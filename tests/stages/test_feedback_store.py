@@ -34,12 +34,12 @@ def test_withdrawn_events_are_not_learned_from(tmp_path, monkeypatch, tiny_folde
         }
         for i in range(EVENTS)
     ]
-    said[-1]["consent"] = False
+    said[5]["consent"] = said[-1]["consent"] = False
     with Store.open("feedback.db", create=True) as store:
         list(store.add((event_of(row, source="chat", consent=True), row) for row in said))
         store.withdraw(rater="ann")
     found = load_rows("feedback.db", kind="feedback")
-    assert [row["better"] for row in found.rows] == [f"good {i}" for i in range(2, EVENTS - 1)]
+    assert [row["better"] for row in found.rows] == [f"good {i}" for i in range(2, EVENTS - 1) if i != 5]
     assert found.places[0].startswith("feedback.db event 0")
     body = f"model: {{name: sft}}\nfeedback: {{events: feedback.db, eval: 0.4}}\n{LORA}{ONE}run: {{output: update}}\n"
     with contextlib.suppress(GateRefused):  # a single step reaches nothing
@@ -47,9 +47,11 @@ def test_withdrawn_events_are_not_learned_from(tmp_path, monkeypatch, tiny_folde
     record = json.loads(Path("update/run.json").read_text(encoding="utf-8"))
     outcomes = record["outcomes"]
     assert (outcomes["withdrawn"], outcomes["without consent"]) == (2, 1)
-    assert sum(outcomes.values()) == EVENTS
+    assert (
+        sum(outcomes.values()) == EVENTS - 1
+    )  # the last one came after all that was read: it is the next update's to count
     kept = json.loads(Path("update/preprocess.json").read_text(encoding="utf-8"))
-    assert kept["outcomes"]["withdrawn"] == 2 and kept["report"]["events"] == EVENTS
+    assert kept["outcomes"]["withdrawn"] == 2 and kept["report"]["events"] == EVENTS - 1
 
 
 def test_a_store_that_is_not_there(tmp_path, monkeypatch) -> None:

@@ -143,7 +143,7 @@ def test_an_update_is_judged_on_everything_else(workplace: Path) -> None:
     feedback += ", self_replay: 0.5"
     judged = EASY.replace("}", ", judge: own.py:judge, judge_gain_min: -999}")
     record, notes = update(judged, feedback=feedback)
-    assert any(note.startswith("replay: the parent answered ") for note in notes)
+    assert any(note.startswith("replay: the model answered ") for note in notes)
     gate = next(gate for gate in record["gates"] if "judge" in gate["name"])
     assert gate["passed"] is True and gate["interval"] is not None
     strict = judged.replace("-999}", "999}")

@@ -119,11 +119,28 @@ def test_a_chain_goes_on_from_what_is_in_force(parent) -> None:
     ]
     ranks = [json.loads(config)["r"] for config in configs]
     assert ranks == [8, 8]  # the parent's 4 and one update's 4, however many there were
-    assert gone in chain.learned(1) and list(chain.count_trained([gone])) == [1]
+    assert gone in chain.learned(1) and list(chain.count_trained([gone])) == [
+        1,
+        2,
+    ]  # the second goes on from it
 
     chain.rollback(why="worse in use")
     assert chain.current().name == "001"
     assert chain.since() < entry["newest"]  # what the second had seen is new again
+
+
+@pytest.mark.parametrize("more", [", mode: new", ", mode: merge", ""])
+def test_what_takes_the_place_of_an_adapter_learns_from_all_events(parent, more: str) -> None:
+    update("first")
+    say(60, 120)
+    if not more:  # the parent was trained again: nothing above it can be gone on from
+        shutil.rmtree("runs/sft")
+        sft("runs/sft", extra=LORA, data="chat.jsonl", trainer=ONE.replace("1,", "3,"))
+    update("second", more=more)
+    found = record("second")
+    assert found["mode"][0] == ("merge" if "merge" in more else "new")
+    assert found["mode"][1].endswith("all events of the store are read")
+    assert sum(found["outcomes"].values()) == 120
 
 
 def test_what_was_withdrawn_is_not_replayed(parent, monkeypatch) -> None:
@@ -137,7 +154,7 @@ def test_what_was_withdrawn_is_not_replayed(parent, monkeypatch) -> None:
     recipe = load_recipe("lora-update.yaml", "lora-update", ["run.output=runs/second"])
     inputs = update_inputs.collect(recipe)
     assert inputs.mode[0] == "continue" and inputs.earlier
-    hashed = {row["rater"] for row in inputs.earlier}
+    hashed = {item.rater for item in inputs.earlier}
     assert len(hashed) == 2  # of three raters
     assert inputs.prepared.outcomes["withdrawn"] == 20
     assert sum(inputs.prepared.outcomes.values()) == 60

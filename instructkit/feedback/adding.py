@@ -1,0 +1,92 @@
+"""Adding to the tables of a store: events, each once however often it comes, and withdrawals."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+from instructkit.data.records import Row
+from instructkit.feedback.events import Event, content_key, hashed, now, ulid
+from instructkit.feedback.filters import NOT_WITHDRAWN
+
+Given = tuple[Event, Row, *tuple[Event, ...]]  # with its row, and the same in other words
+
+
+def forget_met(db: sqlite3.Connection) -> None:
+    """Begin to tell apart rows that say the same by how many of them came before."""
+    db.execute("CREATE TEMP TABLE IF NOT EXISTS met(content_key BLOB PRIMARY KEY, times INTEGER)")
+    db.execute("DELETE FROM met")
+
+
+def add(db: sqlite3.Connection, batch: list[Given], salt: bytes) -> tuple[list[Event], list[str]]:
+    """
+    Add events, in a transaction that the caller has begun.
+
+    Args:
+        batch: as `Store.add` takes them.
+        salt: what raters' names are hashed with.
+
+    Returns:
+        The events that were new, and the ids of known ones that are withdrawn by it, for they came without consent.
+    """
+    new, taken_back = [], []
+    for given, row, *others in batch:
+        event = hashed(given, salt)
+        same = [event, *(hashed(each, salt) for each in others)]
+        keys = [_numbered(db, content_key(each, row)) for each in same]
+        known = any(has(db, "content_key", key) for key in keys[1:])
+        if not known and _insert(db, event, keys[0]):
+            new.append(given)
+        elif not event.consent:
+            taken_back += _take_back(db, event, keys)
+    return new, taken_back
+
+
+def withdraw(db: sqlite3.Connection, event: str | None, rater: str | None, why: str) -> None:
+    """Record the withdrawal of an event, by its id, or of a rater, by the hash."""
+    values = (ulid(), now(), event, rater, why)
+    db.execute("INSERT INTO withdrawal(id, time, event, rater, why) VALUES (?, ?, ?, ?, ?)", values)
+
+
+def has(db: sqlite3.Connection, column: str, value: str | bytes) -> bool:
+    """Whether an event has this value in a column."""
+    return db.execute(f"SELECT 1 FROM event WHERE {column} = ? LIMIT 1", (value,)).fetchone() is not None
+
+
+def _take_back(db: sqlite3.Connection, event: Event, keys: list[bytes]) -> list[str]:
+    """Withdraw what may still be trained on of the event with one of these keys, or the id of this one."""
+    marks = ", ".join("?" * len(keys))
+    question = (
+        f"SELECT id FROM event WHERE (content_key IN ({marks}) OR id = ?) AND consent = 1 AND {NOT_WITHDRAWN}"
+    )
+    found = [id_ for (id_,) in db.execute(question, (*keys, event.id)).fetchall()]
+    for id_ in found:
+        withdraw(db, id_, None, f"came again without consent ({event.source})")
+    return found
+
+
+def _insert(db: sqlite3.Connection, event: Event, key: bytes) -> bool:
+    """Add an event; whether it was new."""
+    values = (
+        event.id,
+        key,
+        *(event.time, event.source, event.rater, event.run, event.run_hash),
+        None if event.sampling is None else json.dumps(event.sampling, sort_keys=True),
+        *(json.dumps(event.prompt, ensure_ascii=False), event.response, event.kind),
+        json.dumps(event.judgement, sort_keys=True, ensure_ascii=False),
+        json.dumps(event.tags, ensure_ascii=False),
+        *(event.group, int(event.consent)),
+    )
+    columns = (
+        "id, content_key, time, source, rater, run, run_hash, sampling, prompt, response, kind, judgement, "
+        "tags, segment, consent"
+    )
+    marks = ", ".join("?" * len(values))
+    done = db.execute(f"INSERT INTO event({columns}) VALUES ({marks}) ON CONFLICT DO NOTHING", values)
+    return done.rowcount == 1
+
+
+def _numbered(db: sqlite3.Connection, key: bytes) -> bytes:
+    """The key of a row with how many like it came before."""
+    counted = "INSERT INTO met VALUES (?, 0) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
+    return key + db.execute(counted, (key,)).fetchone()[0].to_bytes(4)

@@ -1,0 +1,82 @@
+"""
+How far a model leans to what users wanted, and how much further an update does. Pure.
+
+A rated answer stands alone. Were its leaning `rating * log-probability`, an update that makes every answer less likely would gain
+wherever bad ratings prevail, having learned nothing. So a rated answer is held against the middle of good and bad ones, which
+a change of all alike moves along with them; what is left is half the distance between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from instructkit.feedback.measured import Feedback
+
+FEWEST_OF_A_SIGN = 5  # rated answers of each sign, from where on a middle between the two is believed
+
+
+def of_ratings(ratings: Sequence[float], logprobs: Sequence[float]) -> np.ndarray:
+    """
+    The leaning of rated answers: `rating * (logprob - middle)`, `middle` half of the mean over good and the mean over bad ones.
+
+    Means are weighted by `|rating|`. With fewer than `FEWEST_OF_A_SIGN` of either sign the middle is 0.
+
+    Args:
+        ratings: from -1 to 1, never 0.
+        logprobs: of the rated answers, nats per token.
+    """
+    r, x = np.asarray(ratings, dtype=np.float64), np.asarray(logprobs, dtype=np.float64)
+    if not _balanced(r):
+        return r * x
+    middle = sum(np.average(x[r * sign > 0], weights=np.abs(r[r * sign > 0])) for sign in (1, -1)) / 2
+    return r * (x - middle)
+
+
+def gains(before: Feedback, after: Feedback) -> tuple[np.ndarray, np.ndarray]:
+    """
+    What the update gained on each item that can tell a gain, nats per token, and which items these are.
+
+    Of a pair it is the change of its leaning. Of rated answers both signs together weigh as much as all of them, each sign half:
+    with `d` the change of leaning over `|rating|`, `n` rated answers, `m` their mean `|rating|` and `w` its share in its sign,
+
+        gain = m (g + n w (d - mean of its sign) / 2),  g: the mean of both signs' means
+
+    so that their mean is that of the change of leaning, m g, and their spread that of its two means, however few one sign has.
+    Bad ratings without enough good ones tell no gain, for nothing sets them apart from answers as such; good ones alone are
+    demonstrations.
+
+    Returns:
+        The gains, and the places of their items.
+
+    Raises:
+        ValueError: when the two have different numbers of items.
+    """
+    if len(before.leaning) != len(after.leaning):
+        raise ValueError(
+            f"paired figures of different lengths: {len(before.leaning)} and {len(after.leaning)}"
+        )
+    moved = np.asarray(after.leaning, dtype=np.float64) - np.asarray(before.leaning, dtype=np.float64)
+    ratings = np.asarray(after.ratings or [0.0] * len(moved), dtype=np.float64)
+    rated = ratings != 0
+    if not _balanced(ratings[rated]):
+        places = np.flatnonzero(ratings >= 0)
+        return moved[places], places
+    size = np.abs(ratings)
+    means = {}
+    for sign in (1, -1):
+        of_sign = ratings * sign > 0
+        means[sign] = float(moved[of_sign].sum() / size[of_sign].sum())
+    gain, usual = (means[1] + means[-1]) / 2, float(size[rated].mean())
+    for sign, mean in means.items():
+        of_sign = ratings * sign > 0
+        share = size[of_sign] / size[of_sign].sum()
+        found = len(ratings[rated]) * share * (moved[of_sign] / size[of_sign] - mean) / 2
+        count = int(of_sign.sum())
+        moved[of_sign] = usual * (gain + np.sqrt(count / (count - 1)) * found)
+    return moved, np.arange(len(moved))
+
+
+def _balanced(ratings: np.ndarray) -> bool:
+    return min(int((ratings > 0).sum()), int((ratings < 0).sum())) >= FEWEST_OF_A_SIGN

@@ -1,0 +1,140 @@
+"""Opening the file of a feedback store: made for its owner alone, brought up to date, or only read; and its errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from instructkit.errors import InputError, InstructKitError
+from instructkit.feedback import migrations
+
+WAIT_SECONDS = 30  # for another writer
+READ_ONLY = "?mode=ro"
+
+
+def make_private(path: Path) -> None:
+    """An empty file that nobody else may read; SQLite gives its companions the same rights."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise InputError(f"{path} cannot be made: {error}", hint="give another path with --store") from error
+
+
+def connect(path: Path) -> tuple[sqlite3.Connection, str]:
+    """
+    A connection in autocommit mode to a store of the newest version, and the address of a second one that only reads.
+
+    Nothing is written when the store is up to date, so that it can be read while another process writes, and where
+    nobody may write at all.
+
+    Raises:
+        InputError: when the file is no store, or one of a newer version.
+        sqlite3.Error: when it cannot be read, or is old and cannot be written.
+    """
+    address = path.absolute().as_uri()
+    try:
+        return _current(path, address), f"{address}{READ_ONLY}"
+    except sqlite3.OperationalError as error:
+        if not _unwritable(str(error)) or _unsettled(path):
+            raise
+    # SQLite wants companion files even to read. None can be made here, and none are there, so nobody is writing.
+    address += f"{READ_ONLY}&immutable=1"
+    return _current(path, address), address
+
+
+def _current(path: Path, address: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=True, timeout=WAIT_SECONDS, isolation_level=None)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        if _version(path, connection) < migrations.NEWEST:
+            connection.execute("PRAGMA journal_mode = WAL")
+            _migrate(path, connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _unsettled(path: Path) -> bool:
+    """Whether writes are still in the log beside the file."""
+    log = path.with_name(path.name + "-wal")
+    return log.exists() and log.stat().st_size > 0
+
+
+def _version(path: Path, db: sqlite3.Connection) -> int:
+    have = db.execute("PRAGMA user_version").fetchone()[0]
+    if have > migrations.NEWEST:
+        raise InputError(
+            f"{path} is a feedback store of version {have}, and this instructkit knows {migrations.NEWEST}",
+            hint="install a newer instructkit",
+        )
+    if have == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise InputError(f"{path} is a database, but no feedback store", hint="give another path")
+    return have
+
+
+def _migrate(path: Path, db: sqlite3.Connection) -> None:
+    with transaction(db):
+        for step in migrations.STEPS[_version(path, db) :]:  # another process may have been faster
+            for statement in _statements(step):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {migrations.NEWEST}")
+        db.execute("INSERT OR IGNORE INTO about VALUES ('salt', ?)", (os.urandom(16),))
+
+
+def _statements(step: str) -> Iterator[str]:
+    """The statements of a step; a trigger has semicolons inside."""
+    text = ""
+    for line in step.splitlines():
+        text += line + "\n"
+        if sqlite3.complete_statement(text):
+            yield text
+            text = ""
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """One transaction: all of it on disk when the block is left, or none of it."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """What goes wrong with the file is told in words, and with what to do about it."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _told(path, str(error)) from error
+
+
+def _unwritable(text: str) -> bool:
+    return "readonly" in text or "unable to open" in text
+
+
+def _told(path: Path, text: str) -> InstructKitError:
+    if "full" in text:
+        told, hint = (
+            "the disk is full",
+            "free some space and give the same files again: nothing is added twice",
+        )
+    elif "locked" in text:
+        told, hint = f"another process has been writing for {WAIT_SECONDS} s", "try again"
+    elif _unwritable(text):
+        told, hint = f"it cannot be written ({text})", "check the permissions of the file and its folder"
+    elif "not a database" in text:
+        return InputError(f"{path} is no feedback store", hint="give another path with --store")
+    else:
+        told = f"it is damaged ({text})"
+        hint = "`instructkit feedback check` tells what is, and `feedback export --salvage` writes what can still be read"
+    return InstructKitError(f"{path}: {told}", hint=hint)

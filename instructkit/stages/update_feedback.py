@@ -1,0 +1,193 @@
+"""The feedback that an update reads: new events and test events, prepared and split, and what was learned before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from instructkit.data import prepare as splits
+from instructkit.data import sources, table
+from instructkit.data.readers import STORE_SUFFIX
+from instructkit.data.records import Row
+from instructkit.errors import InputError, NothingNew
+from instructkit.feedback import earlier, reading
+from instructkit.feedback import prepare as preprocessing
+from instructkit.feedback.events import content_id, rater_hash
+from instructkit.feedback.items import Prepared
+from instructkit.feedback.personal import Redactor
+from instructkit.feedback.registry import Chain
+from instructkit.feedback.store import Filter, Store
+from instructkit.stages.functions import load_function
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """
+    Feedback as it was read, not yet prepared.
+
+    Attributes:
+        events: rows that may be learned from or held out.
+        test: test rows of a source of their own; None where events are held out.
+        last: id of the event of a store after which they come; None for all of them, or of a file.
+    """
+
+    events: sources.Rows
+    test: sources.Rows | None
+    last: str | None
+
+    @property
+    def newest(self) -> str:
+        """The last event that was read: not the store's, since one beyond `limit` must still be new to the next update."""
+        return self.events.rows[-1]["id"]
+
+
+def is_store(recipe: Any) -> bool:
+    """Whether the events are of a feedback store."""
+    return recipe.feedback.events.endswith(STORE_SUFFIX)
+
+
+def read(recipe: Any, last: str | None) -> Feedback:
+    """
+    The rows of a recipe's feedback.
+
+    Args:
+        last: id of the event of a store after which they come; None for all of them.
+
+    Raises:
+        NothingNew: when nothing came after it.
+        InputError: when the rows are at fault.
+    """
+    wanted, seed = recipe.feedback, recipe.run.seed
+    options = {
+        "kind": "feedback", "columns": wanted.columns, "seed": seed, "skip_faults": wanted.on_fault == "skip",
+    }  # fmt: skip
+    if is_store(recipe):
+        _refuse_nothing_new(wanted.events, last)
+        events = reading.events_after(wanted.events, last, limit=wanted.limit)
+    else:
+        events = sources.load_rows(wanted.events, limit=wanted.limit, **options)
+    test = None
+    if isinstance(wanted.eval, str):
+        test = sources.load_rows(wanted.eval, every_column=False, **options)
+        splits.check_leak(events, test)
+        if is_store(recipe):
+            test = _known_again(test, wanted.events)
+    for rows in filter(None, (events, test)):
+        _refuse_mixed_prompts(rows)
+    return Feedback(events, test, last)
+
+
+def prepared(recipe: Any, feedback: Feedback) -> Prepared:
+    """
+    The items of the feedback; nothing is written.
+
+    Raises:
+        InputError: when the store was begun with other shares of the sides, or another threshold of nearness.
+    """
+    how = preprocessing.Settings.of(recipe.feedback)
+    with _opened(recipe.feedback.events if is_store(recipe) else None) as store:
+        options: dict[str, Any] = {}
+        if store is not None:
+            _pin(store, how, keep=False)
+            options["index"] = store.clusters(how.near_duplicates, keep=False)
+            # What came after all that was read is the next update's to count.
+            options["left_out"] = store.left_out(feedback.last, until=feedback.newest)
+        return _prepare(recipe, feedback.events, feedback.test, how, **options)
+
+
+def keep_sides(recipe: Any, found: Prepared) -> None:
+    """
+    Write into the store what the sides of its events follow from: which prompts are near which, and the shares.
+
+    A training that begins does so, and no plan; prompts of held-out files are no part of it.
+    """
+    if not is_store(recipe):
+        return
+    how = preprocessing.Settings.of(recipe.feedback)
+    with Store.open(recipe.feedback.events) as store:
+        _pin(store, how, keep=True)
+        for _ in store.clusters(how.near_duplicates).touched(found.asked):
+            pass  # an index keeps what it has answered
+
+
+def _pin(store: Store, how: preprocessing.Settings, *, keep: bool) -> None:
+    store.pin("eval", how.test, keep=keep)
+    store.pin("tune", how.tune, keep=keep)
+
+
+def learned_before(recipe: Any, chain: Chain, number: int, test: sources.Rows | None) -> Prepared:
+    """
+    Of what the adapter with this number has learned, some items to replay, prepared as new ones are.
+
+    So personal data is taken out, filters and caps hold, and what was withdrawn, or is near a test event, is not among them.
+    """
+    ids = earlier.pool(chain.standing_ids(number), f"{recipe.run.seed} {number}")
+    rows = reading.events_with(recipe.feedback.events, ids)
+    how = replace(preprocessing.Settings.of(recipe.feedback), test=0.0, tune=0.0, objective=None)
+    return _prepare(recipe, rows, test, how)
+
+
+def _prepare(
+    recipe: Any, events: sources.Rows, test: sources.Rows | None, how: preprocessing.Settings, **options: Any
+) -> Prepared:
+    wanted = recipe.feedback
+    return preprocessing.prepare(
+        events.rows if is_store(recipe) else _named(events),
+        how,
+        seed=recipe.run.seed,
+        places=events.places,
+        held_out=None if test is None else _named(test),
+        redact=Redactor().row if wanted.personal_data == "redact" else None,
+        keep=load_function(wanted.filter) if wanted.filter else None,
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: str | None) -> Iterator[Store | None]:
+    if path is None:
+        yield None
+    else:
+        with Store.open(path) as store:
+            yield store
+
+
+def _refuse_nothing_new(path: str, last: str | None) -> None:
+    if last is None:
+        return
+    with Store.open(path) as store:
+        if store.count(Filter(consent=True, after=last)):
+            return
+        before = store.count(Filter(consent=True))
+    raise NothingNew(
+        f"{path} holds no new events: the chain's current adapter has seen all {before} that may be trained on",
+        hint="import more with `instructkit feedback import`, or learn from all of them again with feedback.since=all",
+    )
+
+
+def _named(rows: sources.Rows) -> Sequence[Row]:
+    """Rows of a file with ids that say what they hold: a look at them is one whatever the file is called by then."""
+    return table.mapped(rows.rows, lambda row: {**row, "id": content_id(row)})
+
+
+def _known_again(test: sources.Rows, path: str) -> sources.Rows:
+    """Test rows with their raters named as the store names them, so that it shows who was met in training."""
+    with Store.open(path) as store:
+        salt = store.salt
+
+    def hashed(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "rater": rater_hash(str(row["rater"]), salt)} if row.get("rater") else row
+
+    return replace(test, rows=table.mapped(test.rows, hashed))
+
+
+def _refuse_mixed_prompts(rows: sources.Rows) -> None:
+    """A trainer reads texts or conversations, not both at once."""
+    texts = sum(isinstance(row.get("prompt"), str) for row in rows.rows)
+    if 0 < texts < len(rows.rows):
+        raise InputError(
+            f"{rows.source}: {texts} of {len(rows.rows)} events have a text as prompt, the rest have messages",
+            hint="write every prompt as messages, or every one as text",
+        )

@@ -1,0 +1,264 @@
+"""What one update hands on to the next: what stands and not what was outvoted, without personal data, within the caps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instructkit.errors import InputError
+from instructkit.feedback.events import event_of
+from instructkit.feedback.registry import Chain
+from instructkit.feedback.store import Store
+from instructkit.recipe.load import load_recipe
+from instructkit.stages import lora_update, update_inputs
+from instructkit.stages.updaters import Replay
+
+from .small import ANYTHING, CHAT, LORA, rows, run, sft
+
+ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
+RESCUED = ANYTHING.replace("rescue: false", "rescue: true")
+SECRET = "ann.bell@example.org"
+
+
+def store(events: list[dict], path: str = "feedback.db") -> None:
+    with Store.open(path, create=True) as opened:
+        list(opened.add((event_of(row, source="chat", consent=True), row) for row in events))
+
+
+def edits(first: int, last: int, **more) -> list[dict]:
+    return [
+        {"prompt": f"Tell me of number {i}.", "response": "x", "better": f"good {i}", "rater": f"r{i % 7}", **more}
+        for i in range(first, last)
+    ]  # fmt: skip
+
+
+def talks(what: str, count: int) -> str:
+    """A file of demonstrations."""
+    asked = [{"role": "user", "content": f"{what} {i}?"} for i in range(count)]
+    return rows(
+        f"{what.lower()}.jsonl",
+        [{"messages": [a, CHAT[i % 8]["messages"][1]]} for i, a in enumerate(asked)],
+    )
+
+
+def update(output: str, *, gates: str = ANYTHING, more: str = "", replay: str = "chat.jsonl", **options):
+    body = (
+        "model: {name: runs/sft}\n"
+        f"feedback: {{events: feedback.db, general: held.jsonl, replay: {replay}{more}}}\n"
+        f"{LORA}{ONE}{gates}run: {{output: runs/{output}, samples: 1}}\n"
+    )
+    return run("lora-update", body, **options)
+
+
+def collected(*overrides: str):
+    return update_inputs.collect(load_recipe("lora-update.yaml", "lora-update", list(overrides)))
+
+
+def record(name: str) -> dict:
+    return json.loads(Path(f"runs/{name}/run.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture()
+def begun(workplace) -> Path:
+    talks("Held", 16)
+    sft("runs/sft", extra=LORA, data=rows("chat.jsonl", CHAT))
+    return workplace
+
+
+def test_earlier_feedback_is_replayed_without_personal_data_and_within_the_filter(begun) -> None:
+    Path("own.py").write_text("def mild(row):\n    return 'angry' not in str(row)\n", encoding="utf-8")
+    store(edits(0, 60))
+    # As `import --keep-raw` leaves them: the first update reads them before the store is told to filter.
+    store(edits(60, 80, better=f"write to {SECRET}") + edits(80, 100, better="angry words"))
+    update("first", more=", personal_data: keep")
+    store(edits(100, 150))
+    inputs = collected(
+        "run.output=runs/second", "feedback.personal_data=redact", "feedback.filter=own.py:mild"
+    )
+    assert inputs.mode[0] == "continue" and inputs.prepared.report["personal_data"] == {}
+    told = [item.wanted for item in inputs.earlier]
+    assert any("write to" in text for text in told) and any("good" in text for text in told)
+    assert not any(SECRET in text or "angry" in text for text in told)
+    assert ("EMAIL", SECRET) in [(kind.upper()[:5], value) for kind, value in inputs.prepared.redacted]
+
+
+def test_what_was_outvoted_is_not_replayed_and_a_loud_rater_stays_capped(begun) -> None:
+    def chosen(i: int, rater: str, preferred: str) -> dict:
+        asked = {"prompt": f"Which of number {i}?", "response": f"GOOD {i}", "other": f"bad {i}"}
+        return {**asked, "preferred": preferred, "rater": rater}
+
+    voted = [chosen(i, f"v{j}", "response" if j else "other") for i in range(20) for j in range(5)]
+    loud = [chosen(i, "loud", "response") for i in range(100, 300)]
+    quiet = [chosen(i, f"q{i % 40}", "response") for i in range(300, 340)]
+    store([*voted, *loud, *quiet])
+    update("first")
+    chain = Chain.at("runs", "default")
+    standing, learned = set(chain.standing_ids(1)), set(chain.learned(1))
+    assert standing < learned
+    store(edits(0, 50))
+    inputs = collected("run.output=runs/second")
+    assert all(item.wanted.startswith("GOOD") for item in inputs.earlier)
+    weights = {}
+    for item in inputs.earlier:
+        weights[item.rater] = weights.get(item.rater, 0.0) + item.weight
+    with Store.open("feedback.db") as opened:
+        loudest = next(e.rater for e in opened.events() if e.prompt == "Which of number 100?")
+    assert 0 < weights[loudest] / sum(weights.values()) <= 2 / len(weights)  # of 200 of its 340 judgements
+
+
+def test_trained_is_what_the_objective_could_use(begun) -> None:
+    bad = [
+        {"prompt": f"What of {i}?", "response": f"a {i}", "rating": -1, "rater": f"r{i % 7}"}
+        for i in range(40)
+    ]
+    store(edits(0, 60) + bad)
+    update("first")
+    found, said = record("first"), json.loads(Path("runs/first/preprocess.json").read_text(encoding="utf-8"))
+    assert found["objective"][0] == "sft" and found["outcomes"]["no use to sft"] > 20
+    assert found["outcomes"] == said["outcomes"]
+    chain = Chain.at("runs", "default")
+    assert chain.updates()[1]["outcomes"] == found["outcomes"]
+    with Store.open("feedback.db") as opened:
+        kinds = {event.id: event.kind for event in opened.events()}
+    learned = list(chain.learned(1))
+    assert len(learned) == found["outcomes"]["train"] and {kinds[id_] for id_ in learned} == {"edit"}
+
+
+def test_asked_again_after_its_own_promotion_there_is_nothing_to_do(begun) -> None:
+    store(edits(0, 60))
+    update("first")
+    with pytest.raises(InputError, match="no new events"):
+        update("second", if_changed=True)
+    _, notes = update("first", if_changed=True)
+    assert any("nothing to do" in note for note in notes)
+    with pytest.raises(InputError, match="no new events"):
+        update("first", more=", half_life_days: 9", if_changed=True)
+    Path("runs/first/entry.json").unlink()  # as runs of earlier versions have none
+    Path("runs/chains").rename("runs/gone")
+    assert update("first", if_changed=True)[0]["verdict"] == "PROMOTED"
+    assert not Path("runs/chains").exists()
+
+
+def test_what_came_into_force_meanwhile_is_not_thrown_out(begun) -> None:
+    store(edits(0, 60))
+    update("first")
+    store(edits(60, 120))
+    update("second")
+    chain = Chain.at("runs", "default")
+    chain.rollback(to=0, why="for the test")
+    entry = json.loads(Path("runs/second/entry.json").read_text(encoding="utf-8"))
+    assert entry["in_force"] == 1
+    Path("runs/second/entry.json").write_text(json.dumps({**entry, "id": "anew"}), encoding="utf-8")
+    notes: list[str] = []
+    lora_update.finish(load_recipe("lora-update.yaml", "lora-update"), Path("runs/second"), notes.append)
+    assert chain.current() is None and notes[0].startswith("not promoted: update 3")
+
+
+def test_an_adapter_that_goes_on_is_not_rescued(begun) -> None:
+    store(edits(0, 60))
+    replay = talks("Many", 60)
+    update("first", gates=RESCUED, replay=replay)
+    store(edits(60, 120))
+    _, notes = update("second", gates=RESCUED, replay=replay)
+    assert any(note.startswith("no rescue:") for note in notes)
+    assert record("second")["scale"] == 1.0 and "tune" not in record("second")["data"]
+
+
+def test_a_rescue_compares_the_tune_side_with_itself_and_scales_until_nothing_fails(
+    begun, monkeypatch
+) -> None:
+    store(edits(0, 60))
+    replay = talks("Many", 60)
+    decide, seen, failing = lora_update.decisions.decide, [], [True, True, False]
+
+    def decided(before, after, *args, level, **kwargs):
+        checks = decide(before, after, *args, level=level, **kwargs)
+        if level == lora_update.TUNE_LEVEL:
+            seen.append((len(before.general.nll), len(after.general.nll), after.general.nll))
+            if failing[len(seen) - 1]:
+                return [lora_update.gates.below("made up", 2.0, 1.0)]
+        return checks
+
+    monkeypatch.setattr(lora_update.decisions, "decide", decided)
+    update("first", gates=RESCUED, replay=replay)
+    apart = record("first")["data"]["tune"]["rows"]
+    assert [counts[:2] for counts in seen] == [(apart, apart)] * 3 and apart < 16  # the general rows
+    assert len({tuple(nll) for _, _, nll in seen}) == 3
+    assert record("first")["scale"] == 0.5
+    config = json.loads(Path("runs/first/update/adapter_config.json").read_text(encoding="utf-8"))
+    assert config["lora_alpha"] == 4  # half of 8
+
+
+def test_a_plan_writes_nothing_and_a_run_keeps_the_sides_for_ever(begun) -> None:
+    def kept() -> list:
+        with Store.open("feedback.db") as opened:
+            count = opened._db.execute("SELECT count(*) FROM prompt_met").fetchone()[0]
+            return [
+                count,
+                dict(opened._db.execute("SELECT name, value FROM about WHERE name LIKE 'feedback%'")),
+            ]
+
+    store(edits(0, 60))
+    rows("test.jsonl", edits(200, 240))
+    Path("lora-update.yaml").write_text(
+        "stage: lora-update\nmodel: {name: runs/sft}\n"
+        "feedback: {events: feedback.db, eval: test.jsonl, general: held.jsonl, replay: chat.jsonl}\n"
+        f"{LORA}{ONE}{ANYTHING}run: {{output: runs/first}}\n",
+        encoding="utf-8",
+    )
+    planned = collected()
+    assert kept() == [0, {}]
+    update("first")
+    assert kept() == [60, {"feedback.eval": 0.3, "feedback.tune": 0.1}]
+    sides = collected("run.output=runs/other", "feedback.since=all", "feedback.mode=new").prepared
+    assert {item.event for item in sides.train} == set(Chain.at("runs", "default").learned(1))
+    with pytest.raises(InputError, match=r"0.3 for feedback.eval, .*0.5"):
+        collected("feedback.eval=0.5", "feedback.since=all", "run.output=runs/other")
+    assert len(planned.prepared.asked) == 60 and len(planned.items("test")) == 40
+
+
+def test_a_held_out_file_is_worn_whatever_it_is_called_and_another_is_not(begun) -> None:
+    store(edits(0, 60))
+    rows("test.jsonl", edits(200, 240))
+    update("first", more=", eval: test.jsonl")
+    store(edits(60, 120))
+    Path("test.jsonl").rename("renamed.jsonl")
+    update("second", more=", eval: renamed.jsonl")
+    store(edits(120, 180))
+    rows("test.jsonl", edits(300, 340))
+    update("third", more=", eval: test.jsonl")
+    assert [record(name)["look"]["number"] for name in ("first", "second", "third")] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(("what", "told"), [("refuse", "the update is refused"), ("pass", "lets it pass")])
+def test_the_plan_says_what_becomes_of_what_cannot_be_decided(begun, what: str, told: str) -> None:
+    store(edits(0, 20))
+    Path("lora-update.yaml").write_text(
+        "stage: lora-update\nmodel: {name: runs/sft}\nfeedback: {events: feedback.db}\n"
+        f"{LORA}{ONE}gates: {{on_undecided: {what}}}\nrun: {{output: runs/first}}\n",
+        encoding="utf-8",
+    )
+    inputs = collected()
+    inputs.data.pop("general", None)
+    assert [note for note in inputs.notes() if "too few" in note or "no general" in note] != []
+    assert all(told in note for note in inputs.notes() if "too few" in note or "no general" in note)
+
+
+def test_earlier_answers_are_among_the_rows_to_replay(begun, monkeypatch) -> None:
+    store(edits(0, 60))
+    update("first")
+    given, replay = [], Replay.replay
+
+    def noted(self, rows_given, own, **kwargs):
+        given.append(len(rows_given))
+        replay(self, rows_given, own, **kwargs)
+
+    monkeypatch.setattr(Replay, "replay", noted)
+    store(edits(60, 120))
+    _, notes = update("second")
+    (told,) = [note for note in notes if note.endswith("answers that earlier feedback asked for")]
+    count = int(told.split()[1])
+    assert count == len(list(Chain.at("runs", "default").standing_ids(1))) > 9
+    assert given == [len(CHAT) + count]
