@@ -33,6 +33,7 @@ def shaken(model, name: str):
 def parent(tiny_folder, tmp_path_factory):
     """A folder with an adapter that stands on the embedded model."""
     folder = tmp_path_factory.mktemp("parent")
+    torch.manual_seed(0)  # half of a fresh adapter is random
     model = adapters.add_lora(AutoModelForCausalLM.from_pretrained(tiny_folder), SETTINGS, None)
     adapters.save_update(shaken(model, "default"), folder, base=str(tiny_folder))
     return folder
@@ -41,6 +42,7 @@ def parent(tiny_folder, tmp_path_factory):
 def trainer_of(objective: str, items: list[Item], tiny_folder, parent, tmp_path, **settings):
     """A trainer above the parent whose own adapter has moved already, as one that goes on has."""
     base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    torch.manual_seed(1)
     model = shaken(adapters.add_lora(base, SETTINGS, parent), "default")
     rows = objectives.rows(Phase(objective, items), 0)
     config, trainer_class, defaults = updaters.for_objective(objective, rows)
@@ -73,7 +75,9 @@ def test_the_reference_is_the_parent_and_neither_the_base_nor_what_goes_on(
                 with alone.disable_adapter():
                     bare = logprob(alone, row["prompt_ids"], row[f"{side}_ids"]).item()
             assert row[f"ref_{side}_logps"] == pytest.approx(theirs, abs=1e-3)
-            assert abs(bare - theirs) > 0.1
+            assert (
+                abs(bare - theirs) > 0.01
+            )  # ten times the tolerance: the base would be told from the parent
 
 
 def test_ktos_reference_is_the_parent_too(tiny_folder, parent, tmp_path) -> None:
