@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from instructkit.stages.base import Reporter, RunOptions, run
+from instructkit.stages.base import Reporter, RunOptions, quiet_libraries, run
 
 MODULES = {"sft": "sft", "reward": "reward", "ppo": "ppo", "lora-update": "lora_update"}
 
@@ -26,6 +26,7 @@ def run_stage(recipe: Any, options: RunOptions, reporter: Reporter) -> dict[str,
         InputError: for what the user can mend, before anything is written.
         GateRefused: when the run is done and a gate says no.
     """
+    quiet_libraries()  # before a stage imports what reports at once
     stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
     finish = getattr(stage, "finish", None)
     return run(recipe, options, reporter, collect=stage.collect, train=stage.train, finish=finish)
