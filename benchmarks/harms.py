@@ -104,7 +104,7 @@ def _run(command: list[str], work: Path, threads: int) -> str:
 
 def is_absent(update: Update) -> bool:
     """Whether the harm of the update's set is not in it."""
-    return harm.ABSENT[update["name"]](update["figures"])
+    return getattr(harm, harms.absent(update["name"]).measured_by)(update["figures"])
 
 
 def is_stopped(update: Update) -> bool:

@@ -72,11 +72,10 @@ class Past:
 
     def was_promoted(self, number: int) -> bool:
         """Whether an update was ever put in force; a promotion that was cut short has not happened."""
-        entries = self.entries()
-        undone = standing(entries, pointed(self.folder / CURRENT)).undone
+        undone = self.standing().undone
         return any(
             (entry["kind"], entry["number"]) == ("promotion", number) and place != undone
-            for place, entry in moves(entries)
+            for place, entry in moves(self.entries())
         )
 
     def looks(self, test_ids: Collection[str]) -> int:

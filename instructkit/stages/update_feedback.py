@@ -11,14 +11,14 @@ from instructkit.data import prepare as splits
 from instructkit.data import sources, table
 from instructkit.data.readers import STORE_SUFFIX
 from instructkit.data.records import Row
-from instructkit.errors import InputError, NothingNew
+from instructkit.errors import InputError
 from instructkit.feedback import earlier, reading
 from instructkit.feedback import prepare as preprocessing
 from instructkit.feedback.events import content_id, rater_hash
 from instructkit.feedback.items import Prepared
 from instructkit.feedback.personal import Redactor
 from instructkit.feedback.registry import Chain
-from instructkit.feedback.store import Filter, Store
+from instructkit.feedback.store import Store
 from instructkit.stages.functions import load_function
 
 
@@ -64,7 +64,6 @@ def read(recipe: Any, last: str | None) -> Feedback:
         "kind": "feedback", "columns": wanted.columns, "seed": seed, "skip_faults": wanted.on_fault == "skip",
     }  # fmt: skip
     if is_store(recipe):
-        _refuse_nothing_new(wanted.events, last)
         events = reading.events_after(wanted.events, last, limit=wanted.limit)
     else:
         events = sources.load_rows(wanted.events, limit=wanted.limit, **options)
@@ -152,19 +151,6 @@ def _opened(path: str | None) -> Iterator[Store | None]:
     else:
         with Store.open(path) as store:
             yield store
-
-
-def _refuse_nothing_new(path: str, last: str | None) -> None:
-    if last is None:
-        return
-    with Store.open(path) as store:
-        if store.count(Filter(consent=True, after=last)):
-            return
-        before = store.count(Filter(consent=True))
-    raise NothingNew(
-        f"{path} holds no new events: the chain's current adapter has seen all {before} that may be trained on",
-        hint="import more with `instructkit feedback import`, or learn from all of them again with feedback.since=all",
-    )
 
 
 def _named(rows: sources.Rows) -> Sequence[Row]:
