@@ -67,8 +67,8 @@ LIBRARY = " ".join(
     ]
 )
 SHARED_STAGES = (
-    "stages.base stages.datasets stages.functions stages.ppo_measures stages.ppo_roles stages.replay stages.training "
-    "stages.update_measures stages.updaters"
+    "stages.base stages.datasets stages.functions stages.ppo_measures stages.ppo_roles stages.replay stages.running "
+    "stages.training stages.update_measures stages.updaters"
 )
 
 # A module belongs to the longest name that fits it. Every room may import itself.

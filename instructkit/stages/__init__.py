@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from instructkit.stages.base import Reporter, RunOptions, quiet_libraries, run
+from instructkit.stages.base import Reporter, RunOptions, quiet_libraries
+from instructkit.stages.running import run
 
 MODULES = {"sft": "sft", "reward": "reward", "ppo": "ppo", "lora-update": "lora_update"}
 
@@ -28,5 +29,5 @@ def run_stage(recipe: Any, options: RunOptions, reporter: Reporter) -> dict[str,
     """
     quiet_libraries()  # before a stage imports what reports at once
     stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
-    finish = getattr(stage, "finish", None)
+    finish = getattr(stage, "finish", lambda *_: None)
     return run(recipe, options, reporter, collect=stage.collect, train=stage.train, finish=finish)

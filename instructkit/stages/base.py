@@ -1,10 +1,9 @@
-"""The frame of a run: from a recipe to a run folder, whatever the stage trains."""
+"""What a stage is given to work with and what it gives back, whatever it trains; and what a plan asks of a run too."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,15 +13,8 @@ from typing import Any, Protocol
 from instructkit import machine as machines
 from instructkit import models
 from instructkit.data.sources import Rows
-from instructkit.errors import GateRefused, NothingNew
-from instructkit.feedback.gates import stands_against
-from instructkit.feedback.remedies import remedies
 from instructkit.machine import Machine
-from instructkit.recipe.render import to_dict
-from instructkit.runs import lineage
-from instructkit.runs.metrics import MetricsWriter, write_rows
-from instructkit.runs.reading import is_run, read_record
-from instructkit.runs.record import RunFolder, read_run
+from instructkit.runs.metrics import MetricsWriter
 
 CHECKPOINTS = "checkpoints"
 
@@ -102,91 +94,6 @@ class Frame:
             self.clock[what] = round(self.clock.get(what, 0.0) + time.perf_counter() - started, 2)
 
 
-def run(
-    recipe: Any,
-    options: RunOptions,
-    reporter: Reporter,
-    *,
-    collect: Callable[[Any], Inputs],
-    train: Callable[[Frame], Result],
-    finish: Callable[[Any, Path, Callable[[str], None]], None] | None = None,
-) -> dict[str, Any]:
-    """
-    Carry out one stage: check everything that is cheap to check, then train, measure, save and decide.
-
-    Args:
-        finish: what a stage does with its recipe and a complete run folder; done again it must change nothing, since a run
-            that is there already may have been cut off before it.
-
-    Returns:
-        The run record.
-
-    Raises:
-        InputError: for what the user can mend, before anything is written.
-        GateRefused: when the run is done and a gate says no.
-    """
-    quiet_libraries()
-    try:
-        inputs = collect(recipe)
-    except NothingNew as nothing:
-        if not options.if_changed or (stays := _as_it_was(recipe)) is None:
-            raise
-        reporter.note(f"{nothing}; nothing to do")
-        return _stands(recipe, stays, reporter, finish)
-    refuse_unfit_parents(recipe, inputs.parents)
-    output, resolved = Path(recipe.run.output), to_dict(recipe)
-    data = {role: rows.fingerprint for role, rows in inputs.data.items()}
-    parents = {role: parent_hash(source) for role, source in inputs.parents.items()}
-    if options.if_changed:
-        reason = lineage.unchanged(output, resolved, data, parents)
-        if reason is None:
-            reporter.note(f"{output}: recipe, data and parents are unchanged; nothing to do")
-            return _stands(recipe, output, reporter, finish)
-        reporter.note(f"{output}: {reason}")
-    folder = RunFolder(output)
-    overwrite = options.overwrite or (options.if_changed and not options.resume)
-    if options.resume:
-        lineage.refuse_other_inputs(output, data, parents)
-    else:
-        folder.check_free(overwrite=overwrite)
-    frame = Frame(recipe, inputs, choose_machine(recipe), output, reporter, options.resume)
-    for reason in [*frame.machine.reasons, *left_out(inputs)]:
-        reporter.note(reason)
-    if frame.machine.on_cpu:
-        machines.keep_freed_memory()
-    folder.start(
-        resolved, stage=recipe.stage, command=options.command, overwrite=overwrite, resume=options.resume
-    )
-    with folder:
-        _carry_out(frame, folder, parents, train)
-    if finish is not None:
-        finish(recipe, output, reporter.note)
-    reporter.finished()
-    record = read_run(output)
-    reporter.table(record)
-    return _refuse_again(record)
-
-
-def _as_it_was(recipe: Any) -> Path | None:
-    """The run folder, where a finished run of this very recipe lies there, whole."""
-    output = Path(recipe.run.output)
-    if not is_run(output):
-        return None
-    was = read_record(output)
-    data = {role: found.get("fingerprint") for role, found in was["data"].items()}
-    parents = {role: found.get("hash") for role, found in was["parents"].items()}
-    return output if lineage.unchanged(output, to_dict(recipe), data, parents) is None else None
-
-
-def _stands(
-    recipe: Any, output: Path, reporter: Reporter, finish: Callable[..., None] | None
-) -> dict[str, Any]:
-    """The record of a run that is not made again."""
-    if finish is not None:
-        finish(recipe, output, reporter.note)
-    return _refuse_again(read_run(output))
-
-
 def refuse_unfit_parents(recipe: Any, parents: dict[str, models.Source]) -> None:
     """A reward model may go on from any run; otherwise policies answer and reward models score."""
     for role, source in parents.items():
@@ -197,61 +104,11 @@ def refuse_unfit_parents(recipe: Any, parents: dict[str, models.Source]) -> None
     models.refuse_dora_above_an_adapter(parents["model"], recipe.lora)
 
 
-def _carry_out(
-    frame: Frame, folder: RunFolder, parents: dict[str, str], train: Callable[[Frame], Result]
-) -> None:
-    """Train, save and complete the record of a folder that is held."""
-    recipe, inputs = frame.recipe, frame.inputs
-    folder.update(
-        hardware=machines.hardware(),
-        choices=list(frame.machine.reasons),
-        data={role: rows.summary() for role, rows in inputs.data.items()},
-        parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
-        synthetic=any(rows.synthetic for rows in inputs.data.values()),
-    )
-    skipped = [{"role": role, **row.as_dict()} for role, rows in inputs.data.items() for row in rows.skipped]
-    if skipped:
-        write_rows(frame.folder / "skipped.jsonl", skipped)
-    seed_everything(frame.seed)
-    result = train(frame)
-    frame.timed("save", lambda: result.save(frame.folder))
-    drop_checkpoints(recipe, frame.folder)
-    write_rows(frame.folder / "samples.jsonl", result.samples)
-    folder.update(peak_memory_bytes=peak_memory(), dropped=frame.dropped, **result.details)
-    folder.complete(
-        metrics=result.metrics,
-        measurements=result.measurements,
-        gates=[gate.as_dict() for gate in result.gates],
-        timings=frame.clock,
-    )
-
-
 def seed_everything(seed: int) -> None:
     """Seed before the model is built: a fresh adapter or head is random, and trainers seed only after that."""
     from transformers import set_seed
 
     set_seed(seed)
-
-
-def drop_checkpoints(recipe: Any, output: Path) -> None:
-    """Remove what only `--resume` needs, unless the recipe asked for checkpoints itself."""
-    if not {"save_strategy", "save_steps", "save_total_limit"} & set(recipe.trainer):
-        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-
-
-def _refuse_again(record: dict[str, Any]) -> dict[str, Any]:
-    """Pass a run through whose gates were all reached; another stays refused, however often it is asked for."""
-    against = [gate for gate in record["gates"] if stands_against(gate, record)]
-    failed = [gate["text"] for gate in against]
-    if record.get("verdict") == "REFUSED":
-        told = ["the adapter is kept for study; what would have to change:", *remedies(against)]
-        raise GateRefused(f"{record['name']} is REFUSED: " + "; ".join(failed), hint="\n  - ".join(told))
-    if failed:
-        raise GateRefused(
-            f"{record['name']} is done, and its gates say no: " + "; ".join(failed),
-            hint="the model is kept; train it better, or change `gates:` in the recipe",
-        )
-    return record
 
 
 def left_out(inputs: Inputs) -> list[str]:
@@ -284,11 +141,6 @@ def quiet_libraries() -> None:
 def choose_machine(recipe: Any) -> Machine:
     """The machine for a recipe, with reasons."""
     return machines.choose(recipe.model.dtype, recipe.model.quantization)
-
-
-def parent_hash(source: models.Source) -> str:
-    """What identifies a parent: the run's hash, or the path or id of a model that is no run."""
-    return lineage.run_hash(source.run) if source.run else f"model:{source.base}"
 
 
 def peak_memory() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from instructkit import adapters, models
+from instructkit.errors import GateRefused
 from instructkit.evaluate.inference import level_of_look
 from instructkit.feedback import decisions, gates, objectives
 from instructkit.feedback.measured import Measured
@@ -139,7 +140,7 @@ def _entry(frame: Frame, scale: float) -> dict[str, Any]:
     }
 
 
-def finish(recipe: Any, folder: Path, note: Callable[[str], None]) -> None:
+def finish(recipe: Any, folder: Path, note: Callable[[str], None]) -> GateRefused | None:
     """
     Write a finished update into its chain, and put it in force when it may be; what was done before is not done again.
 
@@ -149,20 +150,24 @@ def finish(recipe: Any, folder: Path, note: Callable[[str], None]) -> None:
     Args:
         folder: the finished run; one whose process was killed before this is entered when it is asked for again.
         note: called with what was done, in words.
+
+    Returns:
+        Why an update that every gate passed is not in force, else None.
     """
     if not (folder / ENTRY).is_file():
-        return
+        return None
     said = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
     expected = said.pop("in_force", None)
     update = Update.of(folder, **said)
     chain = Chain.at(folder.parent, recipe.feedback.chain)
     number = chain.record(update)
     if update.verdict != gates.PROMOTED or chain.was_promoted(number):
-        return
+        return None
     try:
         note(f"promoted as {chain.promote(number, expected=expected)}")
     except Superseded as error:
-        note(f"not promoted: {error}; {error.hint}")
+        return GateRefused(f"{folder.name} passed its gates and is not in force: {error}", hint=error.hint)
+    return None
 
 
 def _test_ids(frame: Frame) -> list[str]:

@@ -152,8 +152,11 @@ def test_what_came_into_force_meanwhile_is_not_thrown_out(begun) -> None:
     assert entry["in_force"] == 1
     Path("runs/second/entry.json").write_text(json.dumps({**entry, "id": "anew"}), encoding="utf-8")
     notes: list[str] = []
-    lora_update.finish(load_recipe("lora-update.yaml", "lora-update"), Path("runs/second"), notes.append)
-    assert chain.current() is None and notes[0].startswith("not promoted: update 3")
+    recipe = load_recipe("lora-update.yaml", "lora-update")
+    overtaken = lora_update.finish(recipe, Path("runs/second"), notes.append)
+    assert chain.current() is None and not notes
+    assert overtaken.exit_code == 3
+    assert overtaken.message.startswith("second passed its gates and is not in force: update 3 of the chain")
 
 
 def test_an_adapter_that_goes_on_is_not_rescued(begun) -> None:
