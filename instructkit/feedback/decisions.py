@@ -28,6 +28,8 @@ class Limits(side_effects.Limits, Protocol):
     """What `gates:` of a lora-update recipe says; None switches a gate off."""
 
     feedback_gain_min: float
+    reward_model: str | None
+    reward_gain_min: float
     general_loss_ratio_max: float
     general_accuracy_loss_max: float | None
     group_loss_max: float | None
@@ -62,6 +64,8 @@ def decide(
     """
     first = origin or before
     found = [_learned(before.feedback, after.feedback, limits.feedback_gain_min, level, seed)]
+    if limits.reward_model:
+        found.append(_rewarded(before.feedback, after.feedback, limits.reward_gain_min, level, seed))
     general = first.general or before.general
     found.append(_general(general, after.general, limits.general_loss_ratio_max, level, seed))
     if limits.general_accuracy_loss_max is not None:
@@ -104,6 +108,24 @@ def _learned(
         told += f"{clusters} test prompts show a gain of {least:.2g} four times in five"
         gate = replace(gate, text=f"{gate.text}: {told}")
     return gate
+
+
+def _rewarded(
+    before: Feedback | None, after: Feedback | None, minimum: float, level: float, seed: int
+) -> Gate:
+    """Clustered paired difference of the reward model's score; answers to near duplicates are no independent ones."""
+    name = "reward of fresh answers"
+    if before is None or after is None or not after.scores:
+        return gates.undecided(name, minimum, "it was not measured")
+    clusters = len(set(after.clusters))
+    if clusters < FEWEST:
+        return gates.undecided(
+            name, minimum, f"{clusters} independent test prompts, {FEWEST} or more are wanted"
+        )
+    if not finite(before.scores, after.scores):
+        return gates.undecided(name, minimum, "a score is not a finite number")
+    gain = difference(before.scores, after.scores)
+    return gates.improved(name, _bounded(gain, after.clusters, level, seed), minimum)
 
 
 def _bounded(gain: Sequence[float], clusters: Sequence[int], level: float, seed: int) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ class Feedback:
         new_rater: whether its rater is known, and was not met in training.
         ratings: of a rated answer, from -1 to 1; 0 of a pair. Left out: all are pairs.
         raters: who said it, empty where that is not known. Left out: none is known.
+        scores: a reward model's, of an answer sampled to the item's prompt. Left out: there is no reward model.
     """
 
     leaning: list[float] = field(default_factory=list)
@@ -28,6 +29,7 @@ class Feedback:
     new_rater: list[bool] = field(default_factory=list)
     ratings: list[float] = field(default_factory=list)
     raters: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

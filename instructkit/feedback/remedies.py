@@ -9,6 +9,7 @@ _LESS = "train less (trainer.max_steps, trainer.learning_rate) or replay more (f
 _SUSPECT = "find who asked for it (`instructkit feedback stats`, `list`), and withdraw those events"
 _REMEDIES = {
     "held-out feedback": "train more (trainer.max_steps, trainer.learning_rate), or collect more feedback that agrees",
+    "reward of": "train more (trainer.max_steps, trainer.learning_rate), or ask whether the reward model wants what users want",
     "general": _LESS,
     "no group harmed": "collect more feedback of that group, or give it its share (feedback.balance)",
     "no added bias": f"{_SUSPECT}; or {_LESS}",

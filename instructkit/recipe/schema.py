@@ -229,6 +229,11 @@ class UpdateGates(Section):
     feedback_gain_min: float = Field(
         0.0, description="lower bound of the gain on held-out feedback, nats per token"
     )
+    reward_model: Name | None = Field(
+        None,
+        description="run folder, folder or hub id; scores fresh answers to the prompts of held-out feedback",
+    )
+    reward_gain_min: float = Field(0.0, description="lower bound of the gain in its score")
     general_loss_ratio_max: Annotated[float, Field(gt=0)] = Field(
         1.01, description="upper bound of general loss after / before"
     )

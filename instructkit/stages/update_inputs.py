@@ -98,7 +98,10 @@ class UpdateInputs(Inputs):
 def collect(recipe: Any) -> UpdateInputs:
     """Read and prepare everything that an update needs, without a model; what is at fault is told here."""
     wanted = recipe.feedback
-    parent = models.locate(recipe.model.name)
+    parents = {"model": models.locate(recipe.model.name)}
+    parent = parents["model"]
+    if recipe.gates.reward_model:
+        parents["reward"] = models.locate(recipe.gates.reward_model)
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
     chain = Chain.at(Path(recipe.run.output).parent, wanted.chain)
@@ -120,7 +123,7 @@ def collect(recipe: Any) -> UpdateInputs:
         why += "; it takes the place of what is in force, so all events of the store are read"
     newest = feedback.newest if stored else None
     return UpdateInputs(
-        data, {"model": parent}, prepared, chain, current, (mode, why), earlier, newest,
+        data, parents, prepared, chain, current, (mode, why), earlier, newest,
         chain.standing().current, recipe.gates.on_undecided == "refuse",
     )  # fmt: skip
 

@@ -152,7 +152,21 @@ class Measurer:
             [bool(item.rater) and item.rater not in known for item in items],
             ratings,
             [item.rater for item in items],
+            self._scores(items) if side == "test" else [],
         )
+
+    def _scores(self, items: list[Item]) -> list[float]:
+        """The reward model's scores of one sampled answer to each item's prompt; empty without one. It is held no longer."""
+        if not self.limits.reward_model:
+            return []
+        from instructkit.evaluate.generate import answer
+        from instructkit.scoring import RewardScorer
+
+        prompts = [item.prompt for item in items]
+        told = answer(self.model, self.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
+        section = self.frame.recipe.model.model_copy(update={"revision": None})  # that is the policy's
+        reward = RewardScorer.load(self.frame.inputs.parents["reward"], section, self.frame.machine)
+        return reward.score(prompts, [a.text for a in told])
 
     def _general(self, about: Side, *, judged: bool = False) -> General | None:
         from instructkit.evaluate.generate import row_likelihoods

@@ -56,6 +56,17 @@ def _feedback(before: Feedback, after: Feedback, seed: int) -> list[dict[str, An
         ),
         _share("held-out judgements met", before.right, after.right),
     ]
+    if after.scores:
+        found.append(
+            _paired(
+                "reward of fresh answers",
+                before.scores,
+                after.scores,
+                seed,
+                unit="score",
+                note="by the reward model, to the prompts of held-out feedback",
+            )
+        )
     new = [i for i, is_new in enumerate(after.new_rater) if is_new]
     if len(new) >= 30:
         parts = [[part.right[i] for i in new] for part in (before, after)]

@@ -79,10 +79,12 @@ def test_the_gates_of_a_recipe_and_no_others() -> None:
         "nothing memorised",
     ]
     assert named(**OFF | {"judge": "a:b"})[-1] == "judge's score of answers to everything else"
+    assert named(**OFF | {"reward_model": "a"}) == [ALWAYS[0], "reward of fresh answers", ALWAYS[1]]
 
 
 def test_what_was_not_measured_is_undecided_and_refuses() -> None:
-    found = decisions.decide(Measured(), Measured(), UpdateGates(judge="a:b"), level=0.025, seed=0)
+    limits = UpdateGates(judge="a:b", reward_model="a")
+    found = decisions.decide(Measured(), Measured(), limits, level=0.025, seed=0)
     assert {gate.verdict for gate in found} == {"undecided"}
     assert gates.verdict(found) == gates.verdict(found, on_undecided="pass") == gates.REFUSED
 
@@ -99,6 +101,30 @@ def test_feedback_is_learned_when_the_lower_bound_is_above_the_minimum(gain: flo
     assert gate.measured == pytest.approx(gain) and gate.interval[0] == pytest.approx(gain - 0.26, abs=0.03)
     assert gate_of(before, after, "held-out feedback", feedback_gain_min=gain).passed is False
     assert ("60 test prompts show a gain of 0.3" in gate.text) == (verdict == "failed")
+
+
+@pytest.mark.parametrize(
+    ("scores", "fields", "verdict", "told"),
+    [
+        (spread(0.35), {}, "passed", ""),
+        (spread(0.2), {}, "failed", "lower bound of the gain"),
+        (spread(0.35), {"clusters": list(range(20)) * 3}, "passed", ""),
+        (spread(0.35, n=20) * 3, {"clusters": list(range(20)) * 3}, "failed", "lower bound"),
+        (
+            spread(9.0),
+            {"clusters": [0, 1, 2, 3, 4, 5, 6, 7, 8] * 6 + [0] * 6},
+            "undecided",
+            "9 independent test",
+        ),
+        ([NAN, *spread(9.0, n=59)], {}, "undecided", "not a finite number"),
+        ([], {}, "undecided", "not measured"),
+    ],
+)
+def test_a_reward_model_must_like_fresh_answers_better(scores, fields, verdict, told) -> None:
+    before = feedback([0.0] * 60, scores=[0.0] * len(scores), **fields)
+    after = feedback([0.0] * 60, scores=scores, **fields)
+    gate = gate_of(before, after, "reward of fresh answers", reward_model="a")
+    assert gate.verdict == verdict and told in gate.text
 
 
 def test_copies_of_a_prompt_are_no_further_evidence() -> None:
@@ -434,7 +460,7 @@ def test_no_prompts_that_name_groups_do_not_apply() -> None:
 
 def test_every_gate_that_refuses_says_what_would_have_to_change() -> None:
     """By the names of all gates that a decision can have; a new gate without a remedy goes red here."""
-    limits = UpdateGates(judge="demo/judge")
+    limits = UpdateGates(judge="demo/judge", reward_model="reward")
     names = {gate.name for gate in decisions.decide(Measured(), Measured(), limits, level=0.025, seed=0)}
     names |= {f"groups answered alike: {kind}" for kind in ("length", "sentiment", "refusal")}
     for name in names:

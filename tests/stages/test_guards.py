@@ -130,17 +130,21 @@ def test_feedback_of_too_few_events_or_mixed_prompts_is_refused(workplace: Path)
     assert not Path("update").exists()
 
 
+def everything_else() -> str:
+    """What a recipe's `feedback:` says of rows to replay and of general rows, which are written."""
+    general = [
+        {"prompt": [{"role": "user", "content": f"g{i}"}], "completion": [CHAT[0]["messages"][1]]}
+        for i in range(12)
+    ]
+    return f", replay: chat.jsonl, general: {rows('g.jsonl', general)}"
+
+
 def test_an_update_is_judged_on_everything_else(workplace: Path) -> None:
     sft("parent", extra=LORA)
     Path("own.py").write_text(
         "def judge(prompts, answers):\n    return [float(len(a)) for a in answers]\n", encoding="utf-8"
     )
-    general = [
-        {"prompt": [{"role": "user", "content": f"g{i}"}], "completion": [CHAT[0]["messages"][1]]}
-        for i in range(12)
-    ]
-    feedback = f", replay: chat.jsonl, general: {rows('g.jsonl', general)}"
-    feedback += ", self_replay: 0.5"
+    feedback = everything_else() + ", self_replay: 0.5"
     judged = EASY.replace("}", ", judge: own.py:judge, judge_gain_min: -999}")
     record, notes = update(judged, feedback=feedback)
     assert any(note.startswith("replay: the model answered ") for note in notes)
@@ -150,6 +154,31 @@ def test_an_update_is_judged_on_everything_else(workplace: Path) -> None:
     with pytest.raises(GateRefused, match="judge's score of answers to everything else"):
         Path("update").rename("kept")
         update(strict, feedback=feedback)
+
+
+def test_an_update_is_scored_by_a_reward_model_on_what_users_asked(workplace: Path) -> None:
+    """By the model of a reward run, on answers to the held-out feedback's prompts; nothing else can stand there."""
+    sft("parent", extra=LORA)
+    pairs = rows("p.jsonl", PAIRS)
+    run(
+        "reward",
+        f"model: {{name: parent}}\ndata: {{train: {pairs}, eval: null}}\n{LORA}{ONE_STEP}run: {{output: reward}}\n",
+    )
+    scored = EASY.replace("}", ", reward_model: reward, reward_gain_min: -99}")
+    feedback = everything_else()
+    record, _ = update(scored, feedback=feedback)
+    gate = next(gate for gate in record["gates"] if gate["name"] == "reward of fresh answers")
+    line = next(line for line in record["measurements"] if line["name"] == gate["name"])
+    assert gate["passed"] is True and line["n"] >= 10
+    assert gate["measured"] == pytest.approx(line["after"] - line["before"])
+    assert set(record["parents"]) == {"model", "reward"}
+    Path("update").rename("kept")
+    with pytest.raises(GateRefused, match="reward of fresh answers: lower bound"):
+        update(scored.replace("-99}", "99}"), feedback=feedback)
+    Path("update").rename("refused")
+    with pytest.raises(InputError, match="parent"):
+        update(scored.replace("reward_model: reward", "reward_model: parent"), feedback=feedback)
+    assert not Path("update").exists()
 
 
 def test_replay_draws_by_step_so_that_a_resumed_run_draws_the_same() -> None:

@@ -1,0 +1,182 @@
+"""A run: from a recipe to a complete run folder, whatever the stage trains."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instructkit import machine as machines
+from instructkit.errors import GateRefused, NothingNew
+from instructkit.feedback.gates import stands_against
+from instructkit.feedback.remedies import remedies
+from instructkit.recipe.render import to_dict
+from instructkit.runs import lineage
+from instructkit.runs.metrics import write_rows
+from instructkit.runs.reading import is_run, read_record
+from instructkit.runs.record import RunFolder, read_run
+from instructkit.stages.base import (
+    CHECKPOINTS,
+    Frame,
+    Inputs,
+    Reporter,
+    Result,
+    RunOptions,
+    choose_machine,
+    left_out,
+    peak_memory,
+    quiet_libraries,
+    refuse_unfit_parents,
+    seed_everything,
+)
+
+Collect, Train = Callable[[Any], Inputs], Callable[[Frame], Result]
+Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
+
+
+def run(
+    recipe: Any, options: RunOptions, reporter: Reporter, *, collect: Collect, train: Train, finish: Finish
+) -> dict[str, Any]:
+    """
+    Carry out one stage: check everything that is cheap to check, then train, measure, save and decide.
+
+    Args:
+        finish: what a stage does with its recipe and a complete run folder, calling `note` with what it did; it returns why
+            what was decided did not come into force, else None. Done again it must change nothing, since a run that is there
+            already may have been cut off before it.
+
+    Returns:
+        The run record.
+
+    Raises:
+        InputError: for what the user can mend, before anything is written.
+        GateRefused: when the run is done and a gate says no, or what it decided did not come into force.
+    """
+    quiet_libraries()
+    output = Path(recipe.run.output)
+    try:
+        inputs = collect(recipe)
+    except NothingNew as nothing:
+        if not (options.if_changed and _stands(recipe, output)):
+            raise
+        reporter.note(f"{nothing}; nothing to do")
+        return _closed(read_run(output), finish(recipe, output, reporter.note))
+    refuse_unfit_parents(recipe, inputs.parents)
+    parents = _hashes(inputs)
+    if options.if_changed:
+        reason = lineage.unchanged(output, to_dict(recipe), _data(inputs), parents)
+        reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
+        if reason is None:
+            return _closed(read_run(output), finish(recipe, output, reporter.note))
+    _make(recipe, inputs, parents, options, reporter, train)
+    overtaken = finish(recipe, output, reporter.note)
+    reporter.finished()
+    record = read_run(output)
+    reporter.table(record)
+    return _closed(record, overtaken)
+
+
+def _stands(recipe: Any, output: Path) -> bool:
+    """Whether a finished run of this very recipe lies at its place, whole."""
+    if not is_run(output):
+        return False
+    was = read_record(output)
+    data = {role: found.get("fingerprint") for role, found in was["data"].items()}
+    parents = {role: found.get("hash") for role, found in was["parents"].items()}
+    return lineage.unchanged(output, to_dict(recipe), data, parents) is None
+
+
+def _closed(record: dict[str, Any], overtaken: GateRefused | None) -> dict[str, Any]:
+    """Pass a run through that is in force or has nothing against it; another stays refused, however often it is asked for."""
+    against = [gate for gate in record["gates"] if stands_against(gate, record)]
+    failed = [gate["text"] for gate in against]
+    if record.get("verdict") == "REFUSED":
+        told = ["the adapter is kept for study; what would have to change:", *remedies(against)]
+        raise GateRefused(f"{record['name']} is REFUSED: " + "; ".join(failed), hint="\n  - ".join(told))
+    if failed:
+        raise GateRefused(
+            f"{record['name']} is done, and its gates say no: " + "; ".join(failed),
+            hint="the model is kept; train it better, or change `gates:` in the recipe",
+        )
+    if overtaken is not None:
+        raise overtaken
+    return record
+
+
+def _make(
+    recipe: Any,
+    inputs: Inputs,
+    parents: dict[str, str],
+    options: RunOptions,
+    reporter: Reporter,
+    train: Train,
+) -> None:
+    """Claim the run's folder, and fill it."""
+    output = Path(recipe.run.output)
+    folder = RunFolder(output)
+    overwrite = options.overwrite or (options.if_changed and not options.resume)
+    if options.resume:
+        lineage.refuse_other_inputs(output, _data(inputs), parents)
+    else:
+        folder.check_free(overwrite=overwrite)
+    frame = Frame(recipe, inputs, choose_machine(recipe), output, reporter, options.resume)
+    for reason in [*frame.machine.reasons, *left_out(inputs)]:
+        reporter.note(reason)
+    if frame.machine.on_cpu:
+        machines.keep_freed_memory()
+    folder.start(
+        to_dict(recipe),
+        stage=recipe.stage,
+        command=options.command,
+        overwrite=overwrite,
+        resume=options.resume,
+    )
+    with folder:
+        _carry_out(frame, folder, parents, train)
+
+
+def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: Train) -> None:
+    """Train, save and complete the record of a folder that is held."""
+    recipe, inputs = frame.recipe, frame.inputs
+    folder.update(
+        hardware=machines.hardware(),
+        choices=list(frame.machine.reasons),
+        data={role: rows.summary() for role, rows in inputs.data.items()},
+        parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
+        synthetic=any(rows.synthetic for rows in inputs.data.values()),
+    )
+    skipped = [{"role": role, **row.as_dict()} for role, rows in inputs.data.items() for row in rows.skipped]
+    if skipped:
+        write_rows(frame.folder / "skipped.jsonl", skipped)
+    seed_everything(frame.seed)
+    result = train(frame)
+    frame.timed("save", lambda: result.save(frame.folder))
+    _drop_checkpoints(recipe, frame.folder)
+    write_rows(frame.folder / "samples.jsonl", result.samples)
+    folder.update(peak_memory_bytes=peak_memory(), dropped=frame.dropped, **result.details)
+    folder.complete(
+        metrics=result.metrics,
+        measurements=result.measurements,
+        gates=[gate.as_dict() for gate in result.gates],
+        timings=frame.clock,
+    )
+
+
+def _drop_checkpoints(recipe: Any, output: Path) -> None:
+    """Remove what only `--resume` needs, unless the recipe asked for checkpoints itself."""
+    if not {"save_strategy", "save_steps", "save_total_limit"} & set(recipe.trainer):
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+
+
+def _data(inputs: Inputs) -> dict[str, str]:
+    """Fingerprint of the data, by role."""
+    return {role: rows.fingerprint for role, rows in inputs.data.items()}
+
+
+def _hashes(inputs: Inputs) -> dict[str, str]:
+    """What identifies each parent, by role: the run's hash, or the path or id of a model that is no run."""
+    return {
+        role: lineage.run_hash(source.run) if source.run else f"model:{source.base}"
+        for role, source in inputs.parents.items()
+    }
