@@ -132,6 +132,8 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine, known: Rehearsal | N
         else:
             longest = longest_batch(trainer, kept)
             parts, batch = {"step": _heaviest_step(trainer, longest, ledger, trained)}, _shape(longest)
+            if "reward" in inputs.parents:
+                parts["measuring"] = _reward_of_an_update(recipe, inputs.parents["reward"], machine)
         said = known.rows if known else of_rows(recipe.stage, trainer, rest[0], inputs.data)
         per_weight = STATE_BYTES.get(str(trainer.args.optim), ADAM_STATE_BYTES)
         return Rehearsal(
@@ -192,6 +194,12 @@ def _heaviest_step(
         del loss
     forget_gradients(trained)
     return ledger.held(before)
+
+
+def _reward_of_an_update(recipe: Any, source: models.Source, machine: Machine) -> dict[str, int]:
+    """The reward model that scores answers before training and after it, and is not held in between."""
+    body = models.load_for_use(source, recipe.model, machine, task="SEQ_CLS").to("meta")
+    return {"weights, reward": sum(_weights({"reward": body}, recipe.model.quantization).values())}
 
 
 def forget_gradients(trained: list[Any]) -> None:

@@ -179,6 +179,11 @@ def test_a_reward_model_and_an_update_are_planned(line, monkeypatch) -> None:
     body = f"model: {{name: sft}}\nfeedback: {{events: events.jsonl, eval: 0.5}}\n{LORA}{one}run: {{output: new}}\n"
     found = planned(recipe("lora-update", body))
     assert set(found.rehearsal.weights) >= {"model", "new adapter", "parent's adapter"}
+    assert set(found.rehearsal.phases) == {"step"}
+    scored = planned(recipe("lora-update", body, "gates.reward_model=reward")).rehearsal
+    held = sum(scored.weights[part] for part in ("model", "parent's adapter"))
+    assert scored.phases["measuring"] == pytest.approx(held, rel=0.05)  # the same base, adapter and a head
+    assert scored.phases["step"] == found.rehearsal.phases["step"]
     assert not Path("new").exists()
 
 
