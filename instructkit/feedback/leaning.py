@@ -28,10 +28,23 @@ def of_ratings(ratings: Sequence[float], logprobs: Sequence[float]) -> np.ndarra
         logprobs: of the rated answers, nats per token.
     """
     r, x = np.asarray(ratings, dtype=np.float64), np.asarray(logprobs, dtype=np.float64)
-    if not _balanced(r):
-        return r * x
-    middle = sum(np.average(x[r * sign > 0], weights=np.abs(r[r * sign > 0])) for sign in (1, -1)) / 2
-    return r * (x - middle)
+    return r * (x - (_middle(r, x) or 0.0))
+
+
+def met(ratings: Sequence[float], logprobs: Sequence[float], usual: float) -> list[bool]:
+    """
+    Whether each rated answer lies on its side: a good one above the middle of good and bad ones, a bad one not.
+
+    A change of all alike turns none of them round. With fewer than `FEWEST_OF_A_SIGN` of either sign `usual` takes the place
+    of the middle.
+
+    Args:
+        ratings, logprobs: as for `of_ratings`.
+        usual: the parent's median of `logprobs`, nats per token.
+    """
+    r, x = np.asarray(ratings, dtype=np.float64), np.asarray(logprobs, dtype=np.float64)
+    middle = _middle(r, x)
+    return ((x > (usual if middle is None else middle)) == (r > 0)).tolist()
 
 
 def gains(before: Feedback, after: Feedback) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +89,13 @@ def gains(before: Feedback, after: Feedback) -> tuple[np.ndarray, np.ndarray]:
         count = int(of_sign.sum())
         moved[of_sign] = usual * (gain + np.sqrt(count / (count - 1)) * found)
     return moved, np.arange(len(moved))
+
+
+def _middle(r: np.ndarray, x: np.ndarray) -> float | None:
+    """Half of the mean over good and the mean over bad ones; None where there are too few of either."""
+    if not _balanced(r):
+        return None
+    return sum(float(np.average(x[r * sign > 0], weights=np.abs(r[r * sign > 0]))) for sign in (1, -1)) / 2
 
 
 def _balanced(ratings: np.ndarray) -> bool:

@@ -12,8 +12,8 @@ class Feedback:
 
     Attributes:
         leaning: how far the model leans to what was asked for, nats per token; see `leaning.of_ratings`.
-        right: whether it does so at all: the wanted answer of a pair is likelier per token; a rated answer lies on its side
-            of the parent's median log-probability per token.
+        right: whether it does so at all: the wanted answer of a pair is likelier per token; a rated answer lies on its side, see
+            `leaning.met`.
         groups: the item's group and tags, as `group:NAME` and `tag:NAME`; may be empty.
         clusters: of near-duplicate prompts; items of one cluster are no independent measurements.
         new_rater: whether its rater is known, and was not met in training.

@@ -13,7 +13,7 @@ from instructkit.data.prepare import key_of, prompt_key
 from instructkit.feedback.alarms import enough_alternatives
 from instructkit.feedback.clusters import prompt_text
 from instructkit.feedback.items import Item
-from instructkit.feedback.leaning import of_ratings
+from instructkit.feedback.leaning import met, of_ratings
 from instructkit.feedback.measured import Bias, Feedback, General, Measured, Memory, Triggers
 from instructkit.feedback.personal import Redactor
 from instructkit.stages.base import Frame, prompt_of
@@ -134,15 +134,14 @@ class Measurer:
         if rated:
             self._medians.setdefault(side, statistics.median(rated))
         ratings = [item.rating if item.unwanted is None else 0.0 for item in items]
-        of_rated = iter(of_ratings([rating for rating in ratings if rating], rated).tolist())
+        signs = [rating for rating in ratings if rating]
+        of_rated = iter(of_ratings(signs, rated).tolist())
+        met_rated = iter(met(signs, rated, self._medians.get(side, 0.0)))
         leaning, right = [], []
         for item, value in zip(items, wanted, strict=True):
-            if item.unwanted is not None:
-                leaning.append(value - next(other))
-                right.append(leaning[-1] > 0)
-            else:
-                leaning.append(next(of_rated))
-                right.append((value > self._medians[side]) == (item.rating > 0))
+            paired = item.unwanted is not None
+            leaning.append(value - next(other) if paired else next(of_rated))
+            right.append(leaning[-1] > 0 if paired else next(met_rated))
         known = {name for item in self.frame.inputs.items("train") for name in (item.rater, *item.judges)}
         return Feedback(
             leaning,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from instructkit.feedback.leaning import FEWEST_OF_A_SIGN, gains, of_ratings
+from instructkit.feedback.leaning import FEWEST_OF_A_SIGN, gains, met, of_ratings
 from instructkit.feedback.measured import Feedback
 
 
@@ -30,6 +30,19 @@ def test_a_shift_of_all_answers_alike_is_no_gain(bad: int, shift: float) -> None
     logprobs = np.random.default_rng(0).normal(-2, 1, 100)
     found, places = gains(rated(ratings, logprobs), rated(ratings, logprobs + shift))
     assert found == pytest.approx(np.zeros(100), abs=1e-12) and list(places) == list(range(100))
+
+
+@pytest.mark.parametrize("shift", [-0.5, 0.5])
+def test_a_shift_of_all_answers_alike_turns_no_judgement_round(shift: float) -> None:
+    ratings = [-1.0] * 70 + [1.0] * 30
+    logprobs = np.random.default_rng(0).normal(-2, 1, 100)
+    before, after = met(ratings, logprobs, -2.0), met(ratings, logprobs + shift, -2.0)
+    assert before == after and 20 < sum(before) < 80
+    assert before == (of_ratings(ratings, logprobs) > 0).tolist()
+
+
+def test_good_ratings_alone_are_met_above_what_is_usual_to_the_parent() -> None:
+    assert met([1.0, 0.5, -1.0], [-1.0, -3.0, -3.0], -2.0) == [True, False, True]
 
 
 def test_the_gain_is_half_of_what_good_and_bad_moved_apart() -> None:
