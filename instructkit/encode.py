@@ -7,6 +7,7 @@ see are the same in all three places.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 Prompt = str | list[dict[str, str]]
@@ -44,14 +45,15 @@ def encode_answered(tokenizer: Any, prompt: Prompt, answer: str) -> list[int]:
     )
 
 
-def encode_sampled(tokenizer: Any, prompt: Prompt, ids: list[int]) -> list[int] | None:
+def encode_sampled(tokenizer: Any, prompt: Prompt, ids: list[int], ends: Collection[int]) -> list[int] | None:
     """
     Token ids of a prompt with an answer that was sampled, and the end that `encode_answered` gives it.
 
     The answer's own ids are kept: encoding its words again may cut them into other tokens (ppo.md, S-2).
 
     Args:
-        ids: sampled token ids, the end token included where there is one.
+        ids: sampled token ids, the end token included where there is one; an answer that was cut off keeps its last token.
+        ends: the tokens that end an answer.
 
     Returns:
         None where a template renders a prompt otherwise once it is answered, so that ids cannot be put between.
@@ -59,7 +61,7 @@ def encode_sampled(tokenizer: Any, prompt: Prompt, ids: list[int]) -> list[int] 
     end = _end_of_answer(tokenizer, prompt)
     if end is None:
         return None
-    ended = bool(ids) and ids[-1] in tokenizer.all_special_ids
+    ended = bool(ids) and ids[-1] in ends
     return encode_prompt(tokenizer, prompt) + list(ids[:-1] if ended else ids) + end
 
 

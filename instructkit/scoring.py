@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class RewardScorer:
         role: context manager factory under which a policy's backbone is the reward model.
         head: the reward model's score head, where the backbone has none.
         policy_tokenizer: where it cuts and renders words as the reward model's own does, sampled ids are read as they are.
+        ends: the tokens that end the policy's answers; left out: its tokenizer's end.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class RewardScorer:
         role: Callable[[Any], contextlib.AbstractContextManager] = contextlib.nullcontext,
         head: Any = None,
         policy_tokenizer: Any = None,
+        ends: Collection[int] = (),
     ):
         self.model, self.tokenizer, self.offset, self.batch_size = model, tokenizer, offset, batch_size
         self.role, self.head = role, head
         self.reads_ids = policy_tokenizer is not None and same_tokens(tokenizer, policy_tokenizer)
+        self.ends = ends or [tokenizer.eos_token_id]
         self.__name__ = name
 
     @classmethod
@@ -121,7 +124,7 @@ class RewardScorer:
             return self.score(prompts, [answer_text(completion) for completion in completions])
         rows = []
         for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True):
-            row = encode_sampled(self.tokenizer, prompt, ids)
+            row = encode_sampled(self.tokenizer, prompt, ids, self.ends)
             rows.append(row or encode_answered(self.tokenizer, prompt, answer_text(completion)))
         return self._score_rows(rows)
 

@@ -59,8 +59,17 @@ def test_sampled_ids_stand_where_their_words_would(tiny_folder: Path, prompt) ->
     words = "cold day" if isinstance(prompt, list) else " cold day"
     wanted = encode_answered(tokenizer, prompt, words)
     ids = tokenizer(words, add_special_tokens=False)["input_ids"]
-    assert encode_sampled(tokenizer, prompt, ids) == wanted
-    assert encode_sampled(tokenizer, prompt, [*ids, tokenizer.eos_token_id]) == wanted
+    end, other = (tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("end", "system"))
+    assert encode_sampled(tokenizer, prompt, ids, [end]) == wanted
+    assert encode_sampled(tokenizer, prompt, [*ids, end], [end]) == wanted
+    assert encode_sampled(tokenizer, prompt, [*ids, other], [end, other]) == wanted
+
+
+def test_an_answer_that_was_cut_off_at_a_special_token_keeps_it(tiny_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    end, system = (tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("end", "system"))
+    start = len(encode_prompt(tokenizer, CHAT))
+    assert encode_sampled(tokenizer, CHAT, [5, system], [end])[start : start + 3] == [5, system, end]
 
 
 def test_sampled_ids_are_not_cut_anew(tiny_folder: Path) -> None:
@@ -68,8 +77,8 @@ def test_sampled_ids_are_not_cut_anew(tiny_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     letters = [i for c in "cold" for i in tokenizer(c, add_special_tokens=False)["input_ids"]]
     start = encode_prompt(tokenizer, CHAT)
-    assert encode_sampled(tokenizer, CHAT, letters)[len(start) : len(start) + len(letters)] == letters
-    assert encode_sampled(tokenizer, CHAT, [])[: len(start)] == start
+    assert encode_sampled(tokenizer, CHAT, letters, [])[len(start) : len(start) + len(letters)] == letters
+    assert encode_sampled(tokenizer, CHAT, [], [])[: len(start)] == start
 
 
 def test_a_template_that_renders_answered_prompts_otherwise_is_told_apart(tiny_folder: Path) -> None:
@@ -79,5 +88,5 @@ def test_a_template_that_renders_answered_prompts_otherwise_is_told_apart(tiny_f
     other.chat_template = (
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
     )
-    assert encode_sampled(other, CHAT, [5, 6]) is None
+    assert encode_sampled(other, CHAT, [5, 6], []) is None
     assert not same_tokens(tokenizer, other)

@@ -32,6 +32,7 @@ class Start:
 
 def scorer(frame: Frame, index: int, policy: Any, tokenizer: Any) -> Callable[..., Any]:
     """One entry of the recipe's `reward:` list as a callable of TRL's form."""
+    from instructkit.evaluate.generate import end_ids
     from instructkit.scoring import RewardScorer
 
     item = frame.recipe.reward[index]
@@ -40,6 +41,7 @@ def scorer(frame: Frame, index: int, policy: Any, tokenizer: Any) -> Callable[..
     options = {
         "batch_size": frame.recipe.trainer.get("reading_batch_size", 32),
         "policy_tokenizer": tokenizer,
+        "ends": end_ids(policy, tokenizer),
     }
     source = frame.inputs.parents[f"reward[{index}]"]
     if frame.recipe.lora is not None and source.adapter and source.base == frame.inputs.parents["model"].base:
