@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 
 from instructkit.errors import InputError
 from instructkit.recipe import field_docs, trainer_fields
-from instructkit.recipe.schema import MOST, RECIPES, STAGES, sections
+from instructkit.recipe.schema import RECIPES, STAGES, sections
+from instructkit.recipe.section import MOST
 from instructkit.recipe.yaml_core import inline
 
 REQUIRED = "required"
