@@ -171,7 +171,8 @@ def stats(
     with _open(store) as opened:
         found = of_events(opened.events(_filter(since, run, rater, tag, kind, withdrawn=False)))
         withdrawals = len(opened.withdrawals())
-        last = Chain.at(root, chain).since()
+        named = Chain.at(root, chain)
+        last = named.since(named.standing().current)
         ours = last is None or opened.has(last)
         new = opened.count(Filter(consent=True, after=last)) if ours else None
     if json:

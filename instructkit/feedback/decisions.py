@@ -88,18 +88,12 @@ def _learned(
 ) -> Gate:
     """Clustered paired difference of the leaning; it refuses when undecided, whatever the recipe says."""
     name = "held-out feedback"
-    gain, places = ([], []) if before is None or after is None else leaning.gains(before, after)
-    clusters = len({after.clusters[i] for i in places})
-    if clusters < FEWEST:
+    change, clusters = gain_of(before, after, level, seed)
+    if change is None:
         why = f"{clusters} independent test prompts, {FEWEST} or more are wanted"
         if clusters < len(set(after.clusters if after else ())):
             why += f", and bad ratings tell nothing beside fewer than {leaning.FEWEST_OF_A_SIGN} good ones"
         return replace(gates.undecided(name, minimum, why), essential=True)
-    change = _bounded(gain, [after.clusters[i] for i in places], level, seed)
-    if by_rater := _raters(after, places):
-        # One who says much of what is tested is one witness: the wider bounds hold.
-        told = _bounded(gain, by_rater, level, seed)
-        change = change[0], min(change[1], told[1]), max(change[2], told[2])
     gate = replace(gates.improved(name, change, minimum), essential=True)
     if gate.passed is False:
         error = (change[2] - change[1]) / 2 / inference.student_quantile(1 - level, clusters - 1)
@@ -108,6 +102,32 @@ def _learned(
         told += f"{clusters} test prompts show a gain of {least:.2g} four times in five"
         gate = replace(gate, text=f"{gate.text}: {told}")
     return gate
+
+
+def gain_of(
+    before: Feedback | None, after: Feedback | None, level: float, seed: int
+) -> tuple[gates.Interval | None, int]:
+    """
+    The mean gain on held-out feedback with its bounds, nats per token, and on how many independent prompts it was measured.
+
+    Items of a cluster are drawn together, and where people are known by name those of a person too: one who says much of what
+    is tested is one witness, and the wider bounds hold.
+
+    Args:
+        level: one-sided.
+
+    Returns:
+        None for the gain where there are too few prompts.
+    """
+    gain, places = ([], []) if before is None or after is None else leaning.gains(before, after)
+    clusters = len({after.clusters[i] for i in places})
+    if clusters < FEWEST:
+        return None, clusters
+    change = _bounded(gain, [after.clusters[i] for i in places], level, seed)
+    if by_rater := _raters(after, places):
+        told = _bounded(gain, by_rater, level, seed)
+        change = change[0], min(change[1], told[1]), max(change[2], told[2])
+    return change, clusters
 
 
 def _rewarded(
@@ -186,8 +206,8 @@ def _groups(before: Feedback | None, after: Feedback | None, maximum: float, lev
     if before is None or after is None:
         return gates.undecided(name, maximum, "it was not measured")
     members: dict[str, list[int]] = {}
-    for index, names in enumerate(after.groups):
-        for group in names:
+    for index in leaning.telling(after):
+        for group in after.groups[index]:
             members.setdefault(group, []).append(index)
     paired = {
         group: inference.changes(

@@ -47,6 +47,7 @@ _TYPES = {
     "answer": "Q",
     "said": "Q",
     "time": "d",
+    "size": "d",
 }
 
 Redact = Callable[[Row], tuple[Row, list[tuple[str, str]]]]
@@ -59,6 +60,7 @@ class Columns:
 
     Attributes:
         sign, item, answer, said, first, time: as in `Judgement`.
+        size: how strongly it is said: `|rating|`, 1 of a pair.
         kind: the place in `objectives.KINDS` of what is said.
         held: whether it came as a test event of a source of its own.
         rater, group: numbers from 0 in the order of their first events; -1 is nobody.
@@ -73,6 +75,7 @@ class Columns:
     first: np.ndarray
     kind: np.ndarray
     time: np.ndarray
+    size: np.ndarray
     held: np.ndarray
     rater: np.ndarray
     group: np.ndarray
@@ -169,6 +172,7 @@ class Intake:
         for name in ("sign", "first", "item", "answer", "said", "time"):
             columns[name].append(getattr(judged, name))
         columns["kind"].append(kind_of(judged))
+        columns["size"].append(abs(judged.rating))
         columns["held"].append(held)
         columns["rater"].append(_number(self.raters, judged.rater))
         columns["group"].append(_number(self.groups, judged.group))

@@ -60,8 +60,8 @@ def judgement_of(row: Row) -> Judgement:
 
     Texts count as the same when they are so after Unicode's NFC with white space made single spaces.
     """
-    prompt = row["prompt"] if row.get("prompt") is not None else row["messages"]
-    asked, response = _prompt_form(prompt), normal(row["response"])
+    prompt = asked_of(row)
+    asked, response = prompt_form(prompt), normal(row["response"])
     about = {
         "rater": "" if row.get("rater") is None else str(row["rater"]),
         "group": row.get("group") or "",
@@ -166,9 +166,14 @@ def characters(row: Row) -> int:
 
 def texts(row: Row) -> list[str]:
     """All texts of an event: of the prompt or of each message, then the answers."""
-    prompt = row["prompt"] if row.get("prompt") is not None else row["messages"]
+    prompt = asked_of(row)
     asked = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     return asked + [row[field] for field in _ANSWERS if row.get(field) is not None]
+
+
+def asked_of(row: Row) -> Any:
+    """What an event's answers were given to: its prompt, or the messages before them."""
+    return row["prompt"] if row.get("prompt") is not None else row["messages"]
 
 
 def normal(text: str) -> str:
@@ -176,7 +181,7 @@ def normal(text: str) -> str:
     return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
 
 
-def _prompt_form(prompt: Any) -> str:
+def prompt_form(prompt: Any) -> str:
     """A prompt as a key: a text and a message that says the same are two, for a model is asked them in two ways."""
     if isinstance(prompt, str):
         return normal(prompt)

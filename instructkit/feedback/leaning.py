@@ -47,6 +47,16 @@ def met(ratings: Sequence[float], logprobs: Sequence[float], usual: float) -> li
     return ((x > (usual if middle is None else middle)) == (r > 0)).tolist()
 
 
+def telling(measured: Feedback) -> np.ndarray:
+    """
+    The places of the items that can tell anything: bad ratings without enough good ones cannot.
+
+    Nothing sets them apart from answers as such, so that a change of all answers alike would count as theirs.
+    """
+    ratings = _ratings(measured)
+    return np.arange(len(ratings)) if _balanced(ratings[ratings != 0]) else np.flatnonzero(ratings >= 0)
+
+
 def gains(before: Feedback, after: Feedback) -> tuple[np.ndarray, np.ndarray]:
     """
     What the update gained on each item that can tell a gain, nats per token, and which items these are.
@@ -57,11 +67,10 @@ def gains(before: Feedback, after: Feedback) -> tuple[np.ndarray, np.ndarray]:
         gain = m (g + n w (d - mean of its sign) / 2),  g: the mean of both signs' means
 
     so that their mean is that of the change of leaning, m g, and their spread that of its two means, however few one sign has.
-    Bad ratings without enough good ones tell no gain, for nothing sets them apart from answers as such; good ones alone are
-    demonstrations.
+    Good ratings alone are demonstrations.
 
     Returns:
-        The gains, and the places of their items.
+        The gains, and the places of their items, see `telling`.
 
     Raises:
         ValueError: when the two have different numbers of items.
@@ -71,10 +80,9 @@ def gains(before: Feedback, after: Feedback) -> tuple[np.ndarray, np.ndarray]:
             f"paired figures of different lengths: {len(before.leaning)} and {len(after.leaning)}"
         )
     moved = np.asarray(after.leaning, dtype=np.float64) - np.asarray(before.leaning, dtype=np.float64)
-    ratings = np.asarray(after.ratings or [0.0] * len(moved), dtype=np.float64)
+    ratings, places = _ratings(after), telling(after)
     rated = ratings != 0
     if not _balanced(ratings[rated]):
-        places = np.flatnonzero(ratings >= 0)
         return moved[places], places
     size = np.abs(ratings)
     means = {}
@@ -88,7 +96,11 @@ def gains(before: Feedback, after: Feedback) -> tuple[np.ndarray, np.ndarray]:
         found = len(ratings[rated]) * share * (moved[of_sign] / size[of_sign] - mean) / 2
         count = int(of_sign.sum())
         moved[of_sign] = usual * (gain + np.sqrt(count / (count - 1)) * found)
-    return moved, np.arange(len(moved))
+    return moved, places
+
+
+def _ratings(measured: Feedback) -> np.ndarray:
+    return np.asarray(measured.ratings or [0.0] * len(measured.leaning), dtype=np.float64)
 
 
 def _middle(r: np.ndarray, x: np.ndarray) -> float | None:

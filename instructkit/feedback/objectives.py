@@ -20,6 +20,7 @@ from instructkit.feedback.resampling import draw, kept, orders
 
 OBJECTIVES = ("sft", "dpo", "kto")  # in the order in which a mixture learns
 KINDS = ("preferences", "edits", "good", "bad")
+PAIRS = 2  # so many of them, the first, speak of two answers
 _LEARNS_FROM = {"sft": ("edits", "preferences", "good"), "dpo": ("preferences", "edits"), "kto": KINDS}
 # Both kinds of signal are learned from, one after the other, when the smaller one is at least this share of the weight.
 WORTH_A_PHASE = 0.25

@@ -48,7 +48,15 @@ class Past:
         Raises:
             InputError: when `current` was moved by hand to what the history does not say.
         """
-        found = self.standing()
+        return self.adapter(self.standing())
+
+    def adapter(self, found: Standing) -> Path | None:
+        """
+        The folder of the adapter that is in force when the chain stands so; None where it is the parent itself.
+
+        Raises:
+            InputError: when `current` was moved by hand to what the history does not say.
+        """
         if found.astray is not None:
             says = folder_name(found.current) if found.current else "nothing"
             raise InputError(
@@ -100,10 +108,10 @@ class Past:
         )
         return 1 - (-used // len(wanted))
 
-    def since(self) -> str | None:
-        """The last event that the adapter in force has seen, in its own update or else in one that it goes on from."""
+    def since(self, number: int) -> str | None:
+        """The last event that an adapter has seen, in its own update or else in one that it goes on from."""
         updates = self.updates()
-        seen = (updates[number]["newest"] for number in self.line(self.standing().current))
+        seen = (updates[each]["newest"] for each in self.line(number))
         return next((id_ for id_ in seen if id_ is not None), None)
 
     def line(self, number: int) -> list[int]:

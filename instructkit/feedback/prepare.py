@@ -23,7 +23,7 @@ import numpy as np
 
 from instructkit.data.records import Row
 from instructkit.data.table import View
-from instructkit.feedback import merging
+from instructkit.feedback import merging, objectives
 from instructkit.feedback.clusters import ClusterIndex, prompt_text
 from instructkit.feedback.intake import NOTHING, Columns, Intake, Redact
 from instructkit.feedback.items import SIDES, Item, Phase, Prepared
@@ -202,7 +202,7 @@ def _outcomes(columns: Columns, side: np.ndarray) -> np.ndarray:
     found[side == TESTED] = _CODES[NEAR_TEST]
     _last_words(found, columns, np.arange(len(side)), columns.answer, columns.said)
     # An edit and a preference may speak of one pair of answers, and of that too a rater has one opinion.
-    left = np.flatnonzero((found < len(SIDES)) & (columns.slot >= 0))
+    left = np.flatnonzero((found < len(SIDES)) & (columns.slot >= 0) & (columns.kind < objectives.PAIRS))
     pair = columns.item[left]
     _last_words(found, columns, left, pair, pair ^ (columns.sign[left] > 0).astype(np.uint64))
     found[columns.slot < 0] = _CODES[NOTHING]

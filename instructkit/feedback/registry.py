@@ -102,23 +102,28 @@ class Chain(Past):
 
         Args:
             expected: number of the adapter that must be in force still, 0 for the parent itself: the update was measured against
-                it. No later look at the same test events may have come in between either. None: whatever is in force.
-            why, forced_by: of an update that was refused, who promotes it all the same, and the reason; kept for ever.
+                it. No later look at the same test events may have come in between either. None: somebody promotes it by hand,
+                and must force it where either is not so.
+            why, forced_by: of an update that was refused or overtaken, who promotes it all the same, and the reason; kept for
+                ever.
 
         Returns:
             The folder of the copy.
 
         Raises:
-            GateRefused: when the update was refused and nobody forces it.
-            Superseded: when another adapter came into force than is expected, or the test events were looked at meanwhile.
+            GateRefused: when the update was refused or overtaken, and nobody forces it.
+            Superseded: when something was expected, and another adapter is in force, or the test events were looked at
+                meanwhile.
             InputError: when there is no such update, it is in force, or its run is not what it was.
         """
         with self._writing():
             update, before = self._update(number), self.standing()
-            forced = forced_past(update, why, forced_by)
+            overtaken = self._overtaken(update, expected, before.current)
+            if overtaken and expected is not None:
+                told = f"`instructkit runs promote {self.name} {number} --force --why TEXT` puts it in force as it is"
+                raise Superseded(overtaken, hint=f"run it again; or {told}")
             self._refuse_where_it_is(number, before)
-            if expected is not None:
-                self._refuse_superseded(update, expected, before.current)
+            forced = forced_past(update, overtaken, why, forced_by)
             target = self.folder / folder_name(number)
             copy_model(update["run"], update["run_hash"], root=self.root, target=target)
             said = {"from": before.current, "forced": forced, "why": why}
@@ -191,21 +196,30 @@ class Chain(Past):
                 f"{said} is in force in the chain {self.name} already", hint="nothing is to be done"
             )
 
-    def _refuse_superseded(self, update: dict[str, Any], expected: int, current: int) -> None:
-        number, said = update["number"], lambda n: f"update {n}" if n else "the parent itself"
-        hint = f"run it again; or `instructkit runs promote {self.name} {number}` puts it in force as it is"
-        if current != expected:
-            raise Superseded(
-                f"update {number} of the chain {self.name} was measured against {said(expected)}, and {said(current)} is in "
-                "force since",
-                hint=hint,
+    def _overtaken(self, update: dict[str, Any], expected: int | None, current: int) -> str | None:
+        """
+        What has happened since an update was decided, so that its decision holds no more; None where nothing has.
+
+        Args:
+            expected: the adapter that must be in force; None: the one that the update says it was measured against, unless it
+                was in force itself before.
+        """
+        number, named = update["number"], lambda n: f"update {n}" if n else "the parent itself"
+        if expected is None:
+            if self.was_promoted(number):
+                return None
+            expected = update.get("in_force")
+        if expected is not None and current != expected:
+            return (
+                f"update {number} of the chain {self.name} was measured against {named(expected)}, and {named(current)} is in "
+                "force since"
             )
         if update.get("look") is not None and update["look"] < update["looks"]:
-            raise Superseded(
+            return (
                 f"update {number} was decided as look {update['look']} at its test events, and it was look {update['looks']}: "
-                "another update was decided on them meanwhile",
-                hint=hint,
+                "another update was decided on them meanwhile"
             )
+        return None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -41,6 +41,7 @@ class Update:
         scale: of the adapter, 1 where it was not rescued.
         continues: number of the update whose adapter this one went on from; None: the one whose hash is the parent's, if any.
         look: which look at its test events the level of its decision was that of; None where it is not known.
+        in_force: number of the adapter that it was measured against, 0 for the parent itself; None where it is not known.
         id: names this update for ever, so that it is entered once; empty: it is entered whenever it is asked for.
     """
 
@@ -61,6 +62,7 @@ class Update:
     id: str = ""
     standing: Collection[str] = ()
     look: int | None = None
+    in_force: int | None = None
 
     @classmethod
     def of(cls, run: str | Path, *, fingerprint: str, outcomes: dict[str, int], **said: Any) -> Update:
@@ -166,30 +168,37 @@ def copy_model(run: str, run_hash: str, *, root: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def forced_past(update: dict[str, Any], why: str | None, forced_by: str | None) -> bool:
+def forced_past(
+    update: dict[str, Any], overtaken: str | None, why: str | None, forced_by: str | None
+) -> bool:
     """
-    Whether a promotion goes against the gates.
+    Whether a promotion goes against the gates, or against what has happened since they decided.
 
     Args:
         update: its entry in a history.
+        overtaken: what has happened since, in words.
         why, forced_by: the reason, and who promotes it all the same; None where nobody does.
 
     Raises:
-        GateRefused: when the update was refused and nobody forces it.
+        GateRefused: when something stands against the update and nobody forces it.
         InputError: when it is forced without a reason.
     """
-    if update["verdict"] == PROMOTED:
-        return False
-    number = update["number"]
-    if forced_by is None:
+    against = []
+    if update["verdict"] != PROMOTED:
         failed = "; ".join(gate.get("text") or gate["name"] for gate in failed_gates(update))
+        against.append(f"update {update['number']} is REFUSED{': ' + failed if failed else ''}")
+    if overtaken:
+        against.append(overtaken)
+    if not against:
+        return False
+    if forced_by is None:
         raise GateRefused(
-            f"update {number} is REFUSED{': ' + failed if failed else ''}",
+            "; ".join(against),
             hint="`--force --why TEXT` promotes it all the same; who did and why is kept for ever",
         )
     if not (why or "").strip():
         raise InputError(
-            f"update {number} is REFUSED, and forcing it needs a reason", hint="give it with --why TEXT"
+            f"{'; '.join(against)}, and forcing it needs a reason", hint="give it with --why TEXT"
         )
     return True
 

@@ -81,7 +81,7 @@ def weigh(
     columns: Columns, members: Members, chosen: np.ndarray, trust: np.ndarray, how: Settings
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """
-    Reliability, recency, positions, balance and, last of all so that they hold, the caps.
+    Reliability, the size of ratings, recency, positions, balance and, last of all so that they hold, the caps.
 
     Args:
         chosen: the events that are weighed.
@@ -90,7 +90,7 @@ def weigh(
     Returns:
         One weight a chosen event, and the figures `position`, `recency`, `balance`, `shares`, `caps` and `weight`.
     """
-    weights = trust.copy()
+    weights = trust * columns.size[chosen]
     report: dict[str, Any] = {"recency": None}
     if how.half_life_days is not None:
         times = columns.time[chosen]

@@ -65,7 +65,7 @@ def train(frame: Frame) -> Result:
     samples = update_tables.samples(items, told, measurer.answers())
     return Result(
         save=lambda folder: _save(frame, model, tokenizer, folder, _entry(frame, scale)),
-        measurements=update_tables.lines(before, after, seed=frame.seed),
+        measurements=update_tables.lines(before, after, level=level, seed=frame.seed),
         gates=checks,
         metrics=figures,
         samples=samples,
@@ -157,14 +157,13 @@ def finish(recipe: Any, folder: Path, note: Callable[[str], None]) -> GateRefuse
     if not (folder / ENTRY).is_file():
         return None
     said = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-    expected = said.pop("in_force", None)
     update = Update.of(folder, **said)
     chain = Chain.at(folder.parent, recipe.feedback.chain)
     number = chain.record(update)
     if update.verdict != gates.PROMOTED or chain.was_promoted(number):
         return None
     try:
-        note(f"promoted as {chain.promote(number, expected=expected)}")
+        note(f"promoted as {chain.promote(number, expected=update.in_force)}")
     except Superseded as error:
         return GateRefused(f"{folder.name} passed its gates and is not in force: {error}", hint=error.hint)
     return None

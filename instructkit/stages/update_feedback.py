@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 from instructkit.data import prepare as splits
@@ -16,6 +17,7 @@ from instructkit.feedback import earlier, reading
 from instructkit.feedback import prepare as preprocessing
 from instructkit.feedback.events import content_id, rater_hash
 from instructkit.feedback.items import Prepared
+from instructkit.feedback.judgements import asked_of, prompt_form
 from instructkit.feedback.personal import Redactor
 from instructkit.feedback.registry import Chain
 from instructkit.feedback.store import Store
@@ -116,16 +118,33 @@ def _pin(store: Store, how: preprocessing.Settings, *, keep: bool) -> None:
     store.pin("tune", how.tune, keep=keep)
 
 
-def learned_before(recipe: Any, chain: Chain, number: int, test: sources.Rows | None) -> Prepared:
+def learned_before(recipe: Any, chain: Chain, number: int, feedback: Feedback) -> Prepared:
     """
     Of what the adapter with this number has learned, some items to replay, prepared as new ones are.
 
     So personal data is taken out, filters and caps hold, and what was withdrawn, or is near a test event, is not among them.
+    They are prepared together with what is said of the same prompts since: what was overruled or outvoted is not replayed, and
+    what is learned anew is not learned twice.
     """
     ids = earlier.pool(chain.standing_ids(number), f"{recipe.run.seed} {number}")
-    rows = reading.events_with(recipe.feedback.events, ids)
+    before = reading.events_with(recipe.feedback.events, ids)
     how = replace(preprocessing.Settings.of(recipe.feedback), test=0.0, tune=0.0, objective=None)
-    return _prepare(recipe, rows, test, how)
+    found = _prepare(recipe, _with_since(before, feedback.events), feedback.test, how)
+    known = set(ids)
+    return replace(found, train=[item for item in found.train if item.event in known])
+
+
+def _with_since(before: sources.Rows, since: sources.Rows) -> sources.Rows:
+    """Rows, and behind them those of the later ones that speak of the same prompts."""
+    asked, known = {prompt_form(asked_of(row)) for row in before.rows}, {row["id"] for row in before.rows}
+    kept = table.Table()
+    for pair in zip(before.rows, before.places, strict=True):
+        kept.append(pair)
+    for row, place in zip(since.rows, since.places, strict=True):
+        if row["id"] not in known and prompt_form(asked_of(row)) in asked:
+            kept.append((row, place))
+    rows, places = (kept.column(range(len(kept)), itemgetter(i)) for i in (0, 1))
+    return replace(before, rows=rows, places=places)
 
 
 def _prepare(

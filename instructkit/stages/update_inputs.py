@@ -105,7 +105,9 @@ def collect(recipe: Any) -> UpdateInputs:
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
     chain = Chain.at(Path(recipe.run.output).parent, wanted.chain)
-    mode, why, current = _mode(recipe, chain, parent)
+    # Read once: what comes into force while events are preprocessed is not what this update stands on.
+    stands = chain.standing()
+    mode, why, current = _mode(recipe, chain.adapter(stands), parent)
     feedback = update_feedback.read(recipe, _last(recipe, chain, current))
     stored = update_feedback.is_store(recipe)
     data = {"events": feedback.events, **_general_rows(recipe, parent, current is None)}
@@ -114,17 +116,17 @@ def collect(recipe: Any) -> UpdateInputs:
     prepared, earlier = update_feedback.prepared(recipe, feedback), []
     _refuse_too_few(prepared, data, feedback.events.source)
     if stored and current is not None:
-        before = update_feedback.learned_before(recipe, chain, int(current.name), feedback.test)
+        before = update_feedback.learned_before(recipe, chain, int(current.name), feedback)
         earlier = before.train
         # Whatever was taken out of them was met in training, or would have been: the memory gate asks for it too.
         secrets = dict.fromkeys([*prepared.redacted, *before.redacted])
         prepared = replace(prepared, redacted=tuple(secrets))
-    elif stored and chain.current() is not None:
+    elif stored and stands.current:
         why += "; it takes the place of what is in force, so all events of the store are read"
     newest = feedback.newest if stored else None
     return UpdateInputs(
         data, parents, prepared, chain, current, (mode, why), earlier, newest,
-        chain.standing().current, recipe.gates.on_undecided == "refuse",
+        stands.current, recipe.gates.on_undecided == "refuse",
     )  # fmt: skip
 
 
@@ -132,12 +134,12 @@ def _last(recipe: Any, chain: Chain, current: Path | None) -> str | None:
     """The event after which an update reads; all are read where nothing is gone on from, since it would be lost else."""
     wanted = recipe.feedback
     after = update_feedback.is_store(recipe) and wanted.since == "last" and current is not None
-    return chain.since() if after else None
+    return chain.since(int(current.name)) if after else None
 
 
-def _mode(recipe: Any, chain: Chain, parent: models.Source) -> tuple[str, str, Path | None]:
-    """How the update stands to those before it, why, and the adapter that it goes on from."""
-    asked, current = recipe.feedback.mode, chain.current()
+def _mode(recipe: Any, current: Path | None, parent: models.Source) -> tuple[str, str, Path | None]:
+    """How the update stands to those before it, why, and the adapter that it goes on from: the one in force, or none."""
+    asked = recipe.feedback.mode
     if asked in ("new", "merge"):
         return asked, "set in the recipe", None
     if current is not None:

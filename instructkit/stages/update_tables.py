@@ -9,6 +9,7 @@ from typing import Any
 from instructkit.evaluate import metrics
 from instructkit.evaluate.phrases import candidates
 from instructkit.feedback import leaning
+from instructkit.feedback.decisions import gain_of
 from instructkit.feedback.items import Item
 from instructkit.feedback.measured import Feedback, General, Measured
 from instructkit.stages.base import measurement
@@ -16,9 +17,14 @@ from instructkit.stages.base import measurement
 LARGEST, SHOWN = 5, 3  # gains, losses and phrases that are told; answers
 
 
-def lines(before: Measured, after: Measured, *, seed: int) -> list[dict[str, Any]]:
-    """Measurements of the test side, before and after."""
-    found = _feedback(before.feedback, after.feedback, seed)
+def lines(before: Measured, after: Measured, *, level: float, seed: int) -> list[dict[str, Any]]:
+    """
+    Measurements of the test side, before and after.
+
+    Args:
+        level: of the decision, one-sided; the gain on feedback is bounded as its gate bounds it.
+    """
+    found = _feedback(before.feedback, after.feedback, level, seed)
     if before.general and after.general:
         found += _general(before.general, after.general, seed)
     if before.bias and after.bias and after.bias.gaps:
@@ -38,11 +44,10 @@ def lines(before: Measured, after: Measured, *, seed: int) -> list[dict[str, Any
     return found
 
 
-def _feedback(before: Feedback, after: Feedback, seed: int) -> list[dict[str, Any]]:
-    gain, told = leaning.gains(before, after)
-    means = [
-        statistics.fmean(part.leaning[i] for i in told) if len(told) else None for part in (before, after)
-    ]
+def _feedback(before: Feedback, after: Feedback, level: float, seed: int) -> list[dict[str, Any]]:
+    told = leaning.telling(after).tolist()
+    change, _ = gain_of(before, after, level, seed)
+    means = [statistics.fmean(part.leaning[i] for i in told) if told else None for part in (before, after)]
     found = [
         measurement(
             "held-out feedback",
@@ -50,12 +55,15 @@ def _feedback(before: Feedback, after: Feedback, seed: int) -> list[dict[str, An
             n=len(told),
             before=means[0],
             after=means[1],
-            change=list(metrics.bootstrap_mean(gain, seed=seed)) if len(gain) else None,
+            change=list(change) if change else None,
             better="higher",
             note="log-probability of what users wanted, above what they did not",
         ),
-        _share("held-out judgements met", before.right, after.right),
     ]
+    if told:
+        found.append(
+            _share("held-out judgements met", *([part.right[i] for i in told] for part in (before, after)))
+        )
     if after.scores:
         found.append(
             _paired(
@@ -67,7 +75,7 @@ def _feedback(before: Feedback, after: Feedback, seed: int) -> list[dict[str, An
                 note="by the reward model, to the prompts of held-out feedback",
             )
         )
-    new = [i for i, is_new in enumerate(after.new_rater) if is_new]
+    new = [i for i in told if after.new_rater[i]]
     if len(new) >= 30:
         parts = [[part.right[i] for i in new] for part in (before, after)]
         found.append(_share("of people unseen in training", *parts))
@@ -174,15 +182,16 @@ def moved(
         gain of each group and tag, nats per token; `largest_gains`, `largest_losses`: the judgements met most more and less.
     """
     gains = [second - first for first, second in zip(before.leaning, after.leaning, strict=True)]
-    order = sorted(range(len(gains)), key=gains.__getitem__)
+    telling = leaning.telling(after).tolist()
+    order = sorted(telling, key=gains.__getitem__)
 
     def shown(chosen: Sequence[int]) -> list[dict[str, Any]]:
         return [{"prompt": items[i].prompt, "wanted": items[i].wanted, "gain": gains[i]} for i in chosen]
 
     by_topic: dict[str, list[float]] = {}
-    for groups, gain in zip(after.groups, gains, strict=True):
-        for group in groups:
-            by_topic.setdefault(group, []).append(gain)
+    for i in telling:
+        for group in after.groups[i]:
+            by_topic.setdefault(group, []).append(gains[i])
     return {
         "answers": [row for row in told if row["before"] != row["after"]][:SHOWN],
         "phrases": candidates(

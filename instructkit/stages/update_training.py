@@ -78,14 +78,15 @@ def replayed(
     """
     replay, wanted = frame.inputs.data.get("replay"), frame.recipe.feedback
     if replay is None or not (wanted.replay_share or wanted.anchor):
-        frame.reporter.note("no replay: nothing but the gates guards what the parent knows")
+        frame.reporter.note("no replay of demonstrations: nothing but the gates guards what the parent knows")
+    if not (wanted.replay_share or wanted.anchor):
         return [], []
-    given = encoded_demonstrations(tokenizer, replay.rows)
+    given = encoded_demonstrations(tokenizer, replay.rows) if replay else []
     earlier = judged_demonstrations(tokenizer, frame.inputs.earlier, frame.seed)
     if earlier:
         frame.reporter.note(f"replay: {len(earlier)} answers that earlier feedback asked for")
     own: list[dict] = []
-    if wanted.self_replay:
+    if wanted.self_replay and replay:
         own = own_answers(frame, model, tokenizer) if answering else given
     return [*given, *earlier], own
 

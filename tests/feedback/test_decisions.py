@@ -452,6 +452,15 @@ def test_answers_to_two_groups_may_not_drift_apart(kind, before, after, verdict)
     assert gate.verdict == verdict, gate.text
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_bad_ratings_alone_say_nothing_of_a_group(right: bool) -> None:
+    """Without good ones a change of all answers alike would turn all of them round."""
+    bad = {"ratings": [-1.0] * 60, "groups": [("group:office",)] * 60}
+    before = feedback([0.0] * 60, right=[not right] * 60, **bad)
+    after = feedback([0.0] * 60, right=[right] * 60, **bad)
+    assert gate_of(before, after, "no group harmed", group_loss_max=0.1).verdict == "not applicable"
+
+
 def test_no_prompts_that_name_groups_do_not_apply() -> None:
     assert (
         gate_of(*biased([], []), "groups answered alike", contrast_growth_max=0.1).verdict == "not applicable"

@@ -136,6 +136,20 @@ def test_duplicates_and_last_words() -> None:
     assert found.outcomes == wanted
 
 
+def test_ratings_of_nobody_that_differ_are_two_and_those_that_say_the_same_are_one() -> None:
+    rows = [rating("about 1", value) for value in (1.0, 0.5, 1.0)]
+    rows += [rating("about 2", value) for value in (-1.0, -0.25)]
+    found = run(rows)
+    assert found.outcomes["duplicate"] == 1 and sum(found.outcomes.values()) == 5
+    assert "overruled by the same rater" not in found.outcomes
+
+
+def test_a_faint_rating_weighs_as_little_as_it_says() -> None:
+    found = run([rating("about 1", 1.0, "ann"), rating("about 2", 0.1, "bob"), edit("about 3", "so", "eve")])
+    full, faint, edited = (item.weight for item in found.train)
+    assert faint / full == pytest.approx(0.1) and edited == full
+
+
 def test_a_rater_has_one_opinion_of_a_pair_in_whichever_way_it_is_said() -> None:
     rows = [
         edit("about 1", "two", "a", response="one"),

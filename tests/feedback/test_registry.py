@@ -76,7 +76,7 @@ def test_an_update_is_recorded_with_all_that_its_run_says(chain: Chain) -> None:
     assert [gate["verdict"] for gate in entry["gates"]] == ["passed", "failed", "not applicable"]
     assert entry["recipe_hash"] == json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe_hash"]
     assert entry["trained"]["count"] == entry["test"]["count"] == 2
-    assert chain.current() is None and chain.since() is None and not chain.torn()
+    assert chain.current() is None and chain.since(0) is None and not chain.torn()
 
 
 def test_numbers_go_on_whatever_became_of_the_updates(chain: Chain) -> None:
@@ -233,7 +233,24 @@ def test_a_level_that_another_look_has_made_too_lax_is_superseded(chain: Chain, 
     assert chain.current() is None
     chain.promote(numbers[0], expected=0)
     second = chain.record(update_of(runs / "b", test=["S1", "S2"], look=3))
+    with pytest.raises(GateRefused, match="decided as look 1 at its test events") as told:
+        chain.promote(numbers[1])  # by hand, but not without a reason
+    assert "--force --why" in told.value.hint
     assert chain.promote(second, expected=numbers[0]).name == f"{second:03d}"
+
+
+def test_what_was_overtaken_is_forced_or_was_in_force_before(chain: Chain, runs: Path) -> None:
+    late = [chain.record(update_of(runs / letter, in_force=0)) for letter in "ab"]
+    chain.promote(late[0])
+    with pytest.raises(GateRefused, match=rf"update {late[1]} .* was measured against the parent itself"):
+        chain.promote(late[1])
+    with pytest.raises(InputError, match="forcing it needs a reason"):
+        chain.promote(late[1], forced_by="ann", why=" ")
+    chain.promote(late[1], forced_by="ann", why="both were looked at side by side")
+    assert chain.entries()[-1]["forced"] is True and chain.entries()[-1]["from"] == late[0]
+    chain.rollback(to=0, why="w")
+    chain.promote(late[1])  # it was in force before: a rollback is undone
+    assert chain.entries()[-1]["forced"] is False
 
 
 def test_an_update_knows_the_look_of_its_run(tmp_path: Path, runs: Path) -> None:
@@ -716,18 +733,18 @@ def test_since_walks_back_from_what_is_in_force(tmp_path: Path, runs: Path) -> N
         update_of(run_of(tmp_path / "runs" / "e", "e", parent=runs / "a"), newest=None, trained=["F"])
     )
     fourth = chain.record(update_of(runs / "b", newest="L4", continues=third, trained=["E3", "E4"]))
-    assert chain.since() is None and list(chain.learned(0)) == []
+    assert chain.since(0) is None and list(chain.learned(0)) == []
     seen = {}
     for number in (first, third, fourth):
         chain.promote(number)
-        seen[number] = chain.since(), chain.line(number), list(chain.learned(number))
+        seen[number] = chain.since(number), chain.line(number), list(chain.learned(number))
     assert seen == {
         1: ("M1", [1], ["E1", "E2"]),
         3: ("M1", [3, 1], ["F", "E1", "E2"]),
         4: ("L4", [4, 3, 1], ["E3", "E4", "F", "E1", "E2"]),
     }
     chain.rollback(to=first, why="w")
-    assert chain.since() == "M1"
+    assert chain.since(chain.standing().current) == "M1"
 
 
 # What is said of moves: pure

@@ -159,6 +159,67 @@ def test_what_came_into_force_meanwhile_is_not_thrown_out(begun) -> None:
     assert overtaken.message.startswith("second passed its gates and is not in force: update 3 of the chain")
 
 
+def test_what_comes_into_force_while_an_update_reads_is_not_what_it_goes_on_from(begun, monkeypatch) -> None:
+    store(edits(0, 60))
+    update("first")
+    store(edits(60, 120))
+    update("second")
+    chain, prepared = Chain.at("runs", "default"), update_inputs.update_feedback.prepared
+    chain.rollback(to=1, why="for the test")
+
+    def meanwhile(*args):
+        if chain.standing().current == 1:
+            chain.promote(2)
+        return prepared(*args)
+
+    monkeypatch.setattr(update_inputs.update_feedback, "prepared", meanwhile)
+    inputs = collected("run.output=runs/third")
+    assert chain.standing().current == 2
+    assert (inputs.current.name, inputs.in_force) == ("001", 1)
+    assert len(inputs.data["events"].rows) == 60  # those that the first had not seen
+
+
+def test_what_a_rater_has_taken_back_since_is_not_replayed(begun) -> None:
+    def rated(i: int, value: float, rater: str) -> dict:
+        return {"prompt": f"Rate {i}.", "response": f"Lyon {i}.", "rating": value, "rater": rater}
+
+    store([*edits(0, 60), *(rated(i, 1.0, f"v{i}") for i in range(24))])
+    update("first")
+    before = set(Chain.at("runs", "default").standing_ids(1))
+    taken_back = [rated(i, -1.0, f"v{i}") for i in range(8)]
+    outvoted = [rated(i, -1.0, f"w{j}") for i in range(8, 16) for j in range(9)]
+    store([*edits(60, 120), *taken_back, *outvoted])
+    inputs = collected("run.output=runs/second")
+    trained = {event.response for event in events_of(before) if event.kind == "rating"}
+    assert len(trained & {f"Lyon {i}." for i in range(16)}) > 6
+    replayed = {item.wanted for item in inputs.earlier if item.prompt.startswith("Rate")}
+    assert replayed == trained - {f"Lyon {i}." for i in range(16)} and replayed
+    assert {item.event for item in inputs.earlier} <= before
+
+
+def events_of(ids: set[str]) -> list:
+    with Store.open("feedback.db") as opened:
+        return list(opened.those(ids))
+
+
+def test_earlier_feedback_is_replayed_without_any_demonstrations(begun, monkeypatch) -> None:
+    given, replay = [], Replay.replay
+
+    def noted(self, rows_given, own, **kwargs):
+        given.append(len(rows_given))
+        replay(self, rows_given, own, **kwargs)
+
+    monkeypatch.setattr(Replay, "replay", noted)
+    monkeypatch.setattr(update_inputs, "from_sft", lambda *_: (None, {}))
+    store(edits(0, 60))
+    update("first", replay="null")
+    assert not given
+    store(edits(60, 120))
+    _, notes = update("second", replay="null")
+    assert given == [len(list(Chain.at("runs", "default").standing_ids(1)))] and given[0] > 9
+    assert any(note.startswith("no replay of demonstrations") for note in notes)
+
+
 def test_an_adapter_that_goes_on_is_not_rescued(begun) -> None:
     store(edits(0, 60))
     replay = talks("Many", 60)

@@ -1,0 +1,48 @@
+"""What an update's closing table says: nothing more certain than its gates, and nothing of what cannot tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from instructkit.feedback import decisions
+from instructkit.feedback.items import Item
+from instructkit.feedback.measured import Feedback, Measured
+from instructkit.recipe.schema import UpdateGates
+from instructkit.stages import update_tables
+
+
+def measured(leaning: np.ndarray, **more) -> Feedback:
+    n = len(leaning)
+    return Feedback(
+        leaning.tolist(),
+        (leaning > 0).tolist(),
+        [("tag:t",)] * n,
+        [i // 3 for i in range(n)],
+        [False] * n,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("level", [0.025, 0.004])
+def test_the_gain_is_bounded_as_its_gate_bounds_it(level: float) -> None:
+    rng = np.random.default_rng(0)
+    before = measured(rng.normal(0, 1, 60))
+    after = measured(np.asarray(before.leaning) + np.repeat(rng.normal(0.5, 1, 20), 3))
+    whole = Measured(feedback=before), Measured(feedback=after)
+    line = update_tables.lines(*whole, level=level, seed=3)[0]
+    gate = decisions.decide(*whole, UpdateGates(), level=level, seed=3)[0]
+    assert line["name"] == gate.name == "held-out feedback"
+    assert line["change"] == [gate.measured, *gate.interval]
+
+
+def test_bad_ratings_alone_are_in_no_figure() -> None:
+    ratings = [0.0] * 12 + [-1.0] * 30
+    before = measured(np.zeros(42), ratings=ratings)
+    after = measured(np.array([1.0] * 12 + [50.0] * 30), ratings=ratings)
+    lines = update_tables.lines(Measured(feedback=before), Measured(feedback=after), level=0.025, seed=0)
+    assert [line["n"] for line in lines] == [12, 12] and lines[0]["after"] == 1.0
+    items = [Item(f"e{i}", f"q{i}", "w", None, r) for i, r in enumerate(ratings)]
+    told = update_tables.moved(items, before, after, [])
+    assert told["topics"] == {"tag:t": 1.0}
+    assert {row["gain"] for row in told["largest_gains"]} == {1.0}
