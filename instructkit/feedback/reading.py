@@ -14,12 +14,13 @@ from instructkit.feedback.store import Filter, Store
 _MORE = "import more with `instructkit feedback import`"
 
 
-def events_after(path: str, last: str | None, *, limit: int | None = None) -> Rows:
+def events_after(path: str, last: str | None, *, until: str | None = None, limit: int | None = None) -> Rows:
     """
     The events of a store that may be trained on and came after one.
 
     Args:
         last: id of that event; None for all of them.
+        until: id of the last event that is read; None for all of them.
         limit: the first so many.
 
     Raises:
@@ -27,7 +28,7 @@ def events_after(path: str, last: str | None, *, limit: int | None = None) -> Ro
         InputError: when there is no such store, or no such event in it, or nothing that may be trained on.
     """
     with Store.open(path) as store:
-        rows = _rows(store.events(Filter(consent=True, after=last)), path, limit)
+        rows = _rows(store.events(Filter(consent=True, after=last, until=until)), path, limit)
         before = store.count(Filter(consent=True)) if last and not rows.rows else 0
     if not rows.rows and before:
         raise NothingNew(

@@ -54,6 +54,10 @@ class Inputs:
         """The same as data."""
         return {}
 
+    def begun(self) -> dict[str, Any]:
+        """What has to be known again to read the same when an interrupted run is resumed; the run record keeps it."""
+        return {}
+
 
 @dataclass
 class Result:

@@ -31,7 +31,7 @@ from instructkit.stages.base import (
     seed_everything,
 )
 
-Collect, Train = Callable[[Any], Inputs], Callable[[Frame], Result]
+Collect, Train = Callable[..., Inputs], Callable[[Frame], Result]
 Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
 
 
@@ -42,6 +42,7 @@ def run(
     Carry out one stage: check everything that is cheap to check, then train, measure, save and decide.
 
     Args:
+        collect: what reads data and parents of a recipe; of a run that is resumed it is also given what its `Inputs.begun` said.
         finish: what a stage does with its recipe and a complete run folder, calling `note` with what it did; it returns why
             what was decided did not come into force, else None. Done again it must change nothing, since a run that is there
             already may have been cut off before it.
@@ -56,7 +57,8 @@ def run(
     quiet_libraries()
     output = Path(recipe.run.output)
     try:
-        inputs = collect(recipe)
+        begun = _begun(output) if options.resume else {}
+        inputs = collect(recipe, begun) if begun else collect(recipe)
     except NothingNew as nothing:
         if not (options.if_changed and _stands(recipe, output)):
             raise
@@ -75,6 +77,12 @@ def run(
     record = read_run(output)
     reporter.table(record)
     return _closed(record, overtaken)
+
+
+def _begun(output: Path) -> dict[str, Any]:
+    """What an unfinished run has kept of how it was begun."""
+    record = read_record(output) if is_run(output) else {}
+    return {} if record.get("status") == "done" else record.get("begun") or {}
 
 
 def _stands(recipe: Any, output: Path) -> bool:
@@ -144,6 +152,7 @@ def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: 
         choices=list(frame.machine.reasons),
         data={role: rows.summary() for role, rows in inputs.data.items()},
         parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
+        begun=inputs.begun(),
         synthetic=any(rows.synthetic for rows in inputs.data.values()),
     )
     skipped = [{"role": role, **row.as_dict()} for role, rows in inputs.data.items() for row in rows.skipped]

@@ -50,12 +50,13 @@ def is_store(recipe: Any) -> bool:
     return recipe.feedback.events.endswith(STORE_SUFFIX)
 
 
-def read(recipe: Any, last: str | None) -> Feedback:
+def read(recipe: Any, last: str | None, *, until: str | None = None) -> Feedback:
     """
     The rows of a recipe's feedback.
 
     Args:
         last: id of the event of a store after which they come; None for all of them.
+        until: id of the last one that is read; None for all of them.
 
     Raises:
         NothingNew: when nothing came after it.
@@ -66,7 +67,7 @@ def read(recipe: Any, last: str | None) -> Feedback:
         "kind": "feedback", "columns": wanted.columns, "seed": seed, "skip_faults": wanted.on_fault == "skip",
     }  # fmt: skip
     if is_store(recipe):
-        events = reading.events_after(wanted.events, last, limit=wanted.limit)
+        events = reading.events_after(wanted.events, last, until=until, limit=wanted.limit)
     else:
         events = sources.load_rows(wanted.events, limit=wanted.limit, **options)
     test = None

@@ -83,6 +83,10 @@ class UpdateInputs(Inputs):
             }
         }
 
+    def begun(self) -> dict[str, Any]:
+        """The last event of a store that was read, and the adapter in force: both may have moved on by a resumption."""
+        return {"newest": self.newest, "in_force": self.in_force}
+
     def power(self) -> dict[str, Any]:
         """How many test events and prompts there are, which look this is, and the gain that it can show (80 % power)."""
         test = self.items("test")
@@ -95,9 +99,17 @@ class UpdateInputs(Inputs):
         return getattr(self.prepared, side)
 
 
-def collect(recipe: Any) -> UpdateInputs:
-    """Read and prepare everything that an update needs, without a model; what is at fault is told here."""
-    wanted = recipe.feedback
+def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
+    """
+    Read and prepare everything that an update needs, without a model; what is at fault is told here.
+
+    Args:
+        begun: of a run that is resumed what `UpdateInputs.begun` said: nothing is read that came later.
+
+    Raises:
+        InputError: for what is at fault, and when another adapter came into force since a run was begun.
+    """
+    wanted, begun = recipe.feedback, begun or {}
     parents = {"model": models.locate(recipe.model.name)}
     parent = parents["model"]
     if recipe.gates.reward_model:
@@ -108,7 +120,13 @@ def collect(recipe: Any) -> UpdateInputs:
     # Read once: what comes into force while events are preprocessed is not what this update stands on.
     stands = chain.standing()
     mode, why, current = _mode(recipe, chain.adapter(stands), parent)
-    feedback = update_feedback.read(recipe, _last(recipe, chain, current))
+    if begun.get("in_force", stands.current) != stands.current:
+        raise InputError(
+            f"{recipe.run.output} cannot be resumed: since it was begun, another adapter of the chain {wanted.chain!r} came into "
+            "force",
+            hint="start anew with --overwrite, which goes on from that one",
+        )
+    feedback = update_feedback.read(recipe, _last(recipe, chain, current), until=begun.get("newest"))
     stored = update_feedback.is_store(recipe)
     data = {"events": feedback.events, **_general_rows(recipe, parent, current is None)}
     if feedback.test is not None:

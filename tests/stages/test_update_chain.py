@@ -265,10 +265,38 @@ def test_an_interrupted_mixture_is_resumed_to_where_an_unbroken_one_ends(
         second.append((args.output_dir.rpartition("/")[2], state.global_step))
 
     monkeypatch.setattr(training._Progress, "on_step_end", count)
+    say(60, 90)  # what comes in meanwhile is the next update's
     update("broken", trainer=four, more=", chain: broken", resume=True)
     rest = [("kto", step) for step in (1, 2, 3, 4)]
     assert second == ([("sft", 3), ("sft", 4), *rest] if phase == "sft" else rest[2:])
     assert adapter("whole") == adapter("broken")
+
+
+def test_an_update_is_not_resumed_above_another_adapter(parent, monkeypatch) -> None:
+    from instructkit.stages import training
+
+    four = "trainer: {max_steps: 4, per_device_train_batch_size: 4, learning_rate: 0.01}\n"
+    original = training._Progress.on_step_end
+
+    def stop(self, args, state, control, **kwargs):
+        original(self, args, state, control, **kwargs)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    update("first")
+    say(60, 120)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Progress, "on_step_end", stop)
+        update("second", trainer=four)
+    chain = Chain.at("runs", "default")
+    chain.rollback(to=0, why="for the test")
+    with pytest.raises(
+        InputError, match="second cannot be resumed: .* another adapter of the chain 'default'"
+    ):
+        update("second", trainer=four, resume=True)
+    chain.promote(1)
+    update("second", trainer=four, resume=True)
+    assert record("second")["verdict"] == "PROMOTED"
 
 
 def test_signals_of_two_kinds_are_learned_one_after_the_other(parent) -> None:
