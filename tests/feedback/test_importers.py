@@ -109,6 +109,108 @@ def test_what_else_a_row_says_is_kept(tmp_path) -> None:
     assert argilla.rater == "u1"
 
 
+ABOUT = {"consent": False, "group": "a", "tags": ["x", "y"], "time": "2026-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize("wrap", [lambda about: about, lambda about: {"metadata": about}])
+@pytest.mark.parametrize("name", FORMATS)
+def test_consent_group_tags_and_time_come_through_every_format(name: str, wrap, tmp_path) -> None:
+    row = {key: value for key, value in FORMATS[name][0].items() if key != "tstamp"}
+    found = list(read(write(tmp_path, {**row, **wrap(ABOUT)}), Reading(consent=True)))
+    assert len(found) == len(FORMATS[name][1])
+    assert {(event.consent, event.group, event.tags, event.time) for event, _ in found} == {
+        (False, "a", ("x", "y"), "2026-01-01T00:00:00.000Z")
+    }
+
+
+def test_a_metadata_of_text_is_read_too(tmp_path) -> None:
+    row = FORMATS["Langfuse"][0]
+    ((event, _), *_) = read(write(tmp_path, {**row, "metadata": '{"consent": "no"}'}), Reading())
+    assert event.consent is False
+    ((event, _), *_) = read(write(tmp_path, {**row, "metadata": "of no use"}), Reading())
+    assert event.consent is True
+
+
+@pytest.mark.parametrize("name", ["ours", "a chat log", "an arena", "Argilla 2", "Langfuse"])
+def test_a_refusal_of_consent_holds_wherever_it_stands(name: str, tmp_path) -> None:
+    row = FORMATS[name][0]
+    for told in (
+        {"consent": True, "metadata": {"consent": False}},
+        {"consent": False, "metadata": {"consent": True}},
+    ):
+        found = list(read(write(tmp_path, {**row, **told}), Reading()))
+        assert [event.consent for event, _ in found] == [False] * len(found)
+    (fault,) = read(write(tmp_path, {**row, "metadata": {"consent": "ask me"}}), Reading())
+    assert isinstance(fault, Fault) and "`consent` is 'ask me'; wanted true or false" in fault.message
+
+
+def test_what_a_score_says_is_of_that_score_alone(tmp_path) -> None:
+    row = FORMATS["Langfuse"][0]
+    one, other = row["scores"]
+    one = {**one, "metadata": {"consent": False, "tags": "x"}}
+    (first, _), (second, _) = read(write(tmp_path, {**row, "scores": [one, other], "tags": ["y"]}), Reading())
+    assert (first.consent, first.tags) == (False, ("x", "y"))
+    assert (second.consent, second.tags) == (True, ("y",))
+
+
+def test_an_arena_has_its_language_beside_its_tags(tmp_path) -> None:
+    ((event, _),) = read(
+        write(tmp_path, {**FORMATS["an arena"][0], "language": "German", "tags": ["x"]}), Reading()
+    )
+    assert event.tags == ("German", "x")
+
+
+def said(*texts: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def test_an_arena_of_several_turns_with_the_same_history(tmp_path) -> None:
+    row = {
+        "winner": "model_a",
+        "conversation_a": said("q", "a", "r", "b"),
+        "conversation_b": said("q", "a", "r", "c"),
+    }
+    ((event, _),) = read(write(tmp_path, row), Reading())
+    assert (event.prompt, event.response) == (said("q", "a", "r"), "b")
+    assert event.judgement == {"other": "c", "preferred": "response", "shown_first": "response"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (("q", "a"), ("z", "b"), "follow different conversations: message 1 is not the same"),
+        (
+            ("q", "a", "r", "c"),
+            ("q", "b", "r", "d"),
+            "follow different conversations: message 2 is not the same",
+        ),
+        (
+            ("q", "a"),
+            ("q", "a", "r", "d"),
+            "follow different conversations: they have 1 and 3 messages before them",
+        ),
+        (
+            ("q", "a"),
+            ("q", "b", "r"),
+            "`conversation_b` ends with the role 'user'; wanted the assistant's answer",
+        ),
+        (
+            ("q", "a", "r"),
+            ("q", "b"),
+            "`conversation_a` ends with the role 'user'; wanted the assistant's answer",
+        ),
+        (("q", "a"), (), "`conversation_b` is empty; wanted a list of messages"),
+    ],
+)
+def test_arena_answers_that_cannot_be_compared(one, other, told: str, tmp_path) -> None:
+    source = write(
+        tmp_path, {"winner": "model_b", "conversation_a": said(*one), "conversation_b": said(*other)}
+    )
+    (fault,) = read(source, Reading())
+    assert isinstance(fault, Fault) and fault.where == f"{source}:1"
+    assert told in fault.message
+
+
 @pytest.mark.parametrize(("stars", "rating"), [(1, -1.0), (3, 0.0), (5, 1.0), ("4", 0.5)])
 def test_a_scale_is_stretched_to_ours(stars, rating: float, tmp_path) -> None:
     source = write(tmp_path, {"prompt": "q", "response": "a", "score": stars})

@@ -1,0 +1,60 @@
+"""How a file's ratings are read: thumbs, words for them, or numbers of its scale, as one number from -1 to 1. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# Words alone: "-1" and "+1" are numbers, whose meaning the scale tells.
+GOOD = ("up", "thumbs_up", "thumbs up", "thumbsup", "👍", "good", "positive", "like", "liked", "yes")
+BAD = (
+    "down",
+    "thumbs_down",
+    "thumbs down",
+    "thumbsdown",
+    "👎",
+    "bad",
+    "negative",
+    "dislike",
+    "disliked",
+    "no",
+)
+RATINGS = ("rating", "score", "thumbs", "thumb", "feedback", "label")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """
+    How rows are read.
+
+    Attributes:
+        scale: the lowest and the highest rating of a file, where they are not -1 and 1.
+        field: the one field, question or score that counts as the rating; all that look like one where it is None.
+        consent: of rows that do not say.
+    """
+
+    scale: tuple[float, float] | None = None
+    field: str | None = None
+    consent: bool = True
+
+
+def rating_of(name: str, value: Any, how: Reading) -> float:
+    """
+    A rating from -1 to 1: of thumbs, of words for them, or of a number on its scale.
+
+    Raises:
+        ValueError: when it is none of these.
+    """
+    if isinstance(value, bool):
+        return 1.0 if value else -1.0
+    if isinstance(value, str) and value.strip().lower() in (*GOOD, *BAD):
+        return 1.0 if value.strip().lower() in GOOD else -1.0
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` is {value!r}; wanted a number, true or false, or up or down") from None
+    low, high = how.scale or (-1.0, 1.0)
+    if not low <= number <= high:
+        hint = "" if how.scale else "; say the scale of the file, as --scale 1:5"
+        raise ValueError(f"`{name}` is {value!r}; wanted a number from {low:g} to {high:g}{hint}")
+    return 2 * (number - low) / (high - low) - 1
