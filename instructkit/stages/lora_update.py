@@ -1,4 +1,8 @@
-"""From users' feedback to a LoRA adapter above the frozen parent, promoted only when it learned and harmed nothing."""
+"""
+From users' feedback to a LoRA adapter above the frozen parent, promoted only when it learned and harmed nothing.
+
+Heavy libraries are imported where they are used: what is wrong with events is told before torch is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,22 @@ import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from instructkit import adapters, models
+from instructkit import models
 from instructkit.errors import GateRefused
 from instructkit.evaluate.inference import level_of_look
 from instructkit.feedback import decisions, gates, objectives
 from instructkit.feedback.measured import Measured
 from instructkit.feedback.registry import Chain, Superseded, Update
 from instructkit.runs.files import write_text_atomic
-from instructkit.stages import update_tables, update_training
+from instructkit.stages import update_tables
 from instructkit.stages.base import Frame, Result
 from instructkit.stages.update_feedback import keep_sides
 from instructkit.stages.update_inputs import UPDATE, collect
-from instructkit.stages.update_measures import Measurer
+
+if TYPE_CHECKING:
+    from instructkit.stages.update_measures import Measurer
 
 __all__ = ["collect", "finish", "prepare", "train"]
 
@@ -32,6 +38,8 @@ TUNE_LEVEL = (
 
 def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
     """The trainer of a run, of several the one whose step needs the most memory; the tokenizer; what became of the events."""
+    from instructkit.stages import update_training
+
     model, tokenizer = update_training.load(frame)
     found, made = update_training.phases(frame)
     rows = update_training.replayed(frame, model, tokenizer, answering=False)
@@ -43,6 +51,9 @@ def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
 
 def train(frame: Frame) -> Result:
     """Learn, measure, decide; see the module."""
+    from instructkit.stages import update_training
+    from instructkit.stages.update_measures import Measurer
+
     keep_sides(frame.recipe, frame.inputs.prepared)
     model, tokenizer = update_training.load(frame)
     found, made = update_training.phases(frame)
@@ -90,6 +101,8 @@ def _may_rescue(frame: Frame, measurer: Measurer) -> bool:
 
 def _scaled(frame: Frame, measurer: Measurer, before: Measured) -> float:
     """Leave the adapter at the largest scale that harms nothing on the tune side; at its own when none does."""
+    from instructkit import adapters
+
     acting = 1.0
     for scale in SCALES:
         adapters.rescale(measurer.model, scale / acting)
@@ -111,6 +124,8 @@ def _scaled(frame: Frame, measurer: Measurer, before: Measured) -> float:
 
 def _save(frame: Frame, model: Any, tokenizer: Any, folder: Path, entry: dict[str, Any]) -> None:
     """The model that the update makes, the adapter of the update alone, what became of the events, the entry for the chain."""
+    from instructkit import adapters
+
     source = frame.inputs.parents["model"]
     adapters.save_update(model, folder / UPDATE, source.base)
     if frame.inputs.mode[0] == "merge":
