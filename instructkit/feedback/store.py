@@ -241,6 +241,15 @@ class Store:
                 "new store, and begin a new feedback.chain with it",
             )
 
+    def runs(self, root: str, *, keep: bool = True) -> str:
+        """
+        Where the runs lie that first learned from this store: looks at its test events are counted there.
+
+        Args:
+            root: where they lie now; a first one is kept where `keep` is.
+        """
+        return str(self._about("runs", root, keep=keep))
+
     def _about(self, name: str, value: str | float, *, keep: bool) -> str | float:
         """What the store keeps under a name; where that is nothing, the value, which is kept from now on."""
         question = "SELECT value FROM about WHERE name = ?"

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from instructkit.data import prepare as splits
@@ -110,8 +111,22 @@ def keep_sides(recipe: Any, found: Prepared) -> None:
     how = preprocessing.Settings.of(recipe.feedback)
     with Store.open(recipe.feedback.events) as store:
         _pin(store, how, keep=True)
+        store.runs(_root(recipe))
         for _ in store.clusters(how.near_duplicates).touched(found.asked):
             pass  # an index keeps what it has answered
+
+
+def elsewhere(recipe: Any) -> str | None:
+    """Where updates from this store were made before, if not beside this one: their looks are not counted here."""
+    if not is_store(recipe):
+        return None
+    with Store.open(recipe.feedback.events) as store:
+        first = store.runs(_root(recipe), keep=False)
+    return first if first != _root(recipe) and Path(first).is_dir() else None
+
+
+def _root(recipe: Any) -> str:
+    return str(Path(recipe.run.output).parent.resolve())
 
 
 def _pin(store: Store, how: preprocessing.Settings, *, keep: bool) -> None:

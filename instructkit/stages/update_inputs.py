@@ -43,6 +43,7 @@ class UpdateInputs(Inputs):
         newest: id of the last event that was read of a store, from which the next update goes on; None of a file.
         in_force: number of the chain's adapter that is in force, 0 for none.
         refuses: whether gates that cannot be decided refuse the update.
+        elsewhere: where other updates from the same store were made, whose looks are not counted; None where there are none.
     """
 
     prepared: Prepared | None = None
@@ -53,6 +54,7 @@ class UpdateInputs(Inputs):
     newest: str | None = None
     in_force: int = 0
     refuses: bool = True
+    elsewhere: str | None = None
 
     def notes(self) -> list[str]:
         """What becomes of every event, and what the test side can show at all."""
@@ -145,6 +147,7 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
     return UpdateInputs(
         data, parents, prepared, chain, current, (mode, why), earlier, newest,
         stands.current, recipe.gates.on_undecided == "refuse",
+        update_feedback.elsewhere(recipe),
     )  # fmt: skip
 
 

@@ -15,8 +15,18 @@ def warnings(inputs: Any) -> list[str]:
     Args:
         inputs: the `UpdateInputs`.
     """
-    told = [budget_warning(inputs.power()["look"] - 1), _withdrawn(inputs)]
+    told = [budget_warning(inputs.power()["look"] - 1), _withdrawn(inputs), _elsewhere(inputs)]
     return [f"warning: {text}" for text in told if text]
+
+
+def _elsewhere(inputs: Any) -> str | None:
+    """That test events were looked at where this chain does not see it."""
+    if inputs.elsewhere is None:
+        return None
+    return (
+        f"updates from this store were made below {inputs.elsewhere} before; how often they looked at its test events is counted "
+        "there and not here: let run.output lie below it too"
+    )
 
 
 def _withdrawn(inputs: Any) -> str | None:

@@ -283,6 +283,16 @@ def test_a_plan_writes_nothing_and_a_run_keeps_the_sides_for_ever(begun) -> None
     assert len(planned.prepared.asked) == 60 and len(planned.items("test")) == 40
 
 
+def test_looks_from_another_folder_of_runs_are_warned_of(begun) -> None:
+    store(edits(0, 60))
+    update("first")
+    (told,) = [note for note in collected("run.output=other/first").notes() if "below" in note]
+    assert told.startswith("warning: updates from this store were made below") and str(begun / "runs") in told
+    assert not [
+        note for note in collected("run.output=runs/x", "feedback.since=all").notes() if "below" in note
+    ]
+
+
 def test_a_held_out_file_is_worn_whatever_it_is_called_and_another_is_not(begun) -> None:
     store(edits(0, 60))
     rows("test.jsonl", edits(200, 240))
