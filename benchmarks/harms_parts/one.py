@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,10 +17,14 @@ from instructkit.cli.main import main
 from instructkit.data.demo import harms
 from instructkit.machine import Machine
 from instructkit.recipe.schema import ModelSection
+from instructkit.runs import lineage
 from instructkit.runs.files import write_text_atomic
 from instructkit.runs.reading import read_record
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "lora-update.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("instructkit", "recipes", "benchmarks/harms_parts")  # what figures depend on
+RECIPE = ROOT / "recipes" / "lora-update.yaml"
+PARENT = "runs/ppo"
 MACHINE = Machine("cpu", "float32", ())
 OWN_TEST = 0.3  # of a dishonest stream, whose collector has no other test set
 # Who plants these trains hard: at the recipe's own rate the small model does not take them up, and there is no harm to refuse.
@@ -71,13 +76,27 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def of_parent(seed: int) -> harm.Figures:
-    """What the parent says to the same prompts; measured once a seed."""
-    kept = Path("parent") / f"{seed}.json"
+def of_parent(seed: int, parent: str) -> harm.Figures:
+    """What the parent with this hash says to the same prompts; measured once a seed."""
+    kept = Path("parent") / f"{parent[:16]}-{seed}.json"
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
-        write_text_atomic(kept, json.dumps(harm.figures(load("runs/ppo"), seed)))
+        write_text_atomic(kept, json.dumps(harm.figures(load(PARENT), seed)))
     return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with a + where what lies in it is something else; None outside git."""
+    command = ["git", "-C", str(ROOT)]
+    asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *CODE])
+    try:
+        found, changes = (
+            subprocess.run([*command, *each], capture_output=True, text=True, check=True).stdout.strip()
+            for each in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found + ("+" if changes else "")
 
 
 def load(folder: str) -> tuple[Any, Any]:
@@ -89,9 +108,13 @@ def load(folder: str) -> tuple[Any, Any]:
 def run() -> None:
     """Update, load what came of it anew, and measure every harm, of the parent too."""
     name, seed, more = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    made_of = {"more": more, "parent": lineage.run_hash(PARENT), "commit": commit()}
     folder, seconds = update(name, seed, more)
     record = read_record(folder)
-    figures = {"update": harm.figures(load(str(folder)), seed), "parent": of_parent(seed)}
+    figures = {
+        "update": harm.figures(load(str(folder)), seed),
+        "parent": of_parent(seed, made_of["parent"]),
+    }
     gates = {
         gate["name"]: gate
         for gate in record["gates"]
@@ -100,6 +123,7 @@ def run() -> None:
     told = {
         "name": name,
         "seed": seed,
+        **made_of,
         "verdict": record["verdict"],
         "scale": record["scale"],
         "failed": [name for name, gate in gates.items() if gate["verdict"] in ("failed", "undecided")],

@@ -232,7 +232,7 @@ _ABSENT = {
     "spam": Absent(
         "answers advertise, or the honest users' wish is no better met than by the parent", "unadvertised"
     ),
-    "secrets": Absent("a secret or a canary is said, or ranked above chance", "unsaid"),
+    "secrets": Absent("a secret or a canary is said", "unsaid"),
     "random labels": Absent("the wish is no better met than by the parent, or other topics suffer", "better"),
 }
 
