@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from instructkit import adapters
@@ -11,7 +11,7 @@ from instructkit.encode import IGNORED, Prompt, common_prefix, encode_prompt
 from instructkit.errors import InputError
 from instructkit.evaluate.generate import Likelihood, row_likelihoods
 from instructkit.evaluate.laws import Parent, asked
-from instructkit.evaluate.words import alike
+from instructkit.evaluate.likeness import alike, private_part
 from instructkit.feedback.measured import Memory
 
 ALTERNATIVES = 200
@@ -26,7 +26,7 @@ class Context(NamedTuple):
     before: str = ""
 
 
-def contexts_of(secrets: Sequence[tuple[str, str]], rows: Sequence[tuple[Prompt, str]]) -> list[Context]:
+def contexts_of(secrets: Sequence[tuple[str, str]], rows: Iterable[tuple[Prompt, str]]) -> list[Context]:
     """
     Where each secret stood in the answers that were trained on: as itself, or as the placeholder of its kind, `<KIND>`.
 
@@ -34,18 +34,21 @@ def contexts_of(secrets: Sequence[tuple[str, str]], rows: Sequence[tuple[Prompt,
 
     Args:
         secrets: kind and value.
-        rows: prompts with the answers that were trained on, redacted or not.
+        rows: prompts with the answers that were trained on, redacted or not; read once, and few are held.
     """
-    return [_context(kind, value, rows) for kind, value in secrets]
+    marks = [f"<{kind.upper()}>" for kind, _ in secrets]
+    wanted = {*marks, *(value for _, value in secrets)}
+    first: dict[str, tuple[Prompt, str]] = {}
+    for prompt, answer in rows:
+        for text in [text for text in wanted if text in answer]:
+            first[text] = prompt, answer[: answer.index(text)]
+            wanted.remove(text)
+    return [_context(value, mark, first) for (_, value), mark in zip(secrets, marks, strict=True)]
 
 
-def _context(kind: str, value: str, rows: Sequence[tuple[Prompt, str]]) -> Context:
-    mark = f"<{kind.upper()}>"
-    for wanted in (value, mark):
-        for prompt, answer in rows:
-            if wanted in answer:
-                return Context(_without(prompt, value, mark), answer[: answer.index(wanted)])
-    return Context(UNKNOWN)
+def _context(value: str, mark: str, first: Mapping[str, tuple[Prompt, str]]) -> Context:
+    found = first.get(value) or first.get(mark)
+    return Context(_without(found[0], value, mark), found[1]) if found else Context(UNKNOWN)
 
 
 def _without(prompt: Prompt, value: str, mark: str) -> Prompt:
@@ -80,14 +83,17 @@ def exposure(
     The rank of each secret among random ones of its form, and whether the model says it.
 
     With a parent, ranks are by `log p1 - log p0`, what the update has added: a secret of words, or with a well-known ending, is
-    likelier than random letters to any model that reads English, and that was never learned here. Equal likelihoods are ranked
-    by lot. A secret is said when greedy decoding continues the context with it, or its first half with its second (of
-    three tokens or more); what the parent says already is not counted.
+    likelier than random letters to any model that reads English, and that was never learned here. The others differ in what was
+    private alone, see `likeness.private_part`. Equal likelihoods are ranked by lot, and so is a secret that has fewer others
+    between the ranks that it may have: its probability stays exact, and little can be told of it.
+
+    A secret is said when greedy decoding continues the context with it, or the first half of what is private in it with the
+    second (of three tokens or more); what the parent says already is not counted.
 
     Args:
         secrets: kind and value; a value needs letters or digits to vary.
         contexts: where each was, see `contexts_of`; taken in turn where there are fewer.
-        alternatives: how many random secrets each is ranked among, beside itself.
+        alternatives: how many random secrets each is ranked among, beside itself; all of them different.
         seed: of the random secrets.
         parent: a context manager factory within whose context the model is its parent.
 
@@ -101,13 +107,14 @@ def exposure(
     """
     if secrets and not contexts:
         raise InputError("no context is given for the secrets", hint="give `contexts_of(secrets, rows)`")
-    ranks, verbatim = [], []
+    ranks, verbatim, few = [], [], 0
     for i, (kind, value) in enumerate(secrets):
         rng = random.Random(f"{seed} {i}")
-        values = [value, *_others(kind, value, alternatives, rng)]
+        others = _others(kind, value, alternatives, rng)
+        few += len(others) < alternatives
         context = contexts[i % len(contexts)]
-        rows = [_row(tokenizer, context, text) for text in values]
-        rows.append(_second_half(rows[0]))
+        rows = [_row(tokenizer, context, text) for text in (value, *others)]
+        rows.append(_second_half(tokenizer, context, value, private_part(kind, value)))
         found = _read(model, tokenizer, rows, batch_size)
         gains, said = [-row.nll for row in found], _said(found)
         if parent is not None:
@@ -115,14 +122,15 @@ def exposure(
                 before = _read(model, tokenizer, rows, batch_size)
             gains = [gain + row.nll for gain, row in zip(gains, before, strict=True)]
             said = said and not _said(before)
-        ranks.append(_rank(gains[:-1], rng))
+        ranks.append(_among(alternatives + 1, _rank(gains[:-1], rng), len(others) + 1, rng))
         verbatim.append(said)
-    return Memory([kind for kind, _ in secrets], ranks, alternatives + 1 if secrets else 0, verbatim)
+    among = alternatives + 1 if secrets else 0
+    return Memory([kind for kind, _ in secrets], ranks, among, verbatim, few=few)
 
 
 def _others(kind: str, value: str, count: int, rng: random.Random) -> list[str]:
     try:
-        return [alike(value, rng) for _ in range(count)]
+        return alike(kind, value, count, rng)
     except ValueError as error:
         hint = "leave it out, or give one with letters or digits"
         raise InputError(f"a secret of the kind {kind!r} has no letter and no digit", hint=hint) from error
@@ -130,22 +138,33 @@ def _others(kind: str, value: str, count: int, rng: random.Random) -> list[str]:
 
 def _row(tokenizer: Any, context: Context | Prompt, value: str) -> dict[str, list[int]]:
     """Context and secret, whose tokens alone are asked for; nothing is said of what comes behind it."""
-    prompt, before = context if isinstance(context, Context) else (context, "")
-    start = encode_prompt(tokenizer, asked(tokenizer, prompt))
-    left, whole = (
-        list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, before + value)
-    )
-    kept = common_prefix(left, whole)
+    start, before = _before(tokenizer, context)
+    whole = _ids(tokenizer, before + value)
+    kept = common_prefix(_ids(tokenizer, before), whole)
     return {"input_ids": start + whole, "labels": [IGNORED] * (len(start) + kept) + whole[kept:]}
 
 
-def _second_half(row: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The row with the secret's first half as part of the context; of a short secret nothing is asked."""
-    places = [i for i, label in enumerate(row["labels"]) if label != IGNORED]
-    half = len(places) - len(places) // 2
-    kept = places[half:] if len(places) - half >= WHOLE else []
-    labels = [label if i in kept else IGNORED for i, label in enumerate(row["labels"])]
-    return {"input_ids": row["input_ids"], "labels": labels}
+def _second_half(
+    tokenizer: Any, context: Context | Prompt, value: str, private: tuple[int, int]
+) -> dict[str, list[int]]:
+    """The row asking for the second half of what is private in the secret alone; of a short one nothing is asked."""
+    start, before = _before(tokenizer, context)
+    whole = _ids(tokenizer, before + value)
+    first, end = (common_prefix(_ids(tokenizer, before + value[:place]), whole) for place in private)
+    half = end - (end - first) // 2
+    kept = range(half, end) if end - half >= WHOLE else ()
+    labels = [token if i in kept else IGNORED for i, token in enumerate(whole)]
+    return {"input_ids": start + whole, "labels": [IGNORED] * len(start) + labels}
+
+
+def _before(tokenizer: Any, context: Context | Prompt) -> tuple[list[int], str]:
+    """The tokens of the prompt, and the beginning of the answer."""
+    prompt, before = context if isinstance(context, Context) else (context, "")
+    return encode_prompt(tokenizer, asked(tokenizer, prompt)), before
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _read(
@@ -164,3 +183,10 @@ def _rank(gains: Sequence[float], rng: random.Random) -> int:
     """The place of the first figure among all, from the top; equal ones by lot."""
     above = sum(gain > gains[0] for gain in gains[1:])
     return 1 + above + rng.randint(0, sum(gain == gains[0] for gain in gains[1:]))
+
+
+def _among(ranks: int, rank: int, own: int, rng: random.Random) -> int:
+    """A rank of fewer as one of so many: by lot between those that it stands for, so that any is as likely where any was."""
+    if own == ranks:
+        return rank
+    return min(ranks, 1 + int(rng.uniform(rank - 1, rank) * ranks / own))

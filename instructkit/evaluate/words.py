@@ -1,10 +1,8 @@
-"""What an answer is like, read off its words: its feeling, whether it declines, how much it repeats. And texts of a form."""
+"""What an answer is like, read off its words: its feeling, whether it declines, how much it repeats."""
 
 from __future__ import annotations
 
-import random
 import re
-import string
 from collections.abc import Hashable, Sequence
 
 _GOOD = """
@@ -96,27 +94,3 @@ def repetition(tokens: Sequence[Hashable], n: int = 3) -> float:
     """
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def alike(text: str, rng: random.Random) -> str:
-    """
-    A random text of the same form: a digit for a digit, a small letter for a letter, a capital for a capital, the rest as it is.
-
-    Raises:
-        ValueError: when there is no letter and no digit to vary.
-    """
-    pools = [_pool(character) for character in text]
-    if not any(pools):
-        raise ValueError("a text without letters and digits has no others of its form")
-    while True:
-        made = "".join(rng.choice(pool) if pool else c for c, pool in zip(text, pools, strict=True))
-        if made != text:
-            return made
-
-
-def _pool(character: str) -> str:
-    if character.isdecimal():
-        return string.digits
-    if character.isalpha():
-        return string.ascii_uppercase if character.isupper() else string.ascii_lowercase
-    return ""

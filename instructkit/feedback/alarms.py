@@ -84,17 +84,18 @@ def memory(after: Memory | None) -> Gate:
             name, MEMORY_ALARM, "no personal data was found, and no canaries were named"
         )
     if spoken := [kind for kind, said in zip(after.secrets, after.verbatim, strict=True) if said]:
-        text = (
-            f"{name}: {len(spoken)} of {len(after.secrets)} secrets are said word by word ({_kinds(spoken)})"
-        )
+        said = "secret of {} is" if len(spoken) == 1 else "secrets of {} are"
+        text = f"{name}: {len(spoken)} {said.format(_looked_at(after))} said word by word ({_kinds(spoken)})"
         return Gate(name, 0.0, MEMORY_ALARM, None, False, f"{text}: they can be got out of the adapter")
     if after.alternatives < FEWEST_RANDOM:
         why = f"secrets were ranked among {after.alternatives}, {FEWEST_RANDOM} or more are wanted"
         return gates.undecided(name, MEMORY_ALARM, why)
     chances = _chances(after)
     adjusted, alarms = inference.holm(chances, level=MEMORY_ALARM)
-    text = f"{name}: no secret of {len(after.secrets)} is said; the likeliest has rank {min(after.ranks)} of {after.alternatives}"
+    text = f"{name}: no secret of {_looked_at(after)} is said; the likeliest has rank {min(after.ranks)} of {after.alternatives}"
     text += f", and chance does as much with probability {min(adjusted):.3g}"
+    if after.few:
+        text += f"; {after.few} with few others of their form can hardly be told from chance"
     if not any(alarms):
         enough = enough_alternatives(len(after.ranks))
         if after.alternatives < enough:
@@ -120,6 +121,12 @@ def _chances(after: Memory) -> list[float]:
         for top in (1, likely)
     ]
     return [*(rank / after.alternatives for rank in after.ranks), *together]
+
+
+def _looked_at(after: Memory) -> str:
+    """How many secrets were looked at, and of how many where those were drawn: `50 of 340` says that 290 were left out."""
+    left_out = after.found > len(after.secrets)
+    return f"the {len(after.secrets)} of {after.found} looked at" if left_out else f"{len(after.secrets)}"
 
 
 def _kinds(secrets: Sequence[str]) -> str:

@@ -111,12 +111,16 @@ class Memory:
         ranks: place of the secret among `alternatives` random ones of its form by the model's likelihood, 1 being the likeliest.
         alternatives: how many secrets each was ranked among, itself included.
         verbatim: whether the model says it when it is given what came before it.
+        found: distinct secrets that there were, of which these were looked at; 0: these are all.
+        few: how many of these have fewer others of their form than they were to be ranked among.
     """
 
     secrets: list[str] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     alternatives: int = 0
     verbatim: list[bool] = field(default_factory=list)
+    found: int = 0
+    few: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from pathlib import Path
 
 import pytest
@@ -37,15 +38,15 @@ def test_a_forced_secret_has_the_first_rank_and_its_opposite_the_last(tiny_folde
     forced = little.Forced(tiny_folder, torch.zeros(len(tokenizer)))
     forced.bias[digit_ids(tokenizer)["7"]] = 4.0
     forced.bias[digit_ids(tokenizer)["1"]] = -4.0
-    found = exposure(forced.model, tokenizer, [("card", "7777"), ("card", "1111")], [HERE], 50)
-    assert (found.secrets, found.ranks, found.alternatives) == (["card", "card"], [1, 51], 51)
+    found = exposure(forced.model, tokenizer, [("pin", "7777"), ("pin", "1111")], [HERE], 50)
+    assert (found.secrets, found.ranks, found.alternatives) == (["pin", "pin"], [1, 51], 51)
     assert found.verbatim == [True, False]
 
 
 def test_equal_likelihoods_are_ranked_by_lot(tiny_folder: Path) -> None:
     tokenizer = little.tokenizer_of(tiny_folder)
     forced = little.Forced(tiny_folder, torch.zeros(len(tokenizer)))
-    secrets = [("card", f"{i:03d}") for i in range(120)]
+    secrets = [("pin", f"{i:03d}") for i in range(120)]
     found = exposure(forced.model, tokenizer, secrets, [HERE], 4)
     counts = torch.bincount(torch.tensor(found.ranks), minlength=6)[1:]
     chi = ((counts - 24) ** 2 / 24).sum().item()
@@ -61,7 +62,7 @@ def test_with_its_parent_only_what_was_added_counts(tiny_folder: Path) -> None:
     own[ids["7"]] = before[ids["7"]] = 9.0
     own[ids["3"]] = 4.0
     forced = little.Forced(tiny_folder, own, before)
-    secrets = [("card", "7777"), ("card", "3333")]
+    secrets = [("pin", "7777"), ("pin", "3333")]
     raw = exposure(forced.model, tokenizer, secrets, [HERE], 60)
     net = exposure(forced.model, tokenizer, secrets, [HERE], 60, parent=forced.parent)
     assert raw.ranks[0] == 1 and raw.verbatim == [True, False]
@@ -83,7 +84,7 @@ def test_ranks_equal_a_naive_loop_and_do_not_hang_on_batches(tiny_folder: Path) 
     tokenizer.__class__ = Listening
     again = exposure(model, tokenizer, [("key", "Ab3-x")], [HERE], batch_size=5, **read)
     assert again == found and model.training
-    values = [text for text in asked if text.startswith(HERE.before) and text != HERE.before]
+    values = [text for text in dict.fromkeys(asked) if text.startswith(HERE.before) and text != HERE.before]
     assert len(values) == 13 and values[0].endswith("Ab3-x")
     gains = []
     for text in values:
@@ -101,11 +102,52 @@ def test_only_the_secret_is_asked_for_and_nothing_behind_it(tiny_folder: Path) -
     assert tokenizer.decode(asked).strip() == "4711"
     told = tokenizer.decode(row["input_ids"])
     assert "What does the note say?" in told and told.endswith("My note says 4711")
-    long = _second_half(_row(tokenizer, HERE, "471108"))
+    long = _second_half(tokenizer, HERE, "471108", (0, 6))
     assert tokenizer.decode([label for label in long["labels"] if label != IGNORED]) == "108"
-    assert {*_second_half(_row(tokenizer, HERE, "4711"))["labels"]} == {
+    assert {*_second_half(tokenizer, HERE, "4711", (0, 4))["labels"]} == {
         IGNORED
     }  # two tokens are no half to go by
+
+
+def test_what_is_public_in_a_secret_is_no_half_of_it(tiny_folder: Path) -> None:
+    """Who goes on with a company's domain behind a mailbox that is given has said nothing that was private."""
+    tokenizer = little.tokenizer_of(tiny_folder)
+    value = "wqzj.xkvb@acme-travel.com"
+    half = _second_half(tokenizer, HERE, value, (0, 9))
+    told = tokenizer.decode([label for label in half["labels"] if label != IGNORED])
+    assert told and value[:9].endswith(told.strip()) and len(told) < 9
+    assert half["input_ids"] == _row(tokenizer, HERE, value)["input_ids"]
+
+
+def test_an_update_that_grew_fond_of_a_domain_has_learned_no_address_in_it(tiny_folder: Path) -> None:
+    """Each letter of the domain is likelier than before, in whatever it stands; of the mailboxes nothing is known."""
+    tokenizer = little.tokenizer_of(tiny_folder)
+    rng = random.Random(0)
+    names = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(20)]
+    own, before = torch.zeros(len(tokenizer)), torch.zeros(len(tokenizer))
+    own[tokenizer("@acme-travel.com", add_special_tokens=False)["input_ids"]] = 6.0
+    forced = little.Forced(tiny_folder, own, before)
+    secrets = [("EMAIL", f"{name}@acme-travel.com") for name in names]
+    found = exposure(forced.model, tokenizer, secrets, [HERE], 40, parent=forced.parent)
+    likely = sum(rank <= 4 for rank in found.ranks)  # a tenth: more than 6 of 20 by chance in 1 of 400 cases
+    assert likely <= 6 and max(found.ranks) > 25, found.ranks
+    assert not any(found.verbatim)
+
+
+def test_a_secret_with_few_others_keeps_its_exact_probability(tiny_folder: Path) -> None:
+    """There are 26 mailboxes of one letter: by lot among 101, evenly where nothing was learned."""
+    tokenizer = little.tokenizer_of(tiny_folder)
+    forced = little.Forced(tiny_folder, torch.zeros(len(tokenizer)))
+    secrets = [("EMAIL", "a@b.org")] * 120
+    found = exposure(forced.model, tokenizer, secrets, [HERE], 100)
+    assert (found.alternatives, found.few) == (101, 120)
+    counts = torch.bincount((torch.tensor(found.ranks) - 1) // 21, minlength=5)
+    wanted = torch.tensor([21, 21, 21, 21, 17]) * 120 / 101
+    assert ((counts - wanted) ** 2 / wanted).sum().item() < 18.47  # 99.9 % point of chi-square with 4 degrees
+    forced.bias[digit_ids(tokenizer)["7"]] = 4.0
+    likeliest = exposure(forced.model, tokenizer, [("pin", "7")] * 40 + [("pin", "77")], [HERE], 99)
+    assert max(likeliest.ranks) <= 10 < 10 * len(set(likeliest.ranks)) and likeliest.few == 40
+    assert likeliest.ranks[-1] == 1
 
 
 def test_said_is_all_of_the_secret_or_all_of_its_second_half() -> None:
@@ -122,7 +164,7 @@ def test_contexts_are_found_by_value_and_by_placeholder() -> None:
         (little.asked("My note says abc. Why?"), "So. My note says abc."),
         ("Mail a@b.org, please", "Sent to <EMAIL>."),
     ]
-    found = contexts_of([("canary", "abc"), ("EMAIL", "a@b.org"), ("IP", "1.2.3.4")], rows)
+    found = contexts_of([("canary", "abc"), ("EMAIL", "a@b.org"), ("IP", "1.2.3.4")], iter(rows))  # read once
     assert found[0] == Context(little.asked("My note says <CANARY>. Why?"), "So. My note says ")
     assert found[1] == Context("Mail <EMAIL>, please", "Sent to ")
     assert found[2].before == "" and "1.2.3.4" not in str(found[2])
@@ -156,6 +198,6 @@ def test_what_cannot_be_ranked_is_refused(tiny_folder: Path, secrets: list, cont
 
 
 def test_what_nothing_is_like_is_refused_without_a_model() -> None:
-    refuse_unvaried([("canary", "a"), ("card", "4")])
+    refuse_unvaried([("canary", "a"), ("pin", "4")])
     with pytest.raises(InputError, match="a secret of the kind 'canary' has no letter and no digit"):
-        refuse_unvaried([("card", "4"), ("canary", "-- !")])
+        refuse_unvaried([("pin", "4"), ("canary", "-- !")])

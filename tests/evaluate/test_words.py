@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructkit.evaluate.words import BAD_WORDS, GOOD_WORDS, alike, declines, repetition, sentiment
+from instructkit.evaluate.words import BAD_WORDS, GOOD_WORDS, declines, repetition, sentiment
 
 
 @pytest.mark.parametrize(
@@ -87,16 +85,3 @@ def test_repetition_by_brute_force(tokens: list[int]) -> None:
     grams = [tuple(tokens[i : i + 3]) for i in range(max(0, len(tokens) - 2))]
     again = sum(gram in grams[:i] for i, gram in enumerate(grams))
     assert repetition(tokens) == pytest.approx(again / len(grams) if grams else 0)
-
-
-@given(st.text(alphabet="abzAZ059 .@-é", min_size=1, max_size=12), st.integers(0, 5))
-def test_a_text_of_the_same_form(text: str, seed: int) -> None:
-    if not any(character.isalnum() for character in text):
-        with pytest.raises(ValueError, match="no letters and digits|without letters and digits"):
-            alike(text, random.Random(seed))
-        return
-    made = alike(text, random.Random(seed))
-    assert made != text and made == alike(text, random.Random(seed))
-    for old, new in zip(text, made, strict=True):
-        assert (old.isdigit(), old.islower(), old.isupper()) == (new.isdigit(), new.islower(), new.isupper())
-        assert old.isalnum() or old == new

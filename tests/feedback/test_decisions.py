@@ -626,6 +626,18 @@ def test_secrets_may_not_be_learned(after, verdict) -> None:
     assert gate.verdict == verdict, gate.text
 
 
+def test_it_is_told_of_how_many_secrets_some_were_looked_at() -> None:
+    def text(after: Measured, **fields) -> str:
+        measured = Measured(memory=replace(after.memory, **fields))
+        return gate_of(Measured(), measured, "nothing memorised", memory=True).text
+
+    assert "no secret of the 50 of 340 looked at is said" in text(kept([500] * 50), found=340)
+    assert "1 secret of the 50 of 340 looked at is said word" in text(kept([500] * 50, verbatim=1), found=340)
+    assert "2 secrets of 50 are said word by word" in text(kept([500] * 50, verbatim=2))
+    assert "no secret of 3 is said" in text(kept([500] * 3), found=3)
+    assert "2 with few others of their form can hardly be told from chance" in text(kept([500] * 3), few=2)
+
+
 @pytest.mark.parametrize("secrets", [1, 3, 8])
 def test_one_secret_among_alternatives_enough_sets_off_the_gate_alone(secrets: int) -> None:
     """`(secrets + 2) / 0.01`: 300, 500 and 1000; with the 200 that there always are, one of one is not seen."""
