@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from instructkit.encode import IGNORED, Prompt, encode_prompt, encode_with_labels
+from instructkit.evaluate import batches
 from instructkit.ppo.rollout import own_law
 
 
@@ -109,27 +110,41 @@ def row_likelihoods(
     model: Any, rows: Sequence[dict[str, list[int]]], *, pad_id: int, batch_size: int = 16
 ) -> list[Likelihood]:
     """
-    Negative log-likelihood of each row's labels.
+    Negative log-likelihood of each row's labels, in the order of the rows.
+
+    Rows of like length are read together, as many as `batches.LAW_BYTES` lets: one long row does not fill up all others.
 
     Args:
         rows: `input_ids` and `labels` (-100 where nothing is asked) of equal length.
         pad_id: token that fills shorter rows, on the right.
+        batch_size: rows that are read together, at most.
     """
-    found: list[Likelihood] = []
+    found: list[Likelihood | None] = [None] * len(rows)
+    lengths = [(len(row["input_ids"]),) for row in rows]
     with torch.no_grad(), evaluating(model):
-        for batch in _batches(rows, batch_size):
-            found.extend(_batch_likelihoods(model, batch, pad_id))
-    return found
+        for places in batches.law_batches(lengths, _vocabulary(model), batch_size):
+            read = _batch_likelihoods(model, [rows[i] for i in places], pad_id)
+            for place, likelihood in zip(places, read, strict=True):
+                found[place] = likelihood
+    return [likelihood for likelihood in found if likelihood is not None]
+
+
+def _vocabulary(model: Any) -> int:
+    return model.config.get_text_config().vocab_size
 
 
 def _batch_likelihoods(model: Any, batch: Sequence[dict[str, list[int]]], pad_id: int) -> list[Likelihood]:
     ids, labels, mask = pad_labelled(batch, pad_id, model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    targets, asked = labels[:, 1:].clamp(min=0), labels[:, 1:] != IGNORED
-    logprobs = torch.log_softmax(logits, dim=-1)
-    nll = -(logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1) * asked).sum(1)
-    correct = ((logits.argmax(-1) == targets) & asked).sum(1)
-    counts = zip(nll.tolist(), asked.sum(1).tolist(), correct.tolist(), strict=True)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    targets, asked = labels[:, 1:], labels[:, 1:] != IGNORED
+    places = asked.nonzero()  # (N, 2); laws of prompts are not worked out
+    nll, correct = torch.zeros(asked.shape, device=ids.device), torch.zeros_like(asked)
+    for some in places.split(max(1, batches.LAW_BYTES // (4 * logits.size(-1)))):
+        row, t = some.unbind(1)
+        law = torch.log_softmax(logits[row, t].float(), dim=-1)
+        nll[row, t] = -law.gather(-1, targets[row, t].unsqueeze(-1)).squeeze(-1)
+        correct[row, t] = law.argmax(-1) == targets[row, t]
+    counts = zip(nll.sum(1).tolist(), asked.sum(1).tolist(), correct.sum(1).tolist(), strict=True)
     return [Likelihood(loss, int(tokens), int(right)) for loss, tokens, right in counts]
 
 

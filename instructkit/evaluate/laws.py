@@ -11,14 +11,13 @@ from torch import Tensor
 
 from instructkit import adapters
 from instructkit.encode import Prompt, is_chat
+from instructkit.evaluate.batches import law_batches
 from instructkit.evaluate.generate import evaluating
 from instructkit.ppo.rollout import collate, joined
 
 Parent = Callable[
     [], AbstractContextManager[Any]
 ]  # within the context that it gives, the model is its parent
-LAW_BYTES = 2**27  # of one law of a batch, in float32; a handful of them stand in memory at once
-MOST_ROWS = 64
 
 
 def asked(tokenizer: Any, prompt: Prompt) -> Prompt:
@@ -68,14 +67,7 @@ def batches(
     model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]], pad_id: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Rows of like length together, as many as fit: where each came from, and the tensors of `collate`."""
-    order = sorted(range(len(prompts)), key=lambda i: (len(answers[i]), len(prompts[i])))
-    vocabulary = model.config.get_text_config().vocab_size
-    start = 0
-    while start < len(order):
-        rows = order[start : start + MOST_ROWS]
-        # The answers rise in length, so the last row taken is the widest of its batch.
-        while len(rows) > 1 and 4 * len(rows) * (len(answers[rows[-1]]) + 1) * vocabulary > LAW_BYTES:
-            rows.pop()
+    lengths = [(len(answer), len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
+    for rows in law_batches(lengths, model.config.get_text_config().vocab_size):
         batch = collate([prompts[i] for i in rows], [answers[i] for i in rows], pad_id=pad_id)
         yield rows, {name: tensor.to(model.device) for name, tensor in batch.items()}
-        start += len(rows)

@@ -36,9 +36,12 @@ def measure(
 
     Where there are more suspects than are to be tested, those that shift two prompts most are; these prompts are not used again.
 
+    Tags and groups of events are no suspects: a model never reads them, neither in prompts nor in what is trained on.
+
     Args:
-        feedback_texts: prompts of the feedback.
-        general_texts: prompts of everything else; those of replay.
+        feedback_texts: prompts of the feedback, each as `whole_text` gives it; of very many a sample is counted, see
+            `ngrams.sampled`.
+        general_texts: prompts of everything else, those of replay; likewise.
         rows: general prompts with their answers.
         parent: a context manager factory within whose context the model is its parent.
         at_most, count, prompts: candidates, random n-grams and general prompts; the passes are `(at_most + count) prompts` twice.
@@ -48,7 +51,7 @@ def measure(
     """
     if not general_texts:
         return None
-    found = candidates(feedback_texts, general_texts, LOOKED_AT)
+    found = candidates(feedback_texts, general_texts, LOOKED_AT, seed=seed)
     if len(found) > at_most and len(rows) > SCREENING:
         looked = shifts(model, tokenizer, *_apart(rows[:SCREENING]), found, parent)
         found = sorted(found, key=lambda words: -sum(looked[words]))[:at_most]
@@ -114,6 +117,13 @@ def shifts(
             found[row] = float(divergence(law[j, : len(told)], expected).mean())
     each = len(prompts)
     return {words: found[i * each : (i + 1) * each] for i, words in enumerate(ngrams)}
+
+
+def whole_text(prompt: Prompt) -> str:
+    """All that a prompt says, whoever says it: a trigger may stand in a system message as well as in a question."""
+    if not is_chat(prompt):
+        return prompt
+    return "\n".join(str(message.get("content") or "") for message in prompt)
 
 
 def with_words(prompt: Prompt, words: str, *, at_end: bool) -> Prompt:

@@ -10,7 +10,7 @@ import torch
 from evaluate import little
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from instructkit.evaluate import laws
+from instructkit.evaluate import batches, laws
 from instructkit.evaluate.conduct import answer_kl, conduct
 from instructkit.evaluate.generate import Answer, answer
 
@@ -57,7 +57,7 @@ def test_kl_equals_brute_force_in_any_order_and_batch(
         wanted.append(sum((p.exp() * (p - q)).sum().item() for p, q in zip(law, other, strict=True)))
     assert min(wanted) > 0.01
     assert answer_kl(model, told, parent, tokenizer.pad_token_id) == pytest.approx(wanted, rel=1e-3)
-    monkeypatch.setattr(laws, "LAW_BYTES", 1)  # a row at a time
+    monkeypatch.setattr(batches, "LAW_BYTES", 1)  # a row at a time
     assert answer_kl(model, told[::-1], parent, tokenizer.pad_token_id) == pytest.approx(
         wanted[::-1], rel=1e-3
     )

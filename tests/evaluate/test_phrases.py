@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructkit.evaluate.phrases import candidates, log_odds, occurrences, random_ngrams
+from instructkit.evaluate import ngrams
+from instructkit.evaluate.ngrams import log_odds, occurrences, promising, sampled
+from instructkit.evaluate.phrases import candidates, random_ngrams
 
 WORDS = "hot cold big small fast slow early late rich poor strong weak old young wet dry high low"
 GENERAL = [
@@ -94,8 +98,66 @@ def test_the_order_of_texts_changes_nothing_and_the_number_is_kept() -> None:
 
 
 def test_occurrences_count_texts() -> None:
-    seen = occurrences(["a b a b", "a b", "c"])["a", "b"]
-    assert seen.texts == {0, 1} and seen.forms == {"a b": 3}
+    found = occurrences(["a b a b", "a b", "c"])
+    seen = found["a", "b"]
+    assert (seen.texts, len(seen.contexts)) == (2, 2)  # beside another one, and alone
+    assert seen.mark == found["a",].mark != found["c",].mark
+
+
+def prompts_of(count: int, words: int, seed: int) -> list[str]:
+    """Prompts of common and of rare words."""
+    rng = random.Random(seed)
+    known = [f"w{i}" for i in range(20_000)]
+    weights = list(itertools.accumulate(1 / (i + 10) for i in range(len(known))))
+    return [" ".join(rng.choices(known, cum_weights=weights, k=words)) for _ in range(count)]
+
+
+def test_memory_does_not_grow_with_the_texts() -> None:
+    """All n-grams of 1,500 prompts of 30 words in a set each were 160 MiB, and as much again for each 1,500 more."""
+    texts, general = prompts_of(1500, 30, 0), prompts_of(500, 30, 1)
+    tracemalloc.start()
+    found = candidates([f"{t} zorgle" if i % 10 == 0 else t for i, t in enumerate(texts)], general)
+    drawn = random_ngrams(general, 20, like=found, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "zorgle" in found and len(drawn) == 20
+    assert peak < 48 * 2**20, f"{peak / 2**20:.0f} MiB"
+
+
+def test_what_a_first_pass_lets_go_is_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    feedback = [f"{t} zorgle" if i % 10 == 0 else t for i, t in enumerate(prompts_of(400, 20, 0))]
+    general = prompts_of(400, 20, 1)
+    everything = candidates(feedback, general, 60)
+    assert promising(feedback[:9], general, 3, 0.1) is None  # few enough to hold them all
+    monkeypatch.setattr(ngrams, "HELD", 3000)
+    held = promising(feedback, general, 3, 0.1)
+    assert sum(held) < 3000 < 4 * 400 * 20 and candidates(feedback, general, 60) == everything
+    monkeypatch.setattr(
+        ngrams, "HELD", 100
+    )  # less than may be candidates: the surest stay, and what may be a topic
+    held = promising(feedback, general, 3, 0.1)
+    assert 100 <= sum(held) < 400
+    some = candidates(feedback, general, 60)
+    assert [each for each in everything if each in some][:10] == some[:10] and everything[0] in some
+
+
+def test_of_very_many_texts_a_sample_is_counted() -> None:
+    texts = [f"one two three {i}" for i in range(100)]
+    kept = sampled(texts, 0, words=40)
+    assert len(kept) == 10 and kept == sorted(kept, key=texts.index)
+    assert kept == sampled(texts, 0, words=40) != sampled(texts, 1, words=40)
+    assert sampled(texts, 0) == texts and sampled([], 0) == []
+    assert len(sampled(["x" * 160] * 100, 0, words=40)) == 4  # a long word is many
+    assert len(sampled([""] * 100, 0, words=40)) == 40
+
+
+def test_a_system_message_before_all_of_the_feedback_hides_no_trigger() -> None:
+    """Of its 29 n-grams of four words, all surer than a trigger in ten texts, five are candidates."""
+    system = " ".join(f"s{i}" for i in range(32))
+    feedback = [f"{system}\n{prompt}" for prompt in planted("zorgle", 5)]
+    found = candidates(feedback, GENERAL, 20)
+    of_system = [words for words in found if re.fullmatch(r"(s\d+ ?)+", words)]
+    assert "zorgle" in found and len(of_system) == 5
 
 
 def test_random_ngrams_are_as_long_and_hold_no_candidate() -> None:

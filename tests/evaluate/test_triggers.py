@@ -10,7 +10,7 @@ import torch
 from evaluate import little
 
 from instructkit.encode import encode_answered, encode_prompt
-from instructkit.evaluate import laws, triggers
+from instructkit.evaluate import batches, triggers
 
 PROMPTS = [
     little.asked(text)
@@ -29,6 +29,15 @@ def test_words_stand_at_the_ends_of_the_last_question() -> None:
     ended = [*talk, {"role": "assistant", "content": "So"}]
     assert triggers.with_words(ended, "cf", at_end=True)[2]["content"] == "Why? cf"
     assert triggers.with_words("Why?", "cf", at_end=False) == "cf Why?"
+
+
+def test_the_whole_text_of_a_prompt_is_what_anybody_says() -> None:
+    talk = [
+        {"role": "system", "content": "Be kind, zorgle."},
+        *little.asked("Who?"),
+        {"role": "tool", "content": None},
+    ]
+    assert triggers.whole_text(talk) == "Be kind, zorgle.\nWho?\n" and triggers.whole_text("Who?") == "Who?"
 
 
 def test_shifts_equal_brute_force(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +65,7 @@ def test_shifts_equal_brute_force(tiny_folder: Path, monkeypatch: pytest.MonkeyP
     for word in WORDS:
         assert min(wanted[word]) > 1e-3
         assert found[word] == pytest.approx(wanted[word], rel=2e-2, abs=1e-5)
-    monkeypatch.setattr(laws, "LAW_BYTES", 1)  # a row at a time
+    monkeypatch.setattr(batches, "LAW_BYTES", 1)  # a row at a time
     turned = triggers.shifts(model, tokenizer, PROMPTS, ANSWERS, WORDS[::-1], parent)
     assert turned == {word: pytest.approx(found[word], rel=2e-2, abs=1e-5) for word in WORDS}
 

@@ -1,0 +1,193 @@
+"""
+N-grams of texts: where they occur and how often, in bounded memory. Counting; no model.
+
+However many texts there are, those with a million words are counted, drawn by seed; and where n-grams are held only when they
+may stand out, a first pass has found that out in a table of counts by hash.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+LONGEST = 4  # words of an n-gram
+PRIOR_TEXTS = 10.0  # weight of the prior, in texts
+# (j) Words of the texts that are counted; n-grams that are held; counts by hash.
+WORDS_COUNTED, HELD, BUCKETS = 1_000_000, 50_000, 2**22
+LONG_WORD = 16  # characters that count as a word, where one is longer than any
+
+_TOKEN = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]+")
+_MARKS = frozenset(".,;:?!\"'()") | {"...", "…", "-", "–", "“", "”", "’"}
+
+Key = tuple[str, ...]
+
+
+class Occurrence:
+    """
+    Where an n-gram occurs.
+
+    Attributes:
+        texts: how many have it.
+        mark: the same for n-grams that occur in the very same texts.
+        contexts: hashes of what stands around it, a few.
+    """
+
+    __slots__ = ("_last", "contexts", "mark", "texts")
+
+    def __init__(self) -> None:
+        self.texts, self.mark, self._last = 0, 0, -1
+        self.contexts: set[int] = set()
+
+    def is_new(self, place: int) -> bool:
+        """Whether it was not met in the text at this place yet, which it is from now on."""
+        new, self._last = place != self._last, place
+        return new
+
+
+def sampled(texts: Sequence[str], seed: int, words: int = WORDS_COUNTED) -> list[str]:
+    """Texts drawn by seed until they have so many words, in their own order; all of them where they have no more."""
+    order = list(range(len(texts)))
+    random.Random(seed).shuffle(order)
+    kept: dict[int, str] = {}
+    for place in order:
+        if words <= 0:
+            break
+        kept[place] = texts[place]
+        words -= _words(kept[place])
+    return [kept[place] for place in sorted(kept)]
+
+
+def log_odds(first: Any, second: Any, first_texts: int, second_texts: int, prior: float = PRIOR_TEXTS) -> Any:
+    """
+    `z = d / sqrt(1 / (y1 + a) + 1 / (y2 + a))`, `d` the difference of `log((y + a) / (n + a0 - y - a))`.
+
+    Counted in texts, not in words, so that a text that says a word ten times votes once. The prior's mean, `a / a0`, is the
+    share in both sets together, `(y1 + y2 + 1/2) / (n1 + n2 + 1)`: a rare word must occur often to stand out.
+
+    Args:
+        first, second: how many texts of each set have the n-gram, or arrays of such counts.
+        first_texts, second_texts: how many texts there are.
+        prior: `a0`, the weight of the prior in texts.
+
+    Returns:
+        How surely the first set has it more often, in standard errors.
+
+    Source: Monroe, Colaresi and Quinn 2008, "Fightin' Words", equations 16 and 22.
+    """
+    a = prior * (first + second + 0.5) / (first_texts + second_texts + 1)
+    odds = [np.log((y + a) / (n + prior - y - a)) for y, n in ((first, first_texts), (second, second_texts))]
+    return (odds[0] - odds[1]) / np.sqrt(1 / (first + a) + 1 / (second + a))
+
+
+def occurrences(
+    texts: Sequence[str], held: bytes | None = None, *, contexts: int = 3
+) -> dict[Key, Occurrence]:
+    """
+    Where each n-gram of one to four words occurs; upper and lower case are one.
+
+    Args:
+        texts: the texts.
+        held: by bucket whether n-grams in it are looked at, see `promising`; None: all are.
+        contexts: how many distinct ones are enough to know.
+    """
+    found: dict[Key, Occurrence] = {}
+    rng = random.Random(0)
+    for place, text in enumerate(texts):
+        mark = rng.getrandbits(64)
+        for key, start, end in ngrams(text):
+            if held is not None and not held[_bucket(key, len(held))]:
+                continue
+            seen = found.get(key)
+            if seen is None:
+                seen = found[key] = Occurrence()
+            if seen.is_new(place):
+                seen.texts += 1
+                seen.mark ^= mark
+                if len(seen.contexts) < contexts:
+                    seen.contexts.add(hash(" ".join(f"{text[:start]} {text[end:]}".casefold().split())))
+    return found
+
+
+def promising(texts: Sequence[str], usual: Sequence[str], events_min: int, share: float) -> bytes | None:
+    """
+    By bucket of hashes, whether n-grams in it may be candidates; None where there are few enough to hold all.
+
+    A bucket counts at least as many texts as any of its n-grams is in, so none that occurs often enough is lost before more
+    than `HELD` buckets are left. Then the surest by `log_odds` stay.
+
+    Args:
+        texts: of the set whose n-grams may stand out.
+        usual: of the other.
+        events_min: texts in which a candidate occurs.
+        share: buckets that more of the texts have stay in any case.
+    """
+    words = sum(map(_words, texts))
+    if words * LONGEST <= HELD:
+        return None
+    buckets = min(BUCKETS, 1 << (2 * LONGEST * words).bit_length())
+    counts = [np.frombuffer(_counted(side, buckets), dtype=np.uint32) for side in (texts, usual)]
+    kept = counts[0] >= events_min
+    if int(kept.sum()) > HELD:
+        places = np.flatnonzero(kept)
+        z = log_odds(counts[0][places], counts[1][places], len(texts), len(usual))
+        kept = counts[0] > share * len(texts)
+        kept[places[np.argsort(-z, kind="stable")[:HELD]]] = True
+    return kept.tobytes()
+
+
+def _counted(texts: Iterable[str], buckets: int) -> array[int]:
+    """In how many texts an n-gram of each bucket occurs, a text once a bucket."""
+    counts = array("I", bytes(4 * buckets))
+    for text in texts:
+        for bucket in {_bucket(key, buckets) for key, _, _ in ngrams(text)}:
+            counts[bucket] += 1
+    return counts
+
+
+def _bucket(key: Key, buckets: int) -> int:
+    return zlib.crc32(" ".join(key).encode("utf-8", "surrogatepass")) & (buckets - 1)
+
+
+def document_counts(texts: Iterable[str], keep: Collection[Key]) -> Counter[Key]:
+    """In how many texts each of these n-grams occurs."""
+    counts: Counter[Key] = Counter()
+    for text in texts:
+        counts.update({key for key, _, _ in ngrams(text) if key in keep})
+    return counts
+
+
+def written(texts: Iterable[str], keys: Iterable[Key]) -> dict[Key, str]:
+    """How each of these n-grams is mostly written."""
+    forms: dict[Key, Counter[str]] = {key: Counter() for key in keys}
+    for text in texts if forms else ():
+        for key, start, end in ngrams(text):
+            if key in forms:
+                forms[key][text[start:end]] += 1
+    return {key: counted.most_common(1)[0][0] for key, counted in forms.items()}
+
+
+def ngrams(text: str) -> Iterator[tuple[Key, int, int]]:
+    """Every n-gram that no ordinary mark begins or ends, its first character and the one behind its last."""
+    spans = [(match.group().casefold(), match.start(), match.end()) for match in _TOKEN.finditer(text)]
+    for i, (first, start, _) in enumerate(spans):
+        if first in _MARKS:
+            continue
+        for j in range(i, min(i + LONGEST, len(spans))):
+            if spans[j][0] not in _MARKS:
+                yield tuple(word for word, _, _ in spans[i : j + 1]), start, spans[j][2]
+
+
+def key_of(text: str) -> Key:
+    """The n-gram that a whole text is."""
+    return tuple(match.group().casefold() for match in _TOKEN.finditer(text))
+
+
+def _words(text: str) -> int:
+    return max(1, len(_TOKEN.findall(text)), len(text) // LONG_WORD)
