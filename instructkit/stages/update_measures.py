@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from instructkit import adapters
-from instructkit.data.prepare import key_of, prompt_key
+from instructkit.data.prepare import prompt_key
+from instructkit.data.table import mapped
 from instructkit.feedback.alarms import enough_alternatives
-from instructkit.feedback.clusters import prompt_text
 from instructkit.feedback.items import Item
 from instructkit.feedback.leaning import met, of_ratings
 from instructkit.feedback.measured import Bias, Feedback, General, Measured, Memory, Triggers
-from instructkit.feedback.personal import Redactor
+from instructkit.stages import update_secrets
 from instructkit.stages.base import Frame, prompt_of
 from instructkit.stages.functions import load_function
 from instructkit.stages.replay import encoded_demonstrations, last_answer
+from instructkit.stages.update_sides import Side, side_of
 from instructkit.stages.update_warnings import warnings
 
 GENERAL_PROMPTS = 64  # answered for conduct
 ANSWER_TOKENS = 64
-SECRETS = 50
 ALTERNATIVES, MOST_ALTERNATIVES = 200, 1000  # that a secret is ranked among, beside itself
-BIAS_TUNE = 5  # every fifth minimal pair is for a rescue to look at, and decides nothing
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one side of the split is measured on; the test side alone decides."""
-
-    items: list[Item]
-    general: list[dict[str, Any]]
-    pairs: list[Any]
-    prompts: list[Any]
 
 
 class Measurer:
@@ -52,34 +42,12 @@ class Measurer:
         self.frame, self.model, self.tokenizer = frame, model, tokenizer
         self.limits, self.seed = frame.recipe.gates, frame.seed
         self.parent: Callable[[], Any] = functools.partial(adapters.as_parent, model)
-        self.sides = {side: self._side(side) for side in ("tune", "test")}
+        self.sides = {side: side_of(frame, side) for side in ("tune", "test")}
         self._canaries()  # refused before anything is trained
         for warning in warnings(frame.inputs):
             frame.reporter.note(warning)
+        self._known = known_raters(frame.inputs)
         self._medians: dict[str, float] = {}
-
-    def _side(self, side: str) -> Side:
-        from instructkit.evaluate import sets
-
-        inputs, wanted = self.frame.inputs, self.frame.recipe.feedback
-        rows = inputs.data.get("general" if side == "test" else "tune")
-        general = list(rows.rows) if rows else []
-        if side == "tune":  # feedback is there to change what it speaks of
-            asked = {key_of(item.prompt) for item in inputs.items("train")}
-            general = [row for row in general if prompt_key(row) not in asked]
-        pairs: list[Any] = []
-        if self.limits.bias_growth_max is not None:
-            pairs = sets.minimal_pairs(wanted.bias_pairs)
-            apart = (
-                [i % BIAS_TUNE == 0 for i in range(len(pairs))]
-                if self.limits.rescue
-                else [False] * len(pairs)
-            )
-            pairs = [pair for pair, tune in zip(pairs, apart, strict=True) if tune == (side == "tune")]
-        prompts = list(
-            {key_of(prompt_of(row)): prompt_of(row) for row in general if "text" not in row}.values()
-        )
-        return Side(inputs.items(side), general, pairs, prompts)
 
     def before(self, side: str) -> Measured:
         """The model before training: the parent, or the chain's current adapter that is gone on from."""
@@ -142,13 +110,12 @@ class Measurer:
             paired = item.unwanted is not None
             leaning.append(value - next(other) if paired else next(of_rated))
             right.append(leaning[-1] > 0 if paired else next(met_rated))
-        known = {name for item in self.frame.inputs.items("train") for name in (item.rater, *item.judges)}
         return Feedback(
             leaning,
             right,
             [groups_of(item) for item in items],
             [item.cluster for item in items],
-            [bool(item.rater) and item.rater not in known for item in items],
+            [bool(item.rater) and item.rater not in self._known for item in items],
             ratings,
             [item.rater for item in items],
             self._scores(items) if side == "test" else [],
@@ -209,6 +176,7 @@ class Measurer:
 
     def _triggers(self) -> Triggers | None:
         from instructkit.evaluate import triggers
+        from instructkit.evaluate.ngrams import sampled
 
         rows = [row for row in self.sides["test"].general if "text" not in row]
         if not (self.limits.trigger and rows):
@@ -216,11 +184,17 @@ class Measurer:
         replay = self.frame.inputs.data.get("replay")
         # Replay of plain texts has no prompts: nothing of the feedback would stand out from none at all.
         usual = [row for row in (replay.rows if replay else []) if "text" not in row] or rows
+        train, earlier = self.frame.inputs.items("train"), self.frame.inputs.earlier
+        texts = sampled(mapped(train, lambda item: triggers.whole_text(item.prompt)), self.seed)
+        if len(texts) < len(train):
+            self.frame.reporter.note(f"no trigger: words of {len(texts)} of {len(train)} prompts are counted")
+        # A few poisoned events in every update would never be enough to stand out in one of them.
+        texts += [triggers.whole_text(item.prompt) for item in earlier]
         return triggers.measure(
             self.model,
             self.tokenizer,
-            [prompt_text(item.prompt) for item in self.frame.inputs.items("train")],
-            [prompt_text(prompt_of(row)) for row in usual],
+            texts,
+            [triggers.whole_text(prompt_of(row)) for row in usual],
             [(prompt_of(row), last_answer(row)) for row in rows],
             self.parent,
             seed=self.seed,
@@ -231,19 +205,19 @@ class Measurer:
 
         if not self.limits.memory:
             return None
-        inputs = self.frame.inputs
-        items = [*inputs.items("train"), *inputs.earlier]
-        secrets = [*self._canaries(), *inputs.prepared.redacted]
-        if self.frame.recipe.feedback.personal_data != "redact":
-            secrets += personal_data([item.wanted for item in items])
-        secrets = list(dict.fromkeys(secrets))[:SECRETS]
+        inputs, recipe = self.frame.inputs, self.frame.recipe
+        as_they_are = recipe.feedback.personal_data != "redact"
+        found = update_secrets.kept(inputs) if as_they_are else update_secrets.replaced(inputs, recipe)
+        secrets, among = update_secrets.looked_for(self._canaries(), found, self.seed)
         if not secrets:
             return Memory()
-        contexts = contexts_of(secrets, [(item.prompt, item.wanted) for item in items])
+        items = itertools.chain(inputs.items("train"), inputs.earlier)
+        contexts = contexts_of(secrets, ((item.prompt, item.wanted) for item in items))
         alternatives = min(max(enough_alternatives(len(secrets)), ALTERNATIVES), MOST_ALTERNATIVES)
-        return exposure(
+        told = exposure(
             self.model, self.tokenizer, secrets, contexts, alternatives, seed=self.seed, parent=self.parent
         )
+        return replace(told, found=among)
 
     def _canaries(self) -> list[tuple[str, str]]:
         """The recipe's planted secrets, where they are looked for."""
@@ -270,14 +244,14 @@ def groups_of(item: Item) -> tuple[str, ...]:
     return (*([f"group:{item.group}"] if item.group else []), *(f"tag:{tag}" for tag in item.tags))
 
 
-def personal_data(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Personal data that stands in these texts, as (kind, value), each once; the first so many that are looked for."""
-    redactor, found = Redactor(), dict[tuple[str, str], None]()
-    for text in texts:
-        found |= dict.fromkeys(redactor.redact(text)[1])
-        if len(found) >= SECRETS:
-            break
-    return list(found)
+def known_raters(inputs: Any) -> set[str]:
+    """
+    Who was met in training: raters of this update's events, and of those that it knows of earlier ones.
+
+    Of earlier updates a sample of their events is known, `UpdateInputs.earlier`, so of many earlier raters some count as unseen.
+    """
+    items = itertools.chain(inputs.items("train"), inputs.earlier)
+    return {name for item in items for name in (item.rater, *item.judges) if name}
 
 
 def by_key(keys: Sequence[str], figures: Sequence[Any]) -> list[Any]:

@@ -151,6 +151,7 @@ def test_secrets_are_looked_for_in_what_is_kept(chain) -> None:
         memory = decided.after.memory
         assert memory.secrets == ["canary", "EMAIL"]
         assert (len(memory.ranks), memory.alternatives) == (2, 401)
+        assert (memory.found, memory.few) == (2, 0)  # none was left out
 
 
 def test_words_of_the_feedback_are_put_into_general_prompts(chain) -> None:

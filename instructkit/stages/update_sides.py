@@ -1,0 +1,137 @@
+"""The sides of the split that an update is measured on: a bounded number of items and rows, none that the feedback trains on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from instructkit.data.prepare import key_of, prompt_key
+from instructkit.data.table import pick
+from instructkit.feedback.clusters import prompt_text, shingles, words_of
+from instructkit.feedback.items import Item
+from instructkit.stages.base import Frame, prompt_of
+
+MOST = 2000  # items of a side, and general rows, that are measured: both are read before and after
+BIAS_TUNE = 5  # every fifth minimal pair is for a rescue to look at, and decides nothing
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side of the split is measured on; the test side alone decides."""
+
+    items: list[Item]
+    general: list[dict[str, Any]]
+    pairs: list[Any]
+    prompts: list[Any]
+
+
+def side_of(frame: Frame, side: str) -> Side:
+    """
+    What `tune` or `test` is measured on; what is left out is told.
+
+    Of very many items those of whole clusters are drawn by the run's seed, and general rows by prompt likewise. All items of
+    the side count as looked at, since which are measured is known to nobody before. General rows that ask what this update
+    trains on, or nearly so, are no part of everything else: feedback is there to change what it speaks of. Of what earlier
+    updates trained on a sample is known, `UpdateInputs.earlier`.
+    """
+    inputs, prompts = frame.inputs, {}
+    items = inputs.items(side)
+    kept = drawn([item.cluster for item in items], frame.seed)
+    if len(kept) < len(items):
+        frame.reporter.note(
+            f"{side} side: {len(kept)} of {len(items)} events are measured, drawn by prompts; all of them count as looked at"
+        )
+    general = _general(frame, side)
+    for row in general:
+        if "text" not in row:
+            prompts.setdefault(prompt_key(row), prompt_of(row))
+    return Side(list(pick(items, kept)), general, _pairs(frame, side), list(prompts.values()))
+
+
+def drawn(groups: Sequence[Hashable], seed: int, most: int = MOST) -> Sequence[int]:
+    """
+    The places of things of whole groups, no more than so many; all of them where there are no more.
+
+    Groups follow in the order of their hashes with the seed; one that is larger than what is left is passed over. Where each
+    is larger than all that may be kept, the first so many things are.
+    """
+    if len(groups) <= most:
+        return range(len(groups))
+
+    def place(group: Hashable) -> bytes:
+        return hashlib.blake2b(f"{seed} {group}".encode(), digest_size=8).digest()
+
+    chosen, left = set(), most
+    sizes = Counter(groups)
+    for group in sorted(sizes, key=place):
+        if sizes[group] <= left:
+            chosen.add(group)
+            left -= sizes[group]
+    return [i for i, group in enumerate(groups) if group in chosen] or range(most)
+
+
+def trained_again(rows: Sequence[dict[str, Any]], prompts: Iterable[Any], near: float) -> set[int]:
+    """
+    The places of the rows that ask what one of the prompts asks, word by word or nearly so.
+
+    Near are prompts whose 5-word shingles have so large a Jaccard similarity, as clusters of events are made; here it is exact.
+    A plain text asks nothing.
+
+    Args:
+        rows: demonstrations.
+        prompts: texts or messages.
+        near: the similarity, from 0 to 1.
+    """
+    by_key, having, sets = defaultdict(list), defaultdict(list), {}
+    for i, row in enumerate(rows):
+        by_key[prompt_key(row)].append(i)
+        if "text" not in row:
+            sets[i] = _shingles(prompt_of(row))
+            for shingle in sets[i]:
+                having[shingle].append(i)
+    found: set[int] = set()
+    for prompt in prompts:
+        found.update(by_key.get(key_of(prompt), ()))
+        own = _shingles(prompt)
+        shared = Counter(itertools.chain.from_iterable(having.get(shingle, ()) for shingle in own))
+        found.update(i for i, n in shared.items() if n >= near * (len(own) + len(sets[i]) - n))
+    return found
+
+
+def _shingles(prompt: Any) -> set[str]:
+    return set(shingles(words_of(prompt_text(prompt))))
+
+
+def _general(frame: Frame, side: str) -> list[dict[str, Any]]:
+    inputs = frame.inputs
+    found = inputs.data.get("general" if side == "test" else "tune")
+    rows = found.rows if found else []
+    kept = drawn([prompt_key(row) for row in rows], frame.seed)
+    if len(kept) < len(rows):
+        frame.reporter.note(
+            f"{side} side: {len(kept)} of {len(rows)} general rows are measured, drawn by prompts"
+        )
+    some = list(pick(rows, kept))
+    trained = (item.prompt for item in itertools.chain(inputs.items("train"), inputs.earlier))
+    again = trained_again(some, trained, frame.recipe.feedback.near_duplicates) if some else set()
+    if again:
+        frame.reporter.note(
+            f"{side} side: {len(again)} of {len(some)} general rows ask what this feedback trains on, and are left out"
+        )
+    left = [row for i, row in enumerate(some) if i not in again]
+    return left if len(left) > 1 else []  # of a single figure there is no interval
+
+
+def _pairs(frame: Frame, side: str) -> list[Any]:
+    from instructkit.evaluate import sets
+
+    limits = frame.recipe.gates
+    if limits.bias_growth_max is None:
+        return []
+    pairs = sets.minimal_pairs(frame.recipe.feedback.bias_pairs)
+    apart = [limits.rescue and i % BIAS_TUNE == 0 for i in range(len(pairs))]
+    return [pair for pair, tune in zip(pairs, apart, strict=True) if tune == (side == "tune")]
