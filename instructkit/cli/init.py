@@ -103,7 +103,7 @@ def _own(names: list[str]) -> tuple[dict[str, Own], list[str], dict[str, int]]:
         for kind, stage in STAGE_OF.items()
         if any(each.kind == kind for each in found)
     }
-    told = [_told(each) for each in found]
+    told = [line for each in found for line in (_told(each), *_unread(each))]
     if "reward" in by_stage and "ppo" not in by_stage:
         asking = [each for each in by_stage["reward"] if each.asks]
         asking = asking or [each for each in by_stage.get("sft", []) if each.asks]
@@ -145,13 +145,31 @@ def _files(parts: list[Found]) -> Own:
 
     held_out = [part for part in parts if _is_held_out(part.source)] if len(parts) > 1 else []
     train = [part for part in parts if part not in held_out[:1]]
-    columns = {name: field for part in parts for name, field in part.columns.items()}
+    columns = _columns(parts)
     return Own(
         [part.source for part in train],
         held_out[0].source if held_out else None,
         columns,
         sum(part.rows for part in train),
     )
+
+
+def _columns(parts: list[Found]) -> dict[str, str]:
+    """The renaming of all files of a stage; a recipe has but one, and that with a context does for files without."""
+    from instructkit.data.detect import fits
+    from instructkit.errors import InputError
+
+    columns: dict[str, str] = {}
+    for part in sorted(parts, key=lambda part: "instruction" not in part.columns.values()):
+        columns = {**part.columns, **columns}
+    for part in parts:
+        if part.columns != columns and not fits(part, columns):
+            told = ", ".join(f"`{name}` as `{field}`" for name, field in columns.items())
+            raise InputError(
+                f"{part.source} cannot be read with the columns of the other files: {told}",
+                hint="give files whose columns mean different things one at a time; nothing was written",
+            )
+    return columns
 
 
 def _is_held_out(source: str) -> bool:
@@ -170,6 +188,20 @@ def _told(found: Found) -> str:
     if found.faults:
         line += f"; {len(found.faults)} of them have faults, the first {found.faults[0]}"
     return line
+
+
+def _unread(found: Found) -> list[str]:
+    """Columns that no recipe written here reads; a warning where an answer may rest on them."""
+    if not found.unread:
+        return []
+    told = [f"{found.source}: columns that are not read: {', '.join(found.unread)}"]
+    if found.lost:
+        names = " and ".join(f"`{name}`" for name in found.lost)
+        told.append(
+            f"warning: {found.source}: {names} may be what the answers rest on, and training does not see it; "
+            "put it into the prompt"
+        )
+    return told
 
 
 def _write(folder: Path, texts: dict[str, str], schemas: dict[str, str]) -> None:

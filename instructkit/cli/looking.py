@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 MOST_FAULTS = 0.2  # of the rows, above which the shapes of a file are told too
 _MEANT = {  # fields that belong to one kind alone
     "preference": ({"chosen", "rejected"},),
-    "feedback": ({"response", "rating"}, {"response", "better"}, {"response", "preferred"}),
+    "feedback": (
+        {"response", "rating"},
+        {"response", "better"},
+        {"response", "preferred"},
+        {"completion", "label"},
+    ),
     "sft": ({"messages"}, {"conversations"}, {"prompt", "completion"}),
 }
 
@@ -65,19 +70,25 @@ WORDS = {
 def _meant(rows: list[dict[str, Any]]) -> str | None:
     """The kind whose own fields most rows have; None where no kind has most."""
     for kind, wanted in _MEANT.items():
-        having = sum(any(fields <= set(row) for fields in wanted) for row in rows)
+        having = sum(any(_has(row, fields) for fields in wanted) for row in rows)
         if 2 * having > len(rows):
             return kind
     return None
 
 
-def _as_meant(name: str, kind: str, rows: list[tuple[dict[str, Any], str]], found: Found | None) -> Found:
-    from instructkit.data.detect import Found, _faults
+def _has(row: dict[str, Any], fields: set[str]) -> bool:
+    """Whether a row has these fields; a label that is a class of something is none of an answer."""
+    labelled = str(row.get("label")).lower() in ("true", "false")
+    return fields <= set(row) and ("label" not in fields or labelled)
 
-    faults = tuple(_faults(rows, kind, {}))
+
+def _as_meant(name: str, kind: str, rows: list[tuple[dict[str, Any], str]], found: Found | None) -> Found:
+    from instructkit.data.detect import Found, _faults, unread_columns
+
+    faults, left = tuple(_faults(rows, kind, {})), unread_columns(rows, kind, {})
     if found is not None:
-        return replace(found, kind=kind, columns={}, faults=faults)
-    return Found(name, kind, {}, len(rows), faults, not _faults(rows, "prompt", {}))
+        return replace(found, kind=kind, columns={}, faults=faults, unread=left)
+    return Found(name, kind, {}, len(rows), faults, not _faults(rows, "prompt", {}), left)
 
 
 def _refuse_scale(name: str, rows: list[dict[str, Any]]) -> None:

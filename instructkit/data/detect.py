@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from instructkit.data.readers import read_source
 from instructkit.data.reading import ours
-from instructkit.data.records import SHAPES, SYNONYMS, WANTED, Row, check_rows
+from instructkit.data.records import CONTEXT, SHAPES, SYNONYMS, WANTED, Row, check_rows, into_alpaca, unread
 from instructkit.errors import Fault, InputError
 
 KINDS = (
@@ -28,6 +28,7 @@ class Found:
         columns: renaming that makes them so, as `{found: wanted}`.
         rows, faults: all rows, and what is wrong with some of them.
         asks: whether the same rows, so renamed, are prompts as well.
+        unread: columns that nothing reads, the most frequent first.
     """
 
     source: str
@@ -36,6 +37,12 @@ class Found:
     rows: int
     faults: tuple[Fault, ...]
     asks: bool
+    unread: tuple[str, ...] = ()
+
+    @property
+    def lost(self) -> list[str]:
+        """Those of the unread columns that an answer may rest on."""
+        return [name for name in self.unread if name in CONTEXT]
 
 
 def detect(source: str) -> Found:
@@ -47,7 +54,7 @@ def detect(source: str) -> Found:
     """
     read = list(read_source(source))
     rows = [(row, place) for row, place in read if not isinstance(row, Fault)]
-    unread = [row for row, _ in read if isinstance(row, Fault)]
+    broken = [row for row, _ in read if isinstance(row, Fault)]
     if not rows:
         raise InputError(f"{source} holds no rows", hint="give a file with rows in it")
     best = next(filter(None, (_best(rows, kind) for kind in KINDS)), None)
@@ -57,14 +64,36 @@ def detect(source: str) -> Found:
         raise InputError(f"{source}: the rows have {fields}, of no kind that is known", hint=wanted)
     kind, columns, faults = best
     asks = kind == "prompt" or not _faults(rows, "prompt", columns)
-    return Found(source, kind, columns, len(read), (*unread, *faults), asks)
+    left = unread_columns(rows, kind, columns)
+    return Found(source, kind, columns, len(read), (*broken, *faults), asks, left)
+
+
+def fits(found: Found, columns: dict[str, str]) -> bool:
+    """Whether another renaming makes as many rows of a source what they are."""
+    rows = [(row, place) for row, place in read_source(found.source) if not isinstance(row, Fault)]
+    return len(_faults(rows, found.kind, columns)) <= len(_faults(rows, found.kind, found.columns))
 
 
 def _best(rows: list[tuple[Row, str]], kind: str) -> tuple[str, dict[str, str], list[Fault]] | None:
-    """The renaming that makes most rows ones of a kind; None when fewer than half of them are."""
+    """The renaming that makes most rows ones of a kind, and reads most of them; None when fewer than half of them are."""
     tried = [(columns, _faults(rows, kind, columns)) for columns in ({}, *_renamings(rows, kind))]
-    columns, faults = min(tried, key=lambda each: len(each[1]))
+    fewest = min(len(faults) for _, faults in tried)
+    best = [each for each in tried if len(each[1]) == fewest]
+    columns, faults = min(best, key=lambda each: _lost(rows, kind, each[0])) if len(best) > 1 else best[0]
     return (kind, columns, faults) if 2 * len(faults) < len(rows) else None
+
+
+def unread_columns(rows: list[tuple[Row, str]], kind: str, columns: dict[str, str]) -> tuple[str, ...]:
+    """Columns of the rows of a kind that nothing reads, the most frequent first."""
+    found: Counter[str] = Counter()
+    for row, place in rows:
+        shaped, _ = ours(row, place, columns, kind, Counter())
+        found.update(() if isinstance(shaped, Fault) else sorted(unread(shaped, kind)))
+    return tuple(name for name, _ in found.most_common())
+
+
+def _lost(rows: list[tuple[Row, str]], kind: str, columns: dict[str, str]) -> int:
+    return sum(name in CONTEXT for name in unread_columns(rows, kind, columns))
 
 
 def _renamings(rows: list[tuple[Row, str]], kind: str) -> list[dict[str, str]]:
@@ -79,6 +108,9 @@ def _renamings(rows: list[tuple[Row, str]], kind: str) -> list[dict[str, str]]:
         renamed = {name: field for field, name in names.items() if name not in (None, field)}
         if None not in needed and len(needed) == len(shape) and renamed:
             found.append(renamed)
+    # A context may be missing from most rows, as in Dolly.
+    if kind != "feedback" and (alpaca := into_alpaca(usual | (set(counts) & set(CONTEXT)), kind)):
+        found.append(alpaca)
     return found
 
 

@@ -8,6 +8,7 @@ import gzip
 import itertools
 import json
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -92,6 +93,8 @@ def _read_jsonl(path: Path) -> Iterator[Read]:
     for i, line in enumerate(_lines(path), start=1):
         if i == 1 and line.lstrip()[:1] == b"[":
             _refuse_list(path, line)
+        if i == 1 and line.rstrip().endswith((b"{", b"[", b",")):
+            _refuse_document(path, line)
         if line.strip():
             yield _parsed(line.removesuffix(b"\n"), f"{path}:{i}"), f"{path}:{i}"
 
@@ -107,6 +110,25 @@ def _refuse_list(path: Path, line: bytes) -> None:
         name = f"{path.name.lower().removesuffix('.gz').removesuffix('.jsonl')}.json"
         told = "a JSON list of rows; wanted one JSON object a line"
         raise DataError([Fault(f"{path}:1", told, f"rename the file to {name}")], 1)
+
+
+def _refuse_document(path: Path, line: bytes) -> None:
+    """A JSON document over many lines would be a fault in each of them."""
+    try:
+        whole = json.loads("".join(_text_lines(path, LONGEST_JSON_BYTES)))
+        several = False
+    except (ValueError, RecursionError) as error:
+        several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        if not several and line.strip() not in (b"{", b"["):
+            return
+        whole = None
+    name = f"{path.name.lower().removesuffix('.gz').removesuffix('.jsonl')}.json"
+    told, way = "one JSON document over many lines", f"name it {name}, a list of rows"
+    if several:
+        told, way = "JSON objects of many lines each", "write each of them on one line"
+    elif isinstance(whole, dict) and not any(isinstance(value, list) for value in whole.values()):
+        way = "write it on one line"
+    raise DataError([Fault(f"{path}:1", f"{told}; wanted one JSON object a line", way)], 1)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -135,7 +157,13 @@ def _parsed(line: bytes, place: str) -> Row | Fault:
 
 def _why(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        if error.doc[error.pos : error.pos + 1] == "\x00":
+            return f"a NUL byte at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    if "integer string conversion" in str(
+        error
+    ):  # Python's own words name a setting that nobody here can reach
+        return f"a whole number of more than {sys.get_int_max_str_digits()} digits"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
@@ -230,7 +258,15 @@ def numbered(row: Row, place: str) -> Row:
     """A CSV cell is text; only where a number is wanted is it read as one, so that an answer may be `7`."""
     if not place.rpartition(":")[0].lower().removesuffix(".gz").endswith(".csv"):
         return row
-    return {key: _number(value) if key in NUMBERS else value for key, value in row.items()}
+    return {
+        key: _number(value) if key in NUMBERS else _truth(value) if key == "label" else value
+        for key, value in row.items()
+    }
+
+
+def _truth(cell: str | None) -> Any:
+    """TRL's label of an answer; any other word is left."""
+    return {"true": True, "false": False}.get(cell.lower(), cell) if isinstance(cell, str) else cell
 
 
 def _number(cell: str | None) -> Any:

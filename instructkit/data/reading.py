@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +13,13 @@ from typing import Any, NamedTuple
 
 from instructkit.data.files import Read, numbered
 from instructkit.data.readers import read_source
-from instructkit.data.records import Checker, Row
-from instructkit.data.shapes import in_our_shape
+from instructkit.data.records import Checker, Row, form_told, unread
+from instructkit.data.shapes import as_messages, in_our_shape
 from instructkit.data.table import Table
 from instructkit.errors import SHOWN_FAULTS, DataError, Fault, InputError
+
+_ROW_OF_PLACE = re.compile(r"(:| row | event )[^ :]*$")
+_SHOWN_SOURCES = 4  # of those that differ
 
 
 class Part(NamedTuple):
@@ -65,6 +69,8 @@ class Reading:
         self._starts: list[int] = []  # where each source begins among the good rows
         self._order = array("Q")  # of each good row, which it is among all
         self._seen = self._faults = 0
+        self._forms_of: dict[str, set[tuple[str, ...]]] = {}  # by file, the shapes of its good rows
+        self.unread: Counter[str] = Counter()  # columns that nothing reads, and how many good rows have each
         self._first: list[tuple[int, Fault]] = []  # as many faults as are shown, and which row each is in
 
     def read(self, part: Part, limit: int | None) -> None:
@@ -97,6 +103,8 @@ class Reading:
             return
         self.table.append((row, place))
         self._order.append(self._seen)
+        self.unread.update(sorted(unread(row, self._checker.kind)))
+        self._forms_of.setdefault(_ROW_OF_PLACE.sub("", place), set()).add(self._checker.form)
 
     def _refuse(self, i: int, faults: list[Fault]) -> None:
         self._faults += len(faults)
@@ -121,8 +129,10 @@ class Reading:
         The good rows of each source, by their places in the table.
 
         Raises:
+            InputError: when sources of one shape each differ, and cannot be brought into one.
             DataError: for faults, those of the whole in the order of the rows; with `skip_faults`, when none is left.
         """
+        self._bring_together()
         strangers = self._strangers()
         ends = [*self._starts[1:], len(self.table)]
         kept: list[Sequence[int]] = [range(*ends_) for ends_ in zip(self._starts, ends, strict=True)]
@@ -139,6 +149,33 @@ class Reading:
         if strangers:
             self._skip(strangers, parts)
         return kept
+
+    def _bring_together(self) -> None:
+        """Where each file is of one shape and the files differ, all rows become messages."""
+        kind, forms = self._checker.kind, self._checker.forms
+        if len(forms) < 2 or any(len(found) > 1 for found in self._forms_of.values()):
+            return
+        whole = ("`messages` as messages",) in forms
+        table, checker, changed = Table(), Checker(kind), 0
+        for i in range(len(self.table)):
+            row, place = self.table[i]
+            made = as_messages(row, kind, whole=whole)
+            if made is None or checker.faults(made, place):
+                raise self._differing()
+            changed += made is not row
+            table.append((made, place))
+        if len(checker.forms) > 1:
+            raise self._differing()
+        self.table, self._checker = table, checker
+        self.shapes["messages, as the other sources are"] += changed
+
+    def _differing(self) -> InputError:
+        told = [f"{name} has {form_told(next(iter(found)))}" for name, found in self._forms_of.items()]
+        more = f"; and {len(told) - _SHOWN_SOURCES} more" if len(told) > _SHOWN_SOURCES else ""
+        return InputError(
+            f"the sources differ in shape: {'; '.join(told[:_SHOWN_SOURCES])}{more}",
+            hint="bring them into one shape, or train on one after the other",
+        )
 
     def _strangers(self) -> dict[int, Fault]:
         """Good rows of another form than most, which makes them bad ones."""

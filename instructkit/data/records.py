@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from instructkit.errors import Fault
@@ -34,6 +35,16 @@ SYNONYMS = {
     "chosen": ("preferred", "better", "winner", "accepted"),
     "rejected": ("dispreferred", "worse", "loser"),
 }
+CONTEXT = ("context", "input", "system", "history", "tools")  # names of what an answer may rest on
+_READ = {  # fields that mean something to a kind, beside those of its shapes
+    "sft": (),
+    "preference": ("prompt", "margin"),
+    "prompt": (),
+    "feedback": (
+        *("prompt", "messages", "rating", "better", "preferred", "other", "shown_first", "id", "time"),
+        *("source", "rater", "run", "run_hash", "sampling", "tags", "group", "consent"),
+    ),
+}
 ROLES = ("system", "user", "assistant", "tool")
 LONGEST_CHARACTERS = 2_000_000
 _BRIEF_CHARACTERS = 60  # of a value in a message
@@ -43,6 +54,34 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 def detect_shape(row: Row, kind: str) -> tuple[str, ...] | None:
     """The fields that make a row usable for a kind of training; None when there are none."""
     return next((shape for shape in SHAPES[kind] if all(row.get(field) is not None for field in shape)), None)
+
+
+def unread(row: Row, kind: str) -> set[str]:
+    """
+    Fields of a row in our shape that hold something and that nothing reads.
+
+    Of a prompt only what an answer may rest on: a reward function is given every other column by its name. `columns` can say
+    that one is `unused`.
+    """
+    held = {key for key, value in row.items() if value is not None and value not in ("", [], {})}
+    if kind == "prompt":
+        return held & set(CONTEXT)
+    read = {*(detect_shape(row, kind) or ()), *_READ[kind], "unused"}
+    return {key for key in held - read if not (key == "label" and isinstance(row[key], bool))}
+
+
+def into_alpaca(names: Collection[str], kind: str) -> dict[str, str] | None:
+    """The renaming into Alpaca's fields, which alone have a place for a question's context; None where there is none."""
+
+    def first(*wanted: str) -> str | None:
+        return next((name for name in wanted if name in names), None)
+
+    asked, more = first("instruction", "prompt", "question", "query"), first("input", "context")
+    answer = first("output", "response", "completion", "answer") if kind == "sft" else None
+    if asked is None or (kind == "sft" and answer is None) or not (more or "system" in names):
+        return None
+    wanted = {asked: "instruction", more: "input", answer: "output"}
+    return {name: field for name, field in wanted.items() if name is not None and name != field}
 
 
 def check_rows(rows: Sequence[Row], kind: str, places: Sequence[str]) -> list[Fault]:
@@ -74,7 +113,8 @@ class Checker:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         # Of the good rows alone: a bad one must not put all others in the wrong.
-        self._forms: dict[tuple[str, ...], array] = {}
+        self.forms: dict[tuple[str, ...], array] = {}
+        self.form: tuple[str, ...] = ()  # of the last good row
         self._good = 0
 
     def faults(self, row: Row, place: str) -> list[Fault]:
@@ -84,21 +124,22 @@ class Checker:
             return [_shapeless(row, self.kind, place)]
         messages = _CHECKS[self.kind](row, shape)
         if not messages:
-            self._forms.setdefault(_form(row, shape), array("Q")).append(self._good)
+            self.form = _form(row, shape)
+            self.forms.setdefault(self.form, array("Q")).append(self._good)
             self._good += 1
         return [Fault(place, message) for message in messages]
 
     def strangers(self) -> Iterator[tuple[int, tuple[str, str]]]:
         """Of the good rows those of another form than most: which of them, and what is wrong in words."""
-        if len(self._forms) < 2:
+        if len(self.forms) < 2:
             return
         usual = max(
-            self._forms, key=lambda form: len(self._forms[form])
+            self.forms, key=lambda form: len(self.forms[form])
         )  # the first of those that are as usual
-        told = f"instead of {_told(usual)}, as {len(self._forms[usual])} of {self._good} rows"
-        others = {i: form for form, found in self._forms.items() if form != usual for i in found}
+        told = f"instead of {form_told(usual)}, as {len(self.forms[usual])} of {self._good} rows"
+        others = {i: form for form, found in self.forms.items() if form != usual for i in found}
         for i in sorted(others):
-            what = f"a row of another shape than the rest: {_told(others[i])} {told}"
+            what = f"a row of another shape than the rest: {form_told(others[i])} {told}"
             yield i, (what, "keep one shape in a file")
 
 
@@ -116,6 +157,8 @@ def _shapeless(row: Row, kind: str, place: str) -> Fault:
 
 def _renaming(row: Row, kind: str) -> str:
     """The `columns` that would make a row one of a known shape; nothing where no names are near."""
+    if kind in ("sft", "prompt") and (found := into_alpaca(row, kind)):
+        return ", ".join(f"{key}: {field}" for key, field in found.items())
     for shape in SHAPES[kind]:
         names = {
             field: next((key for key in row if key in (field, *SYNONYMS.get(field, ()))), None)
@@ -131,16 +174,24 @@ def _form(row: Row, shape: tuple[str, ...]) -> tuple[str, ...]:
     fields = (
         ("prompt", *shape) if shape == ("chosen", "rejected") and row.get("prompt") is not None else shape
     )
-    return tuple(f"`{field}` as {'text' if isinstance(row[field], str) else 'messages'}" for field in fields)
+    told = tuple(f"`{field}` as {'text' if isinstance(row[field], str) else 'messages'}" for field in fields)
+    # A trainer reads margins of all comparisons or of none.
+    return (*told, "`margin`") if shape == ("chosen", "rejected") and row.get("margin") is not None else told
 
 
-def _told(form: tuple[str, ...]) -> str:
+def form_told(form: tuple[str, ...]) -> str:
+    """A form in words."""
     return " and ".join(form)
 
 
 def _check_sft(row: Row, shape: tuple[str, ...]) -> list[str]:
+    if row.get("label") is False:
+        return [
+            "`label` is false, and sft learns every answer, this one too; lora-update reads such rows as feedback "
+            "(if it means something else, say `columns: {label: unused}`)"
+        ]
     if shape == ("messages",):
-        return _messages("messages", row["messages"], ends_with="assistant")
+        return _conversation("messages", row["messages"])
     if shape == ("text",):
         return _text("text", row["text"])
     faults = _prompt(row["prompt"]) + _answer("completion", row["completion"])
@@ -151,17 +202,31 @@ def _check_preference(row: Row, shape: tuple[str, ...]) -> list[str]:
     faults = _prompt(row["prompt"]) if row.get("prompt") is not None else []
     for side in shape:
         whole = row.get("prompt") is None and not isinstance(row[side], str)
-        faults += _messages(side, row[side], ends_with="assistant") if whole else _answer(side, row[side])
+        faults += _conversation(side, row[side]) if whole else _answer(side, row[side])
     first = "prompt" if row.get("prompt") is not None else "chosen"
     if not faults:
         faults += _same_form(first, row[first], "rejected", row["rejected"])
         faults += _same_form(first, row[first], "chosen", row["chosen"])
     if not faults and row["chosen"] == row["rejected"]:
         faults.append("`chosen` and `rejected` are the same; a comparison needs two answers")
+    if not faults and row.get("prompt") is None and not isinstance(row["chosen"], str):
+        faults += _same_question(row["chosen"], row["rejected"])
     margin = row.get("margin")
     if margin is not None and not (_number(margin) and margin >= 0):
         faults.append(f"`margin` is {briefly(margin)}; wanted a number, 0 or above")
     return faults
+
+
+def _same_question(chosen: list[Row], rejected: list[Row]) -> list[str]:
+    """Two conversations are alike up to their last answers, or their comparison says nothing of these."""
+    asked = [[(turn["role"], turn["content"]) for turn in side[:-1]] for side in (chosen, rejected)]
+    if asked[0] == asked[1]:
+        return []
+    pairs = enumerate(itertools.zip_longest(*asked))
+    first = next(i for i, (one, other) in pairs if one != other)
+    return [
+        f"`chosen` and `rejected` answer different conversations: they differ at [{first}]; wanted one question and two answers"
+    ]
 
 
 def _check_prompt(row: Row, shape: tuple[str, ...]) -> list[str]:
@@ -241,7 +306,20 @@ def _messages(field: str, value: Any, *, ends_with: str) -> list[str]:
     return _order(field, [message["role"] for message in value], ends_with)
 
 
+def _conversation(field: str, value: Any) -> list[str]:
+    """Messages that are learned from: none of their answers stands before a question."""
+    if faults := _messages(field, value, ends_with="assistant"):
+        return faults
+    roles = [message["role"] for message in value]
+    if "user" in roles[: roles.index("assistant")]:
+        return []
+    return [f"`{field}[{roles.index('assistant')}]` is an answer without a user message before it"]
+
+
 def _order(field: str, roles: list[str], ends_with: str) -> list[str]:
+    for i, (before, role) in enumerate(zip(("start", *roles), roles, strict=False)):
+        if role == "tool" and before not in ("assistant", "tool"):
+            return [f"`{field}[{i}]` is a tool message with no assistant message before it"]
     if "system" in roles[1:]:
         return [f"`{field}` has a system message after the first place"]
     for i, (first, second) in enumerate(zip(roles, roles[1:], strict=False)):

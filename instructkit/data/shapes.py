@@ -2,7 +2,8 @@
 Rows in the shapes of other tools, read as ours. Pure: no file, no library.
 
 ShareGPT's `conversations`, Alpaca's `instruction, input, output`, OpenAI's preference pairs, pairs with a rating each, and
-answers with a label (TRL's unpaired feedback). A row that is in one of our own shapes already is left as it is.
+answers with a label (TRL's unpaired feedback). A row that is in one of our own shapes already is left as it is, but for what
+OpenAI's messages have besides: a `developer`, and texts in parts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,21 @@ _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+_TALKS = {  # fields that may hold messages
+    "sft": ("messages", "conversations", "prompt", "completion"),
+    "preference": (
+        "prompt",
+        "conversations",
+        "chosen",
+        "rejected",
+        "preferred_output",
+        "non_preferred_output",
+        "input",
+    ),
+    "prompt": ("messages", "conversations", "prompt"),
+    "feedback": ("messages", "prompt", "completion"),
 }
 
 
@@ -34,6 +49,12 @@ def in_our_shape(row: Row, kind: str) -> tuple[Row, str | None]:
     Raises:
         ValueError: in words, when a row begins such a shape and does not hold it.
     """
+    plain = _with_plain_messages(row, kind)
+    found, shape = _converted(plain, kind)
+    return found, shape if shape is not None or plain is row else "OpenAI messages"
+
+
+def _converted(row: Row, kind: str) -> tuple[Row, str | None]:
     if kind == "preference":
         return _preference(row)
     if detect_shape(row, kind) is not None:
@@ -44,6 +65,82 @@ def in_our_shape(row: Row, kind: str) -> tuple[Row, str | None]:
         if found is not None:
             return found
     return row, None
+
+
+def _with_plain_messages(row: Row, kind: str) -> Row:
+    """The row with texts as its messages' contents; the same row where nothing has to change."""
+    changed = {}
+    for field in _TALKS[kind]:
+        talk, within = row.get(field), field
+        if field == "input" and isinstance(talk, dict):
+            talk, within = talk.get("messages"), "input.messages"
+        if isinstance(talk, list):
+            learned = kind == "sft" and field != "prompt"
+            plain = [_message(f"{within}[{i}]", turn, learned) for i, turn in enumerate(talk)]
+            if any(new is not old for new, old in zip(plain, talk, strict=True)):
+                changed[field] = plain if within == field else {**row[field], "messages": plain}
+    return {**row, **changed} if changed else row
+
+
+def _message(place: str, message: Any, learned: bool) -> Any:
+    """One of OpenAI's messages as ours; whatever else it is, is checked later."""
+    if not isinstance(message, dict):
+        return message
+    if message.get("tool_calls") or message.get("function_call"):
+        raise ValueError(f"`{place}` holds tool calls, which are not supported; wanted text")
+    role, weight = message.get("role", message.get("from")), message.get("weight")
+    spoken = isinstance(role, str) and _ROLES.get(role) == "assistant"
+    if learned and spoken and weight is not None and weight != 1:
+        raise ValueError(
+            f"`{place}.weight` is {briefly(weight)}, and every answer of a conversation is learned alike; leave the row out, "
+            "or give it as `prompt` and `completion`, of which the completion alone is learned"
+        )
+    found = {**message, "role": "system"} if role == "developer" and "role" in message else message
+    if isinstance(parts := message.get("content"), list) and parts:
+        found = {**found, "content": _joined(f"{place}.content", parts)}
+    return found
+
+
+def _joined(place: str, parts: list[Any]) -> str:
+    """The texts of a message that is given in parts."""
+    for i, part in enumerate(parts):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            told = part.get("type") if isinstance(part, dict) and "type" in part else part
+            raise ValueError(f"`{place}[{i}]` is {briefly(told)}; of a message's parts only texts are read")
+    return "".join(part["text"] for part in parts)
+
+
+def as_messages(row: Row, kind: str, *, whole: bool) -> Row | None:
+    """
+    A checked row with its texts as messages, so that sources of several shapes can be trained on together.
+
+    Args:
+        whole: a demonstration as one conversation, and not as `prompt` and `completion`.
+
+    Returns:
+        None where a row has no question that could be told from its answer; the row itself where nothing changes.
+    """
+    if kind == "sft" and row.get("messages") is not None:
+        return row
+    sides = ("completion",) if kind == "sft" else ("chosen", "rejected") if kind == "preference" else ()
+    if any(row.get(side) is None for side in sides):
+        return None
+    found = dict(row)
+    if row.get("prompt") is None:
+        if not isinstance(row.get("chosen"), list):
+            return None
+        found |= {"prompt": row["chosen"][:-1]} | {side: row[side][-1:] for side in sides}
+    elif isinstance(row["prompt"], str):
+        found["prompt"] = [{"role": "user", "content": row["prompt"]}]
+    for side in sides:
+        if isinstance(found[side], str):
+            found[side] = [{"role": "assistant", "content": found[side]}]
+    if whole:
+        found = {
+            **_without(found, "prompt", "completion"),
+            "messages": [*found["prompt"], *found["completion"]],
+        }
+    return row if found == row else found
 
 
 def _without(row: Row, *names: str) -> Row:

@@ -29,6 +29,7 @@ class Rows:
         shares: of a mixture: each source, its rows used, its rows.
         shapes: shapes of other tools that were read as ours, and how many rows had each.
         skipped: rows with faults that were left out, where the recipe says so.
+        unread: columns that hold something and that nothing reads, the most frequent first.
     """
 
     rows: Sequence[Row]
@@ -39,6 +40,7 @@ class Rows:
     shares: tuple[tuple[str, int, int], ...] = ()
     shapes: tuple[tuple[str, int], ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def content(self) -> str:
@@ -54,6 +56,8 @@ class Rows:
             kept["shares"] = [{"source": source, "used": used, "of": of} for source, used, of in self.shares]
         if self.shapes:
             kept["shapes"] = dict(self.shapes)
+        if self.unread:
+            kept["unread"] = list(self.unread)
         return kept | ({"skipped": len(self.skipped)} if self.skipped else {})
 
     def pick(self, indices: Sequence[int]) -> Rows:
@@ -113,6 +117,7 @@ def load_rows(
         shares=shares if len(parts) > 1 else (),
         shapes=tuple(sorted(reading.shapes.items())),
         skipped=tuple(reading.skipped),
+        unread=tuple(name for name, _ in reading.unread.most_common()),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from instructkit.cli.main import main
+from instructkit.data.sources import load_rows
 from instructkit.recipe.load import check_recipe, load_recipe
 from instructkit.recipe.schema import STAGES
 
@@ -172,3 +173,39 @@ def test_a_file_given_twice_is_taken_once() -> None:
     talks = write("talks.jsonl", [{"prompt": f"q{i}", "completion": "a"} for i in range(20)])
     assert run("--data", talks, "--data", talks, "--model", "tiny") == 0
     assert load_recipe("recipes/sft.yaml", "sft").data.train == talks
+
+
+def test_labelled_answers_are_feedback_and_no_demonstrations(capsys: pytest.CaptureFixture) -> None:
+    rows = [{"prompt": f"q{i}", "completion": "a", "label": i % 2 == 0} for i in range(40)]
+    assert run("--data", write("kto.jsonl", rows), "--model", "tiny") == 0
+    assert "40 rows of users' feedback" in capsys.readouterr().out
+    assert [path.name for path in Path("recipes").glob("*.yaml")] == ["lora-update.yaml"]
+    classes = [{"prompt": f"q{i}", "completion": "a", "label": "maths"} for i in range(40)]
+    assert run("two", "--data", write("classes.jsonl", classes), "--model", "tiny") == 0
+    told = capsys.readouterr().out
+    assert "40 rows of demonstrations" in told and "classes.jsonl: columns that are not read: label" in told
+
+
+def test_a_context_is_read_where_it_can_be_and_its_loss_is_a_warning(capsys: pytest.CaptureFixture) -> None:
+    rows = [{"instruction": f"q{i}", "context": "c", "response": "a", "category": "x"} for i in range(40)]
+    assert run("--data", write("dolly.jsonl", rows), "--model", "tiny") == 0
+    told = capsys.readouterr().out
+    assert "dolly.jsonl: columns that are not read: category" in told and "warning" not in told
+    assert load_recipe("recipes/sft.yaml", "sft").data.columns == {"context": "input", "response": "output"}
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert run("two", "--data", write("talks.jsonl", [{"messages": talk, "system": "s"}] * 40)) == 0
+    assert "warning: talks.jsonl: `system` may be what the answers rest on" in capsys.readouterr().out
+
+
+def test_columns_that_mean_two_things_are_refused(capsys: pytest.CaptureFixture) -> None:
+    one = [{"question": f"q{i}", "answer": "a"} for i in range(9)]
+    other = [{"question": f"q{i}", "context": "c", "answer": "a"} for i in range(9)]
+    names = ["--data", write("one.jsonl", one), "--data", write("other.jsonl", other)]
+    assert run("both", *names) == 0
+    columns = load_recipe("both/sft.yaml", "sft").data.columns
+    assert columns == {"question": "instruction", "context": "input", "answer": "output"}
+    assert len(load_rows(names[1::2], kind="sft", columns=columns).rows) == 18
+    asked = write("asked.jsonl", [{"context": f"q{i}", "answer": "a"} for i in range(9)])
+    assert run(*names, "--data", asked) == 2
+    assert "asked.jsonl cannot be read with the columns of the other files" in capsys.readouterr().err
+    assert not Path("recipes").exists()
