@@ -20,6 +20,9 @@ class Document:
     places: dict[Place, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     spoiled: set[Place] = field(default_factory=set)  # values that a fault has already spoken about
+    incomplete: bool = (
+        False  # a recipe that it extends could not be read, so that what is missing may stand there
+    )
 
     def where(self, place: Place) -> str:
         """Where a value stands, or the nearest mapping around it that does."""
@@ -43,34 +46,38 @@ def lay_over(base: Document, over: Document) -> Document:
     """
     One document above another: sections are merged key by key, and everything else, lists too, is replaced as a whole.
 
-    Neither document is changed; a `null` above switches off what stands below.
+    Neither document is changed; a `null` above switches off what stands below. A fault that both have is told once.
     """
-    merged = Document(
+    replaced: set[Place] = set()
+    values = copy.deepcopy(base.values)
+    _merge(values, over.values, (), replaced)
+    kept = {place: told for place, told in base.places.items() if not _is_within(place, replaced)}
+    own = {place: told for place, told in over.places.items() if place in kept or _is_within(place, replaced)}
+    spoiled = {place for place in base.spoiled if not _is_within(place, replaced)}
+    return Document(
         over.file,
-        copy.deepcopy(base.values),
-        dict(base.places),
-        [*base.faults, *over.faults],
-        base.spoiled | over.spoiled,
+        values,
+        {**kept, **own, (): over.places.get((), f"{over.file}:1")},
+        list(dict.fromkeys([*base.faults, *over.faults])),
+        spoiled | over.spoiled,
+        base.incomplete or over.incomplete,
     )
-    merged.places[()] = over.places.get((), f"{over.file}:1")
-    _merge(merged, merged.values, over, over.values, ())
-    return merged
 
 
-def _merge(
-    merged: Document, below: dict[str, Any], over: Document, above: dict[str, Any], place: Place
-) -> None:
+def _merge(below: dict[str, Any], above: dict[str, Any], place: Place, replaced: set[Place]) -> None:
+    """Lay values over others, and note the places of all that was replaced as a whole."""
     for key, value in above.items():
         here = (*place, key)
-        merged.places[here] = over.places[here]
         if isinstance(value, dict) and isinstance(below.get(key), dict):
-            _merge(merged, below[key], over, value, here)
+            _merge(below[key], value, here, replaced)
             continue
-        merged.forget(here)
+        replaced.add(here)
         below[key] = copy.deepcopy(value)
-        merged.places.update(
-            {known: told for known, told in over.places.items() if known[: len(here)] == here}
-        )
+
+
+def _is_within(place: Place, places: set[Place]) -> bool:
+    """Whether a place is one of these, or within one."""
+    return any(place[:i] in places for i in range(1, len(place) + 1))
 
 
 def dotted(place: Place) -> str:

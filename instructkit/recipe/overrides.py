@@ -8,32 +8,36 @@ import yaml
 
 from instructkit.errors import Fault
 from instructkit.recipe.document import Document, Place, dotted
-from instructkit.recipe.reading import NO_VALUE, value_of
+from instructkit.recipe.paths import shown
+from instructkit.recipe.values import NO_VALUE, value_of
 from instructkit.recipe.yaml_core import Loader
 
 
 def apply_override(document: Document, override: str) -> None:
     """Set `section.key=value`; the value is read as YAML."""
-    where = f"command line: {override}"
+    where = f"command line: {shown(override)}"
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         document.faults.append(Fault(where, "an override is `section.key=value`"))
         return
-    place = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
+    place = tuple(int(part) if _is_index(part) else part for part in key.strip().split("."))
     read = Document(where)
     try:
         node = yaml.compose(text, Loader=Loader)
     except (yaml.YAMLError, RecursionError):
-        document.faults.append(Fault(where, f"{text!r} is no YAML value"))
+        document.spoil(
+            place, where, f"{shown(text)!r} is no YAML value", "quote it, for the shell and for YAML"
+        )
         return
     if node is None:
-        document.faults.append(Fault(where, f"`{key.strip()}` has no value", NO_VALUE))
+        document.spoil(place, where, f"`{key.strip()}` has no value", NO_VALUE)
         return
     value = value_of(node, (), read)
     if read.faults:
         told = [fault.message.replace("``", f"`{key.strip()}`") for fault in read.faults]
         hints = [fault.hint for fault in read.faults]
         document.faults += [Fault(where, *both) for both in zip(told, hints, strict=True)]
+        document.spoiled.add(place)
         return
     target = _holder(document, place, where)
     if target is None:
@@ -41,6 +45,11 @@ def apply_override(document: Document, override: str) -> None:
     target[place[-1]] = value
     document.forget(place)
     document.places[place] = where
+
+
+def _is_index(part: str) -> bool:
+    """Whether a part is a number in a list; what no list is long enough for is a name."""
+    return part.isascii() and part.isdecimal() and len(part) < 10
 
 
 def _holder(document: Document, place: Place, where: str) -> Any:

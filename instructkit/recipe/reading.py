@@ -1,69 +1,100 @@
-"""From a file to a document: encodings, YAML with its lines, the environment, and the recipe that it extends."""
+"""From a file to a document: encodings, YAML with its lines, and the recipes that it extends."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from instructkit.errors import Fault, InputError, RecipeError
-from instructkit.recipe.document import Document, Place, dotted, lay_over
-from instructkit.recipe.environment import resolve
+from instructkit.recipe.document import Document, lay_over
 from instructkit.recipe.paths import encoding_of, oddity, shown
-from instructkit.recipe.yaml_core import Loader, convert, resolved
+from instructkit.recipe.values import value_of
+from instructkit.recipe.yaml_core import Loader
 
-NO_VALUE = "write one, `null` for none, `{}` for a section of defaults, or remove the key"
-MOST_VALUES = 20_000
-_PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+MOST_ABOVE_ONE_ANOTHER = 50  # recipes, each extending the next
+WIDEST_SHOWN = 120  # characters of a line that is pointed into
 _DATA = (".jsonl", ".json", ".csv", ".parquet", ".gz")
 EXTENDS = "extends"
 
 
 def read_document(path: str) -> Document:
     """
-    Read a recipe and what it extends; faults of single values are noted in the document.
+    Read a recipe and what it extends; faults of single values, and of what it extends, are noted in the document.
 
     Raises:
         InputError: when there is no such file, or it is not UTF-8.
-        RecipeError: when it, or what it extends, is not YAML, or not a mapping.
+        RecipeError: when it is not YAML, or not a mapping.
     """
-    return _with_bases(path, ())
+    return _with_bases(path, (), {})
 
 
-def _with_bases(path: str, chain: tuple[Path, ...]) -> Document:
+def _with_bases(path: str, chain: tuple[Path, ...], known: dict[Path, Document]) -> Document:
+    """
+    A recipe above all that it extends.
+
+    Args:
+        chain: the recipes that led to this one.
+        known: what was read already; a base that many recipes share is read and merged once.
+    """
     document = _read_one(path)
+    document.incomplete = (EXTENDS,) in document.spoiled
     given = document.values.pop(EXTENDS, None)
-    if given is None:
+    if given is None or document.incomplete:
         return document
     where = document.where((EXTENDS,))
     document.forget((EXTENDS,))
     names = given if isinstance(given, list) else [given]
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise RecipeError(
-            [Fault(where, f"`extends` is {given!r}", "give the path of a recipe, or a list of them")]
-        )
+        told = f"`extends` is {given!r}"
+        return _without(document, Fault(where, told, "give the path of a recipe, or a list of them"))
     below: Document | None = None
     for name in names:
-        base = _base(path, name, where, (*chain, Path(path).resolve()))
+        base = _base(path, name, where, (*chain, Path(path).resolve()), known)
         below = base if below is None else lay_over(below, base)
     return lay_over(below, document)
 
 
-def _base(path: str, name: str, where: str, chain: tuple[Path, ...]) -> Document:
+def _base(path: str, name: str, where: str, chain: tuple[Path, ...], known: dict[Path, Document]) -> Document:
     """The document of one name under `extends`, which is relative to the recipe that gives it."""
-    base = Path(path).parent / Path(name).expanduser()
-    if base.resolve() in chain:
-        way = " -> ".join(file.name for file in (*chain, base.resolve()))
-        raise RecipeError([Fault(where, f"`extends` goes in a circle: {way}", "remove one of them")])
     try:
-        return _with_bases(str(base), chain)
-    except RecipeError:
-        raise
+        base = Path(path).parent / Path(name).expanduser()
+        # A link is another file than what it leads to: its own `extends` is looked for beside the link.
+        file, led_to = base.parent.resolve() / base.name, base.resolve()
+    except (OSError, RuntimeError, ValueError):  # links in a circle, no such home, a character no name has
+        told = f"`extends`: no file can be called {name[:60]!r}"
+        return _without(Document(name), Fault(where, told, "give the path of a recipe"))
+    if file not in known:
+        known[file] = _read_base(base, led_to, where, chain, known)
+    return known[file]
+
+
+def _read_base(
+    base: Path, led_to: Path, where: str, chain: tuple[Path, ...], known: dict[Path, Document]
+) -> Document:
+    """What is extended; where it cannot be read, an empty document that says why."""
+    empty = Document(str(base))
+    if led_to in chain:
+        way = " -> ".join(file.name for file in (*chain, led_to))
+        return _without(empty, Fault(where, f"`extends` goes in a circle: {way}", "remove one of them"))
+    if len(chain) > MOST_ABOVE_ONE_ANOTHER:
+        told = f"`extends` goes through more than {MOST_ABOVE_ONE_ANOTHER} recipes"
+        return _without(empty, Fault(where, told, "write some of them as one"))
+    try:
+        return _with_bases(str(base), chain, known)
+    except RecipeError as error:
+        return _without(empty, *error.faults)
     except InputError as error:
-        raise RecipeError([Fault(where, f"`extends`: {error.message}", error.hint)]) from error
+        return _without(empty, Fault(where, f"`extends`: {error.message}", error.hint))
+
+
+def _without(document: Document, *faults: Fault) -> Document:
+    """A document that lacks what it extends, and why."""
+    document.faults += faults
+    document.incomplete = True
+    return document
 
 
 def _read_one(path: str) -> Document:
@@ -120,7 +151,7 @@ def _compose(path: str, text: str) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark = _best_mark(error)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         problem = " ".join(part for part in (error.context, error.problem) if part)
         told = f"not YAML: {problem}{_pointed(text, line, column)}"
@@ -144,65 +175,22 @@ def _yaml_hint(path: str, problem: str, text: str) -> str | None:
     return _data_hint(path)
 
 
+def _best_mark(error: yaml.MarkedYAMLError) -> yaml.Mark | None:
+    """Where a person should look: at the end of the file there is nothing to see, so there it is what was left open."""
+    is_at_the_end = "end of stream" in str(error.problem) or "<stream end>" in str(error.problem)
+    if is_at_the_end and error.context_mark:
+        return error.context_mark
+    return error.problem_mark or error.context_mark
+
+
 def _pointed(text: str, line: int, column: int) -> str:
     lines = text.splitlines()
-    return f"\n  {lines[line - 1]}\n  {' ' * (column - 1)}^" if line <= len(lines) else ""
-
-
-def value_of(node: yaml.Node, place: Place, document: Document, above: tuple[yaml.Node, ...] = ()) -> Any:
-    """The value of a YAML node; where it and its parts stand, and what is wrong with them, goes into the document."""
-    where = f"{document.file}:{node.start_mark.line + 1}"
-    document.places[place] = where
-    if (
-        len(document.places) > MOST_VALUES
-    ):  # aliases of aliases can stand for more values than any machine holds
-        told = f"more than {MOST_VALUES} values"
-        raise RecipeError([Fault(where, told, "write the recipe without its aliases")])
-    if any(node is other for other in above):
-        document.spoil(place, where, "an alias that stands for what it is in", "write the value out")
-        return None
-    if not isinstance(node, yaml.ScalarNode) and not node.tag.startswith(_PLAIN):
-        told = f"the tag `{node.tag.replace('tag:yaml.org,2002:', '!!')}` means nothing in a recipe"
-        document.spoil(place, where, told, "write plain values")
-        return None
-    if isinstance(node, yaml.MappingNode):
-        return _mapping(node, place, document, (*above, node))
-    if isinstance(node, yaml.SequenceNode):
-        return [value_of(item, (*place, i), document, (*above, node)) for i, item in enumerate(node.value)]
-    if node.value == "" and node.style is None and place:
-        document.spoil(place, where, f"`{dotted(place)}` has no value", NO_VALUE)
-    try:
-        return convert(_with_environment(node, place, where, document))
-    except ValueError as error:
-        document.spoil(place, where, str(error), "write a plain value; quotes make a text")
-        return None
-
-
-def _mapping(
-    node: yaml.MappingNode, place: Place, document: Document, above: tuple[yaml.Node, ...]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            document.faults.append(Fault(f"{document.file}:{line}", "a key that is no name", "write a name"))
-            continue
-        key = str(key_node.value)
-        if key in found:
-            first = document.places[(*place, key)]
-            message = f"`{key}` is given twice, first at {first}"
-            document.faults.append(Fault(f"{document.file}:{line}", message, "keep one of them"))
-            continue
-        found[key] = value_of(value_node, (*place, key), document, above)
-        document.places[(*place, key)] = f"{document.file}:{line}"
-    return found
-
-
-def _with_environment(node: yaml.ScalarNode, place: Place, where: str, document: Document) -> yaml.ScalarNode:
-    """Unquoted, a reference may stand for a number; quoted it stays a text."""
-    if "${" not in node.value:
-        return node
-    text, told = resolve(node.value)
-    for message, hint in told:
-        document.spoil(place, where, f"`{dotted(place)}` {message}", hint)
-    return resolved(text, node)
+    if line > len(lines):
+        return ""
+    before, shown_line = column - 1, lines[line - 1]
+    if len(shown_line) > WIDEST_SHOWN:
+        start = max(0, before - WIDEST_SHOWN // 2)
+        begin, end = "..." if start else "", "..." if start + WIDEST_SHOWN < len(shown_line) else ""
+        shown_line = f"{begin}{shown_line[start : start + WIDEST_SHOWN]}{end}"
+        before += len(begin) - start
+    return f"\n  {shown_line}\n  {' ' * before}^"

@@ -124,3 +124,45 @@ def test_a_plain_reference_may_be_a_number_and_a_quoted_one_is_a_text(tmp_path: 
     assert load_recipe(path, "sft").trainer["learning_rate"] == 3e-5
     path = files(tmp_path, r=BASE.replace("1.0e-4", '"${RATE}"'))
     assert "`trainer.learning_rate` is '3e-5'; wanted float" in str(check_recipe(path).faults[0])
+
+
+def test_a_base_that_many_share_is_read_once_and_merged_as_ever(tmp_path: Path) -> None:
+    """Two of each, eighteen deep: a quarter of a million readings if each were made anew."""
+    texts = {f"d{i}": f"extends: [d{i + 1}.yaml, d{i + 1}.yaml]\nrun: {{seed: {i}}}\n" for i in range(18)}
+    path = files(tmp_path, d18=BASE + "x: 3\n", r="extends: d0.yaml\nrun: {samples: 1}\n", **texts)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, "sft")
+    assert len(caught.value.faults) == 1
+    recipe = load_recipe(files(tmp_path, d18=BASE), "sft")
+    assert (recipe.run.seed, recipe.run.samples, recipe.lora.r) == (0, 1, 8)
+
+
+def test_of_shared_bases_the_later_one_is_still_stronger(tmp_path: Path) -> None:
+    own = {"a": "extends: base.yaml\ntrainer: {max_steps: 1}\n", "b": "extends: base.yaml\nlora: {r: 4}\n"}
+    path = files(tmp_path, base=BASE, r="extends: [a.yaml, b.yaml]\n", **own)
+    recipe = load_recipe(path, "sft")
+    assert (recipe.trainer["max_steps"], recipe.lora.r) == (10, 4)
+
+
+def test_a_value_that_is_replaced_takes_its_places_along(tmp_path: Path) -> None:
+    base = BASE.replace("[a.jsonl, b.jsonl]", "[{source: a, wieght: 2}]")
+    own = "extends: base.yaml\ndata:\n  train: [{source: b}, {source: c, weight: 0}]\nlora:\n"
+    faults = check_recipe(files(tmp_path, base=base, r=own)).faults
+    assert [f"{f.where}: {f.message}".replace(f"{tmp_path}/", "") for f in faults] == [
+        "r.yaml:3: `data.train.1.weight` is 0; it must be above 0",
+        "r.yaml:4: `lora` has no value",
+    ]
+
+
+def test_too_many_above_one_another_are_one_fault(tmp_path: Path) -> None:
+    texts = {f"d{i}": f"extends: d{i + 1}.yaml\n" for i in range(400)}
+    (fault,) = check_recipe(files(tmp_path, r="extends: d0.yaml\nstage: sft\n", **texts)).faults
+    assert fault.message == "`extends` goes through more than 50 recipes"
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/x.yaml", "loop/x.yaml", "a" * 5000])
+def test_a_name_under_extends_that_no_file_can_have_is_a_fault(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (fault,) = check_recipe(files(tmp_path, r=f"extends: {name}\nstage: sft\n")).faults
+    assert fault.message.startswith("`extends`: ")
+    assert len(str(fault)) < 400
