@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from instructkit.errors import Fault, InputError, RecipeError
-from instructkit.recipe import trainer_fields
+from instructkit.recipe import trainer_check, trainer_fields
 from instructkit.recipe.document import Document, Place, dotted
+from instructkit.recipe.homes import by_another_name, home
 from instructkit.recipe.overrides import apply_override
+from instructkit.recipe.partial import contradictions
 from instructkit.recipe.paths import shown
 from instructkit.recipe.reading import read_document
-from instructkit.recipe.rules import contradictions
 from instructkit.recipe.schema import RECIPES, STAGES, sections
-from instructkit.recipe.wording import faults_of, nearest, shown_value
+from instructkit.recipe.wording import faults_of, near_name, nearest, shown_value
 
 MOST_FAULTS = 100  # of a recipe that are told; the rest is counted
+LONGEST_MESSAGE = 600  # characters
+INTERNAL = "source"  # the field of a recipe that no file gives
+_NAMED = re.compile(r"(`[^`]*`)?")  # the key that a message begins with
+_LINE = re.compile(r"(.+?):([0-9]{1,9})(?::[0-9]{1,9})?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,12 @@ class Checked:
     faults: list[Fault]
     recipe: Any = None
     document: Document | None = None
+    untold: int = 0  # faults that are only counted, less the line that counts them
+
+    @property
+    def total(self) -> int:
+        """How many faults there are, told or not."""
+        return len(self.faults) + self.untold
 
 
 def load_recipe(path: str, stage: str, overrides: list[str] | None = None) -> Any:
@@ -47,8 +60,16 @@ def load_recipe(path: str, stage: str, overrides: list[str] | None = None) -> An
     """
     checked = check_document(read_document(path), stage, overrides)
     if checked.faults:
-        raise RecipeError(checked.faults)
+        raise error_of(checked)
     return checked.recipe
+
+
+def error_of(*checked: Checked, also: Sequence[Fault] = ()) -> RecipeError:
+    """The faults of recipes as one error, which says how many there are of those that are only counted too."""
+    faults = [*(fault for one in checked for fault in one.faults), *also]
+    error = RecipeError(faults)
+    error.total = sum(one.total for one in checked) + len(also)
+    return error
 
 
 def check_recipe(path: str, stage: str | None = None, overrides: list[str] | None = None) -> Checked:
@@ -67,19 +88,48 @@ def check_document(document: Document, stage: str | None, overrides: list[str] |
     for override in overrides or []:
         apply_override(document, override)
     wrong_stage = _wrong_stage(document, stage)
-    if wrong_stage or ("stage",) in document.spoiled:
+    given = document.values.get("stage")
+    if wrong_stage and given in STAGES:  # another command's recipe, which is nothing to mend
         return Checked(document.file, stage, [*document.faults, *wrong_stage])
-    stage = document.values["stage"]
-    recipe, faults = _validated(document, stage)
-    wrong_fields = trainer_fields.check(document, stage)
-    faults += _unknown_keys(document, stage) + wrong_fields
-    if recipe is not None:
-        found = contradictions(recipe, trainer_is_sound=not wrong_fields)
-        faults += [Fault(document.where(place), told, hint) for place, told, hint in found]
+    recipe, faults = _checked_as(_likely_stages(document, stage), document)
     silent = {f"`{dotted(place)}`" for place in document.spoiled}
-    faults = [fault for fault in faults if not any(fault.message.startswith(name) for name in silent)]
-    faults = _capped(sorted([*document.faults, *faults], key=_by_line), document.file)
-    return Checked(document.file, stage, faults, None if faults else recipe, document)
+    faults = [fault for fault in faults if _NAMED.match(fault.message)[0] not in silent]
+    faults = sorted([*document.faults, *wrong_stage, *map(_on_one_line, faults)], key=_by_line)
+    told = _capped([_shortened(fault) for fault in faults], document.file)
+    recipe = None if faults else recipe
+    known = given if given in STAGES else stage
+    return Checked(document.file, known, told, recipe, document, len(faults) - len(told))
+
+
+def _likely_stages(document: Document, stage: str | None) -> list[str]:
+    """The stage of a recipe; where it is not told, or misspelt, the one that is meant, or all whose sections these may be."""
+    given = document.values.get("stage")
+    if given in STAGES or stage:
+        return [given if given in STAGES else stage]
+    strange = {name: len(set(document.values) - set(recipe.model_fields)) for name, recipe in RECIPES.items()}
+    fitting = [name for name in STAGES if strange[name] == min(strange.values())]
+    near = near_name(given, list(STAGES)) if isinstance(given, str) else None
+    return [near] if near in fitting else fitting
+
+
+def _checked_as(stages: list[str], document: Document) -> tuple[Any, list[Fault]]:
+    """The recipe and its faults; as a recipe of several stages, the faults that it has in every one of them."""
+    recipe, faults = _faults_as(stages[0], document)
+    for stage in stages[1:]:
+        others = {(fault.where, fault.message): fault.hint for fault in _faults_as(stage, document)[1]}
+        faults = [
+            fault if others[key] == fault.hint else Fault(*key)
+            for fault in faults
+            if (key := (fault.where, fault.message)) in others
+        ]
+    return recipe, faults
+
+
+def _faults_as(stage: str, document: Document) -> tuple[Any, list[Fault]]:
+    recipe, faults = _validated(document, stage)
+    wrong_fields = trainer_check.check(document, stage)
+    faults += _unknown_keys(document, stage) + [fault for _, fault in wrong_fields]
+    return recipe, faults + contradictions(document, stage, {place for place, _ in wrong_fields})
 
 
 def _capped(faults: list[Fault], file: str) -> list[Fault]:
@@ -90,11 +140,24 @@ def _capped(faults: list[Fault], file: str) -> list[Fault]:
     return [*faults[:MOST_FAULTS], Fault(shown(file), more)]
 
 
+def _on_one_line(fault: Fault) -> Fault:
+    """A fault whose names, which are the user's, begin no line of their own."""
+    return Fault(fault.where, fault.message.replace("\n", "\\n"), fault.hint)
+
+
+def _shortened(fault: Fault) -> Fault:
+    """A fault without the middle of a name or value that no one would read."""
+    if len(fault.message) <= LONGEST_MESSAGE:
+        return fault
+    half = LONGEST_MESSAGE // 2
+    return Fault(fault.where, f"{fault.message[:half]} ... {fault.message[-half:]}", fault.hint)
+
+
 def _by_line(fault: Fault) -> tuple[bool, str, int, str]:
     """The file from top to bottom, then the command line."""
-    file, _, line = fault.where.rpartition(":")
-    in_file = line.isdigit()
-    return (not in_file, file if in_file else fault.where, int(line) if in_file else 0, fault.message)
+    place = None if fault.where.startswith("command line") else _LINE.fullmatch(fault.where)
+    file, line = place.groups() if place else (fault.where, "0")
+    return (place is None, file, int(line), fault.message)
 
 
 def _wrong_stage(document: Document, stage: str | None) -> list[Fault]:
@@ -102,7 +165,7 @@ def _wrong_stage(document: Document, stage: str | None) -> list[Fault]:
     if given in STAGES and stage in (given, None):
         return []
     where = document.where(("stage",))
-    if ("stage",) in document.spoiled:
+    if ("stage",) in document.spoiled or given is None and document.incomplete:
         return []
     if given is None:
         begin = f"a recipe for this command begins with `stage: {stage}`"
@@ -117,45 +180,47 @@ def _wrong_stage(document: Document, stage: str | None) -> list[Fault]:
 
 def _unknown_keys(document: Document, stage: str) -> list[Fault]:
     recipe = RECIPES[stage]
-    own = {name for name in recipe.model_fields if name != "source"}
+    own = {name for name in recipe.model_fields if name != INTERNAL}
     parts = sections(recipe)
-    faults = [_unknown(document, (key,), own, parts) for key in document.values if key not in own]
+    faults = [_unknown(document, (key,), own, stage) for key in document.values if key not in own]
     for name, section in parts.items():
         value = document.values.get(name)
         rows = value if isinstance(value, list) else [value]
         for i, row in enumerate(rows):
             place = (name, i) if isinstance(value, list) else (name,)
             unknown = [key for key in row if key not in section.model_fields] if isinstance(row, dict) else []
-            faults += [_unknown(document, (*place, key), set(section.model_fields), parts) for key in unknown]
+            faults += [_unknown(document, (*place, key), set(section.model_fields), stage) for key in unknown]
     return faults
 
 
-def _unknown(document: Document, place: Place, allowed: set[str], parts: dict[str, type[BaseModel]]) -> Fault:
-    key = str(place[-1])
-    told = f"unknown key `{key}`" + (f" in `{place[0]}`" if len(place) > 1 else "")
-    return Fault(document.where(place), told, _remedy(key, place, allowed, parts, document))
+def _unknown(document: Document, place: Place, allowed: set[str], stage: str) -> Fault:
+    key, section = str(place[-1]), str(place[0]) if len(place) > 1 else ""
+    told = f"unknown key `{key}`" + (f" in `{section}`" if section else "")
+    return Fault(document.where(place), told, _remedy(key, section, allowed, stage))
 
 
-def _remedy(
-    key: str, place: Place, allowed: set[str], parts: dict[str, type[BaseModel]], document: Document
-) -> str:
+def _remedy(key: str, section: str, allowed: set[str], stage: str) -> str:
+    if told := by_another_name(key, stage):
+        return told
     near = difflib.get_close_matches(key.replace("-", "_"), sorted(allowed), n=1, cutoff=0.7)
     if near:
         return f"did you mean `{near[0]}`?"
-    homes = [name for name, section in parts.items() if key in section.model_fields and name != place[0]]
-    if homes:
-        return f"it belongs under `{homes[0]}:`"
-    if trainer_fields.known(key, str(document.values.get("stage"))) and place[0] != "trainer":
+    if told := home(key, stage, within=section):
+        return told
+    if trainer_fields.known(key, stage):
         return "it belongs under `trainer:`"
-    others = [stage for stage, recipe in RECIPES.items() if len(place) == 1 and key in recipe.model_fields]
-    if others:
-        return f"only `{'` and `'.join(others)}` recipes have it"
+    if not section and key != INTERNAL:
+        others = [name for name, recipe in RECIPES.items() if key in recipe.model_fields]
+        if others:
+            return f"only `{'` and `'.join(others)}` recipes have it"
     return f"allowed are {', '.join(sorted(allowed))}"
 
 
 def _validated(document: Document, stage: str) -> tuple[Any, list[Fault]]:
-    values = {**document.values, "source": document.file}
+    values = {**document.values, "stage": stage, INTERNAL: document.file}
     try:
         return RECIPES[stage].model_validate(values), []
     except ValidationError as error:
-        return None, faults_of(error, document)
+        found = faults_of(error, document)
+    # What is missing may stand in a base that could not be read.
+    return None, [f for f in found if not (document.incomplete and f.message.endswith(" is missing"))]

@@ -26,8 +26,8 @@ FIELDS = {
 }
 
 
-def contradictions(recipe: Any, *, trainer_is_sound: bool = True) -> Told:
-    """Place, what is wrong, and the way on; fields of a trainer section with faults of its own are not compared."""
+def contradictions(recipe: Any) -> Told:
+    """Place, what is wrong, and the way on."""
     found: Told = []
     bits = recipe.model.quantization
     if bits != "none" and recipe.lora is None:
@@ -49,13 +49,11 @@ def contradictions(recipe: Any, *, trainer_is_sound: bool = True) -> Told:
         hint = "set a small beta, add a `lora:` section (its reference costs nothing), or remove the gate"
         found.append((("gates", "kl_max_nats"), told, hint))
     found += _about_columns(recipe) + _about_judge(recipe)
-    if trainer_is_sound:
-        found += _about_evaluation(recipe) + _about_steps(recipe.trainer) + _about_files(recipe.trainer)
+    found += _about_evaluation(recipe) + _about_steps(recipe.trainer) + _about_files(recipe.trainer)
     if recipe.stage == "lora-update":
         found += update_rules.contradictions(recipe)
     if recipe.stage == "ppo":
-        found += _about_critic(recipe)
-        found += _about_settings(recipe) if trainer_is_sound else []
+        found += _about_critic(recipe) + _about_settings(recipe)
     return found
 
 

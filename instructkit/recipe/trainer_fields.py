@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -15,9 +13,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from instructkit.errors import Fault
-from instructkit.recipe.document import Document, Place
 
 _LOG = logging.getLogger(__name__)
 FILE = Path(__file__).with_name("trainer_fields.json")
@@ -106,16 +101,6 @@ NOT_BELOW_0 = {
 }
 BELOW_1 = {"adam_beta1", "adam_beta2", "label_smoothing_factor", "label_smoothing"}
 MOST = 2**31  # no number of a config reaches it, but the seed of the data
-_CHECKS = {
-    "bool": lambda v: isinstance(v, bool),
-    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
-    "str": lambda v: isinstance(v, str),
-    "list": lambda v: isinstance(v, list),
-    "dict": lambda v: isinstance(v, dict),
-    "null": lambda v: v is None,
-    "any": lambda v: True,
-}
 
 
 @cache
@@ -183,98 +168,3 @@ def fields(stage: str) -> dict[str, dict[str, Any]]:
 def known(key: str, stage: str) -> bool:
     """True when a stage's trainer has a field of this name."""
     return key in schema().get(stage, {})
-
-
-def check(document: Document, stage: str) -> list[Fault]:
-    """Faults of the `trainer:` section: unknown names with the nearest right one, and values of the wrong type."""
-    given = document.values.get("trainer")
-    if not isinstance(given, dict):
-        return []
-    if stage != "lora-update":
-        return _check(document, ("trainer",), given, fields(stage))
-    common = {key: value for key, value in given.items() if key not in UPDATE_PARTS}
-    faults = _check(document, ("trainer",), common, fields(stage), homes=UPDATE_PARTS)
-    for part in UPDATE_PARTS:
-        if part in given and not isinstance(given[part], dict):
-            where, told = (
-                document.where(("trainer", part)),
-                f"`trainer.{part}` is {given[part]!r}; wanted a section",
-            )
-            faults.append(
-                Fault(where, told, f"its fields stand below it; remove `{part}:` if there are none")
-            )
-        elif part in given:
-            faults += _check(document, ("trainer", part), given[part], schema()[part])
-    return faults
-
-
-def _check(
-    document: Document,
-    place: Place,
-    given: dict[str, Any],
-    allowed: dict[str, Any],
-    homes: tuple[str, ...] = (),
-) -> list[Fault]:
-    faults = []
-    section = ".".join(str(part) for part in place)
-    for key, value in given.items():
-        where = document.where((*place, key))
-        if key in OURS:
-            faults.append(Fault(where, f"`{section}.{key}` is not set here", OURS[key]))
-        elif key not in allowed:
-            told = f"unknown key `{key}` in `{section}`"
-            faults.append(
-                Fault(where, told, _remedy(key, allowed, homes, f"{document.values['stage']}.{section}"))
-            )
-        elif not any(_CHECKS[kind](value) for kind in allowed[key]["types"]):
-            wanted = _wanted(value, allowed[key]["types"])
-            faults.append(Fault(where, f"`{section}.{key}` is {value!r}; wanted {wanted}"))
-        elif (
-            isinstance(value, int | float) and not isinstance(value, bool) and (wanted := _range(key, value))
-        ):
-            faults.append(Fault(where, f"`{section}.{key}` is {value!r}; {wanted}"))
-        elif isinstance(value, str) and value not in (choices := allowed[key].get("choices", [value])):
-            faults.append(Fault(where, f"`{section}.{key}` is {value!r}", _nearest(value, choices)))
-    return faults
-
-
-def _range(key: str, value: float) -> str | None:
-    if key in ABOVE_0 and value <= 0:
-        return "it must be above 0"
-    if key in NOT_BELOW_0 and value < 0:
-        return "it must not be below 0"
-    if key in BELOW_1 and value >= 1:
-        return "it must be below 1"
-    if value >= MOST and key != "data_seed":
-        return f"it must be below {MOST}"
-    if key == "max_steps" and value < 1 and value != -1:
-        return "it must be above 0, or -1 for none"
-    return None
-
-
-def _nearest(value: str, choices: list[str]) -> str:
-    """The choice that is near, or the first whose first word is: `adamw` is nearer to `adamw_torch` than to `grokadamw`."""
-    words = {choice.partition("_")[0]: choice for choice in reversed(choices)}
-    names = {choice: choice for choice in choices} | words
-    near = difflib.get_close_matches(value, list(names), n=1, cutoff=0.6)
-    return f"did you mean `{names[near[0]]}`?" if near else f"it is one of {', '.join(choices)}"
-
-
-def _wanted(value: Any, kinds: list[str]) -> str:
-    """The kinds that a field takes; of a number that is none, that it be one."""
-    if isinstance(value, float) and not math.isfinite(value) and {"int", "float"} & set(kinds):
-        return "a finite number"
-    return " or ".join(kinds)
-
-
-def _remedy(key: str, allowed: dict[str, Any], homes: tuple[str, ...], topic: str) -> str:
-    if FOREIGN.get(key) in allowed:
-        return f"TRL's name for it is `{FOREIGN[key]}`"
-    home = [part for part in homes if key in schema()[part]]
-    if home:
-        return f"it belongs under `trainer.{home[0]}:`"
-    near = difflib.get_close_matches(key.replace("-", "_"), sorted(allowed), n=1, cutoff=0.6)
-    others = [stage for stage, theirs in schema().items() if key in theirs]
-    if others and not near:
-        return f"it is a field of {' and '.join(others)}, not of this stage"
-    return f"did you mean `{near[0]}`?" if near else f"`instructkit explain {topic}` lists the fields"

@@ -62,7 +62,7 @@ def faults_of(error: ValidationError, document: Document) -> list[Fault]:
     """
     found: dict[Place, list[dict[str, Any]]] = {}
     for item in error.errors():
-        place = _real_place(item, document.values)
+        place = real_place(item, document.values)
         if item["type"] == "extra_forbidden" and len(place) <= 3:
             continue  # the keys of a section, and of its rows, are told by `load`
         found.setdefault(place, []).append(item)
@@ -109,11 +109,17 @@ def shown_value(value: Any) -> str:
 
 def nearest(given: str, names: list[str]) -> str | None:
     """`did you mean ...?`, where one of the names is near."""
+    near = near_name(given, names)
+    return f"did you mean `{near}`?" if near else None
+
+
+def near_name(given: str, names: list[str]) -> str | None:
+    """The one of the names that was meant, if it is near or means the same elsewhere."""
     near = difflib.get_close_matches(_ALIASES.get(given, given), names, n=1, cutoff=0.6)
-    return f"did you mean `{near[0]}`?" if near else None
+    return near[0] if near else None
 
 
-def _real_place(item: dict[str, Any], values: Any) -> Place:
+def real_place(item: dict[str, Any], values: Any) -> Place:
     """A location without pydantic's names of alternatives: only the parts that the document has, and a missing last one."""
     location = item["loc"]
     place: list[str | int] = []

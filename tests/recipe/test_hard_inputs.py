@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from instructkit.errors import RecipeError
-from instructkit.recipe.load import load_recipe
+from instructkit.recipe.load import check_recipe, load_recipe
 from instructkit.recipe.render import to_dict, to_yaml
 
 GOOD = "stage: sft\nmodel: {name: tiny}\ndata: {train: demo/conversations}\nrun: {output: o}\n"
@@ -80,3 +80,72 @@ def test_what_cannot_be_meant_is_refused_with_its_place(tmp_path: Path, text: st
 def test_a_field_of_another_stage_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="it is a field of dpo and kto and ppo, not of this stage"):
         load(tmp_path, GOOD + "trainer: {beta: 0.1}\n")
+
+
+def first_fault(folder: Path, text: str, *overrides: str) -> str:
+    (folder / "r.yaml").write_text(text, encoding="utf-8")
+    faults = check_recipe(str(folder / "r.yaml"), overrides=list(overrides)).faults
+    return str(faults[0]).replace(f"{folder}/", "")
+
+
+def test_an_open_quote_is_pointed_at_where_it_opens(tmp_path: Path) -> None:
+    told = first_fault(tmp_path, 'stage: sft\nmodel: "unclosed\n').splitlines()
+    assert told[0].startswith("r.yaml:2:8: not YAML: while scanning a quoted scalar")
+    assert told[1:] == ['  model: "unclosed', "         ^"]
+
+
+@pytest.mark.parametrize("before", ["", "x" * 400 + ": {a: b}, "])
+def test_a_long_line_is_cut_around_the_caret(tmp_path: Path, before: str) -> None:
+    told = first_fault(tmp_path, f"stage: sft\nmodel: {{{before}a: [b}}, {'k' * 100_000}}}\n").splitlines()
+    assert len(told) == 3 and max(map(len, told)) < 200
+    column = told[2].index("^")
+    assert told[1][column - 5 : column + 1] == "a: [b}"
+
+
+def test_a_merge_key_is_told_as_one_and_its_values_are_not_missed(tmp_path: Path) -> None:
+    text = "x: &m {name: tiny}\n" + GOOD.replace("{name: tiny}", "{<<: *m}")
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    faults = [f.message for f in check_recipe(str(tmp_path / "r.yaml")).faults]
+    assert faults == ["unknown key `x`", "`<<` is a merge key of YAML, which recipes do not take"]
+    text = GOOD.replace("{name: tiny}", "{name: tiny, <<: {name: 3, dtype: 3, name: 4}}")
+    assert "r.yaml:2: `<<` is a merge key of YAML" in first_fault(tmp_path, text)
+    (tmp_path / "r.yaml").write_text(
+        GOOD.replace("{train:", '{columns: {"<<": text}, train:'), encoding="utf-8"
+    )
+    assert check_recipe(str(tmp_path / "r.yaml")).recipe.data.columns == {"<<": "text"}
+
+
+@pytest.mark.parametrize(("written", "named"), [("\\ud800", "U+D800"), ("a\\0b", "U+0000")])
+def test_characters_that_no_name_has_are_told(tmp_path: Path, written: str, named: str) -> None:
+    told = first_fault(tmp_path, GOOD.replace("output: o", f'output: "{written}"'))
+    assert told.startswith(
+        f"r.yaml:4: `run.output` holds the character {named}, which neither names nor texts"
+    )
+    assert (
+        first_fault(tmp_path, GOOD + f'"{written}": 3\n')
+        == f"r.yaml:5: a key holds the character {named} (remove it)"
+    )
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.columns.²=x",
+        f"run.seed={'9' * 5000}",
+        f"data.train.{'9' * 5000}=x",
+        "run.output=a:²",
+        "run.seed=x:" + "9" * 5000,
+    ]
+    + [f"trainer.learning_rate={'9' * 400}"],
+)
+def test_odd_digits_on_the_command_line_are_one_fault(tmp_path: Path, override: str) -> None:
+    (tmp_path / "r.yaml").write_text(GOOD, encoding="utf-8")
+    faults = check_recipe(str(tmp_path / "r.yaml"), overrides=[override, "trainer.bogus=1"]).faults
+    assert len(faults) == 1 + ("output" not in override)
+    assert all(len(str(fault)) < 1000 for fault in faults)
+
+
+def test_an_override_that_cannot_be_read_speaks_for_its_key(tmp_path: Path) -> None:
+    quantized = GOOD.replace("name: tiny", "name: tiny, quantization: 4bit")
+    assert "is no YAML value" in first_fault(tmp_path, quantized, "lora={")
+    assert len(check_recipe(str(tmp_path / "r.yaml"), overrides=["lora={"]).faults) == 1
