@@ -18,6 +18,7 @@ from instructkit.recipe.section import MOST
 from instructkit.recipe.yaml_core import inline
 
 REQUIRED = "required"
+STAGE = "The command that this recipe is for."
 EXTENDS = "A recipe, or several, that this one is laid over; paths are relative to this file."
 _UNITS = {
     "max_length": "tokens",
@@ -55,7 +56,9 @@ def explain(name: str) -> Topic:
     Raises:
         InputError: naming the nearest one when there is none.
     """
-    parts = [part for part in name.split(".") if part]
+    parts = [
+        part for part in name.split(".") if part and not part.isdecimal()
+    ]  # `reward.0.model` is one of a list
     stage = parts[0] if parts else ""
     if stage not in STAGES:
         raise InputError(f"no stage is called {stage!r}", hint=_meant(parts))
@@ -78,19 +81,34 @@ def _recipe(stage: str) -> Topic:
         _section(f"{stage}.{name}", section, recipe.model_fields[name])
         for name, section in sections(recipe).items()
     ]
+    own = Topic(f"{stage}.stage", STAGE, stage, REQUIRED)
     above = Topic(f"{stage}.extends", EXTENDS, "str | list of str", "left out")
-    return Topic(stage, recipe.__doc__ or "", "recipe", parts=(above, *parts, _trainer(stage)))
+    return Topic(stage, recipe.__doc__ or "", "recipe", parts=(own, above, *parts, _trainer(stage)))
 
 
 def _section(name: str, section: type[BaseModel], field: FieldInfo | None) -> Topic:
     parts = tuple(_field(f"{name}.{key}", value) for key, value in section.model_fields.items())
     default = "" if field is None or field.is_required() else "left out" if field.default is None else "{}"
-    return Topic(name, section.__doc__ or "", "section", default or REQUIRED, parts=parts)
+    kind = "list of sections" if field is not None and _is_list(field.annotation) else "section"
+    return Topic(name, section.__doc__ or "", kind, default or REQUIRED, parts=parts)
 
 
 def _field(name: str, field: FieldInfo) -> Topic:
     default = REQUIRED if field.is_required() else inline(field.get_default(call_default_factory=True))
-    return Topic(name, field.description or "", _kind(field), default, _unit(name, _kind(field)))
+    row = _row(field.annotation)  # what an entry of a list may be, beside a name
+    parts = tuple(_field(f"{name}.{key}", value) for key, value in row.model_fields.items()) if row else ()
+    return Topic(name, field.description or "", _kind(field), default, _unit(name, _kind(field)), parts=parts)
+
+
+def _row(kind: Any) -> type[BaseModel] | None:
+    """The section within an annotation, if there is one."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    return next((row for inner in typing.get_args(kind) if (row := _row(inner))), None)
+
+
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(kind) is list or any(map(_is_list, typing.get_args(kind)))
 
 
 def _trainer(stage: str) -> Topic:
@@ -150,6 +168,8 @@ def _annotation(kind: Any) -> str:
         return " | ".join(map(str, inner))
     if origin in (list, dict):
         return f"{origin.__name__} of {', '.join(_annotation(part) for part in inner)}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return "section"
     return "null" if kind is type(None) else getattr(kind, "__name__", str(kind)).lower()
 
 
@@ -169,7 +189,7 @@ def _meant(parts: list[str]) -> str:
     stage = parts[0] if parts else ""
     if not difflib.get_close_matches(stage, STAGES, n=1, cutoff=0.6):
         for recipe in map(_recipe, STAGES if parts else ()):
-            names = [topic.name for part in recipe.parts for topic in (part, *part.parts)]
+            names = _names(recipe)
             if found := next((name for name in names if name.endswith(f".{'.'.join(parts)}")), None):
                 return f"did you mean {found}?"
     return _nearest(stage, list(STAGES), "stages are")
@@ -177,7 +197,14 @@ def _meant(parts: list[str]) -> str:
 
 def _elsewhere(part: str, stage: str, names: list[str]) -> str:
     """The sections of this stage that have it, else the nearest name, else all of them."""
-    homes = [
-        topic.name for topic in _recipe(stage).parts if any(t.name.endswith(f".{part}") for t in topic.parts)
-    ]
-    return f"`instructkit explain {homes[0]}.{part}`" if homes else _nearest(part, names, "it has")
+    homes = [name for name in _names(_recipe(stage)) if name.endswith(f".{part}")]
+    return f"`instructkit explain {homes[0]}`" if homes else _nearest(part, names, "it has")
+
+
+def _names(topic: Topic) -> list[str]:
+    """Of all parts, those that are less deep first."""
+    found, parts = [], list(topic.parts)
+    while parts:
+        found += [part.name for part in parts]
+        parts = [inner for part in parts for inner in part.parts]
+    return found

@@ -56,6 +56,21 @@ def test_ours_say_type_bounds_default_and_what_is_required() -> None:
     assert explain("sft.model.dtype").kind == "auto | float32 | bfloat16 | float16"
 
 
+def test_what_stands_in_a_list_is_explained_too() -> None:
+    assert explain("sft.data.train.weight").kind == "float, above 0"
+    assert explain("sft.data.train.0.split").default == "train"
+    assert {topic.name for topic in everything(explain("sft"))} > {
+        f"sft.data.train.{key}" for key in ("source", "weight", "split", "config")
+    }
+    assert explain("ppo.reward").kind == "list of sections"
+    assert explain("ppo.reward.0.model").name == "ppo.reward.model"
+    assert explain("sft.lora").kind == "section"
+
+
+def test_the_stage_is_explained() -> None:
+    assert (explain("sft.stage").kind, explain("sft.stage").default) == ("sft", "required")
+
+
 @pytest.mark.parametrize(
     ("name", "unit"),
     [
@@ -82,6 +97,7 @@ def test_a_unit_is_told_where_there_is_one(name: str, unit: str) -> None:
         ("sft.data.limit.x", "`instructkit explain sft.data.limit`"),
         ("sft.trainer.output_dir", "the run folder is `run.output`"),
         ("trainer.packing", "did you mean sft.trainer.packing?"),
+        ("sft.weight", "`instructkit explain sft.data.train.weight`"),
         ("packing", "did you mean sft.trainer.packing?"),
         ("", "stages are sft, reward, ppo, lora-update"),
     ],
