@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from instructkit.cli.telling import visible
+
 PLAIN_EVERY_SECONDS = 5.0
 
 
@@ -41,7 +43,7 @@ class Console:
     def note(self, text: str) -> None:
         """One line about what was found or chosen."""
         if not self.quiet:
-            self.rich.print(text, markup=False)
+            self.rich.print(visible(text, lines=True), markup=False)
 
     def stage_started(self, title: str, total_steps: int | None) -> None:
         """A stage begins to train."""

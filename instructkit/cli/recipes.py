@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from instructkit.cli import completion
-from instructkit.cli.telling import tell
+from instructkit.cli.telling import tell, visible
 
 if TYPE_CHECKING:
     from instructkit.errors import Fault
@@ -53,8 +54,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Check recipes; exit code 2 when one has a fault."""
-    from instructkit.errors import RecipeError
-    from instructkit.recipe.load import check_recipe
+    from instructkit.recipe.load import check_recipe, error_of
 
     overrides = list(filter(_is_override, recipes))
     files, missing = _files([name for name in recipes if not _is_override(name)])
@@ -64,22 +64,23 @@ def check(
         _print_json([*(_as_data(found) for found in checked), *unfound])
     else:
         for found in checked:
-            _tell(found, resolved)
-    faults = [*(fault for found in checked for fault in found.faults), *missing]
-    if faults:
+            _tell(found, resolved, with_name=len(checked) > 1)
+    error = error_of(*checked, also=missing)
+    if error.faults:
         if json:
-            tell(RecipeError(faults))
+            tell(error)
             raise typer.Exit(2)
-        raise RecipeError(faults)
+        raise error
 
 
 def _is_override(name: str) -> bool:
-    return "=" in name and not Path(name).exists()
+    return "=" in name and not os.path.lexists(name)  # False too for a name that no file can have
 
 
 def _files(names: list[str]) -> tuple[list[str], list[Fault]]:
     """The files that names stand for: themselves, the recipes of a folder, or what a glob finds; and names of none."""
     from instructkit.errors import Fault
+    from instructkit.recipe.paths import shown
 
     found: list[str] = []
     missing: list[Fault] = []
@@ -87,18 +88,18 @@ def _files(names: list[str]) -> tuple[list[str], list[Fault]]:
         path = Path(name)
         if not name.strip():
             missing.append(Fault("command line", "a name is empty, so it names no recipe", "give a recipe"))
-        elif path.is_dir():
+        elif os.path.isdir(name):  # noqa: PTH112  (`Path.is_dir` fails at a name that no file can have)
             inside = sorted(str(file) for file in path.rglob("*.y*ml") if file.is_file())
             found += inside
             if not inside:
                 missing.append(
                     Fault(name, "the folder holds no .yaml file", "give a recipe, or the folder of some")
                 )
-        elif set("*?[") & set(name) and not path.exists():
+        elif set("*?[") & set(name) and not os.path.lexists(name):
             inside = _like(name)
             found += inside
             if not inside:
-                missing.append(Fault(name, f"no file is like {name}", "check the pattern"))
+                missing.append(Fault(shown(name), f"no file is like {shown(name)}", "check the pattern"))
         else:
             found.append(name)
     if not found and not missing:
@@ -113,15 +114,18 @@ def _like(pattern: str) -> list[str]:
     return sorted(str(file) for file in inside if file.is_file())
 
 
-def _tell(checked: Checked, resolved: bool) -> None:
+def _tell(checked: Checked, resolved: bool, *, with_name: bool) -> None:
+    """A sound recipe: that it is one, or its values; of several, each as a YAML document that begins with its name."""
     if checked.faults:
         return
     if resolved:
         from instructkit.recipe.render import with_origins
 
+        if with_name:
+            typer.echo(f"---\n# {visible(checked.path)}")
         typer.echo(with_origins(checked.recipe, checked.document), nl=False)
     else:
-        typer.echo(f"{checked.path}: a sound recipe for `instructkit {checked.recipe.stage}`")
+        typer.echo(f"{visible(checked.path)}: a sound recipe for `instructkit {checked.recipe.stage}`")
 
 
 def _as_data(checked: Checked) -> dict[str, Any]:
@@ -186,19 +190,18 @@ def _print_topic(topic: Topic) -> None:
         _print_part(part, width)
 
 
-def _print_part(part: Topic, width: int) -> None:
+def _print_part(part: Topic, width: int, indent: str = "  ") -> None:
     """One line for a field; a section lists its fields below, unless they are TRL's many."""
     import textwrap
 
     name = part.name.rpartition(".")[2]
     told = f"{name}  ({part.kind}; {part.default})  {part.meaning}"
-    typer.echo("  " + textwrap.shorten(told, width - 2, placeholder=" ..."))
+    typer.echo(indent + textwrap.shorten(told, width - len(indent), placeholder=" ..."))
     if len(part.parts) > 40:
-        typer.echo(f"    {len(part.parts)} fields: `instructkit explain {part.name}`")
+        typer.echo(f"{indent}  {len(part.parts)} fields: `instructkit explain {part.name}`")
         return
     for inner in part.parts:
-        told = f"{inner.name.rpartition('.')[2]}  ({inner.kind}; {inner.default})  {inner.meaning}"
-        typer.echo("    " + textwrap.shorten(told, width - 4, placeholder=" ..."))
+        _print_part(inner, width, indent + "  ")
 
 
 def schema(

@@ -11,13 +11,14 @@ from instructkit.errors import InstructKitError
 def tell(error: InstructKitError) -> int:
     """One `error:`, its `hint:`, and the exit code of its kind."""
     faults = getattr(error, "faults", None)
+    told = visible(str(error), lines=True)
     if faults is not None and len(faults) > 1:
         print(f"error: {getattr(error, 'total', len(faults))} faults", file=sys.stderr)
-        print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
+        print("\n".join(f"  {line}" for line in told.splitlines()), file=sys.stderr)
     else:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {visible(error.hint, lines=True)}", file=sys.stderr)
     return error.exit_code
 
 
@@ -52,7 +53,9 @@ def visible(text: str, *, lines: bool = False) -> str:
 def _is_control(character: str) -> bool:
     import unicodedata
 
-    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in "\u200c\u200d"
+    return (
+        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
+    )
 
 
 def _escaped(character: str) -> str:
