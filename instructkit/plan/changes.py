@@ -14,6 +14,7 @@ from instructkit.stages.base import Inputs
 
 SHORTEST = 64  # tokens below which no limit is suggested
 TOLD = 3
+MOST_EMPTIED = 0.1  # of the rows, in which a shorter limit may leave nothing to learn
 Values = dict[str, Any]
 
 
@@ -38,20 +39,26 @@ class Change:
 
 def changes(
     recipe: Any, inputs: Inputs, machine: Machine, now: memory.Need, known: Rehearsal
-) -> tuple[list[Change], Change | None]:
+) -> tuple[list[Change], Change | None, list[str]]:
     """
     The three changes that would help most, those that suffice alone first; and several together where none suffices alone.
+
+    What cannot be tried is told with its reason, in words.
 
     Args:
         now: what the recipe needs as it is.
         known: its rehearsal.
     """
 
+    untried: dict[str, str] = {}
+
     def size(values: Values) -> int | None:
         try:
             changed = _changed(recipe, values)
             return memory.predicted(rehearse(changed, inputs, machine, known), changed, machine)
-        except (InstructKitError, ValueError):
+        except (InstructKitError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            untried.setdefault(" ".join(f"{key}={_told(value)}" for key, value in values.items()), first)
             return None  # not for this recipe
 
     def change(values: Values, needed: int) -> Change:
@@ -59,15 +66,31 @@ def changes(
         return Change(told, needed, now.predicted - needed, needed <= now.available)
 
     found: list[tuple[Values, Change]] = []
-    for steps in _knobs(recipe, known.kept.settings, known.batch):
+    knobs = _knobs(recipe, known.kept.settings, known.batch)
+    for steps in filter(None, (_with_labels(steps, known.kept.starts, untried) for steps in knobs)):
         values, needed = _far_enough(steps, size, now)
         if needed is not None and needed < now.predicted:
             found.append((values, change(values, needed)))
     found.sort(key=lambda each: (not each[1].fits, -each[1].saves))
-    told = [each for _, each in found[:TOLD]]
-    if any(each.fits for each in told):
-        return told, None
-    return told, _together(recipe, [values for values, _ in found], size, change, now)
+    told, together = [each for _, each in found[:TOLD]], None
+    if not any(each.fits for each in told):
+        together = _together(recipe, [values for values, _ in found], size, change, now)
+    return told, together, [f"{what}: {why}" for what, why in untried.items()]
+
+
+def _with_labels(steps: list[Values], starts: list[int], untried: dict[str, str]) -> list[Values]:
+    """The steps of a change but those to a length that leaves nothing to learn in more than a tenth of the rows."""
+    found = []
+    for step in steps:
+        limit = step.get("trainer.max_length")
+        emptied = 0 if limit is None else sum(start >= limit for start in starts)
+        if emptied <= MOST_EMPTIED * len(starts):
+            found.append(step)
+        else:  # the mildest of these stands for all that are shorter
+            told = f"nothing would be learned in {emptied} of {len(starts)} rows"
+            untried[f"trainer.max_length={limit}"] = told
+            break
+    return found
 
 
 def _together(
@@ -97,6 +120,9 @@ def _far_enough(
 ) -> tuple[Values, int | None]:
     """The mildest step of a change that suffices, else the furthest; what lies between is guessed on a line, then rehearsed."""
     furthest = size(steps[-1])
+    while furthest is None and len(steps) > 1:  # one step that cannot be taken says nothing of milder ones
+        steps = steps[:-1]
+        furthest = size(steps[-1])
     if furthest is None or furthest > now.available or len(steps) == 1:
         return steps[-1], furthest
     span = max(1, now.predicted - furthest)

@@ -65,17 +65,26 @@ def doubles(texts: Sequence[str], earlier: Sequence[str] = ()) -> tuple[int, int
     return len(exact), len(near)
 
 
-def _with_near_double(sets: Sequence[frozenset[int]]) -> set[int]:
-    """The places of sets that are alike to an earlier one."""
-    found: set[int] = set()
+def pairs(texts: Sequence[str], others: Sequence[str]) -> dict[int, int]:
+    """By the place of a text that has an exact or near double among others, the place of that."""
+    sets = [shingles(text) for text in (*others, *texts)]
+    found = _with_near_double(sets, len(others))
+    return {i - len(others): j for i, j in found.items()}
+
+
+def _with_near_double(sets: Sequence[frozenset[int]], before: int | None = None) -> dict[int, int]:
+    """The places of sets that are alike to an earlier one, with its place; with `before` to one of so many first sets."""
+    found: dict[int, int] = {}
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for i, signature in enumerate(_signatures(sets)):
         for band in range(BANDS):
             part = signature[band * ROWS_OF_A_BAND : (band + 1) * ROWS_OF_A_BAND].tobytes()
             bucket = buckets[band, part]
-            if i not in found and any(_alike(sets[i], sets[j]) for j in bucket):
-                found.add(i)
-            if len(bucket) < 8:  # of many doubles the first ones stand for all
+            if i not in found and (before is None or i >= before):
+                alike = next((j for j in bucket if _alike(sets[i], sets[j])), None)
+                found |= {} if alike is None else {i: alike}
+            # Of many doubles the first ones stand for all.
+            if len(bucket) < 8 and (before is None or i < before):
                 bucket.append(i)
     return found
 

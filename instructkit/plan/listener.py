@@ -10,6 +10,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.dropped: dict[str, int] = {}  # rows that the trainer leaves out, by reason
 
     def note(self, text: str) -> None:
         """Keep a line."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from instructkit.encode import IGNORED
 from instructkit.machine import Machine
-from instructkit.plan.encoded import parts_of_rows
+from instructkit.plan.encoded import oddities, parts_of_rows
 from instructkit.plan.rehearsal import on_paper
 from instructkit.stages.base import Inputs
 
@@ -53,7 +53,7 @@ def look(recipe: Any, inputs: Inputs, machine: Machine, count: int) -> Look:
         for side, ids, labels in parts
     ]
     every = [(ids, labels) for parts in encoded for _, ids, labels in parts]
-    return Look(seen, _odd(recipe.stage, tokenizer, every))
+    return Look(seen, oddities(recipe.stage, tokenizer, every))
 
 
 def _tokens(tokenizer: Any, ids: list[int], labels: list[int]) -> list[Token]:
@@ -69,24 +69,3 @@ def _tokens(tokenizer: Any, ids: list[int], labels: list[int]) -> list[Token]:
     if waiting:
         found.append(Token(tokenizer.decode(waiting), labels[-1] != IGNORED, False))
     return found
-
-
-def _odd(stage: str, tokenizer: Any, rows: list[tuple[list[int], list[int]]]) -> list[str]:
-    """What a template or a length does to rows that nobody would want."""
-    bos, eos, count = tokenizer.bos_token_id, tokenizer.eos_token_id, len(rows)
-    told = []
-    if twice := sum(bos is not None and ids[:2] == [bos, bos] for ids, _ in rows):
-        told.append(
-            f"{twice} of {count} rows begin with {tokenizer.bos_token} twice: the template adds one too many"
-        )
-    if stage == "ppo":
-        return told
-    if masked := sum(all(label == IGNORED for label in labels) for _, labels in rows):
-        told.append(
-            f"{masked} of {count} rows have no token that is learned: cut off by max_length, or the template marks none"
-        )
-    if endless := sum(eos is not None and eos not in ids[-3:] for ids, _ in rows):
-        told.append(
-            f"{endless} of {count} rows do not end with {tokenizer.eos_token}: the model will not learn to stop there"
-        )
-    return told

@@ -19,6 +19,8 @@ from instructkit.recipe.render import to_dict
 from instructkit.runs.record import RunFolder
 from instructkit.stages.base import Inputs, choose_machine, left_out, refuse_unfit_parents
 
+MOST_LEFT_OUT = 0.1  # of the rows, above which a plan warns
+
 
 @dataclass
 class Plan:
@@ -34,6 +36,7 @@ class Plan:
     parents: list[Parent] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     together: Change | None = None
+    untried: list[str] = field(default_factory=list)
     occupied: str | None = None
     probe: Probe | None = None
 
@@ -44,8 +47,29 @@ class Plan:
 
     @property
     def warnings(self) -> list[str]:
-        """What does not fit together."""
-        return [warning for parent in self.parents for warning in parent.warnings]
+        """What does not fit together, and what is odd about the rows."""
+        found = [warning for parent in self.parents for warning in parent.warnings]
+        rows = self.rehearsal.rows
+        if rows.held_out_near:
+            found.append(
+                f"{rows.held_out_near} held-out rows have a near double among the training rows, the first "
+                f"{'; '.join(rows.near_pairs)}: what is measured on them says little; take them out of one side"
+            )
+        return [*found, *rows.odd, *self._much_left_out()]
+
+    def _much_left_out(self) -> list[str]:
+        """Rows that the trainer leaves out, where they are more than a tenth."""
+        told = []
+        for reason, left in self.rehearsal.dropped.items():
+            role, _, why = reason.removeprefix("data.").rpartition(": ")
+            rows = self.inputs.data.get(role)
+            every = len(rows.rows) if rows is not None else self.rehearsal.rows.rows + left
+            if left > MOST_LEFT_OUT * every:
+                told.append(
+                    f"{left} of {every} {role or 'train'} rows ({left / every:.0%}) are left out: {why}; raise "
+                    "the limit, or shorten the rows"
+                )
+        return told
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; sizes in bytes."""
@@ -70,6 +94,7 @@ class Plan:
             "probe": self.probe.as_dict() if self.probe else None,
             "changes": [change.as_dict() for change in self.changes],
             "together": self.together.as_dict() if self.together else None,
+            "untried": self.untried,
             **self.inputs.as_dict(),
             "warnings": self.warnings,
             "notes": [*left_out(self.inputs), *found.notes],
@@ -110,7 +135,7 @@ def make(
         occupied=occupied(recipe, overwrite=overwrite, resume=resume),
     )
     if not need.fits:
-        plan.changes, plan.together = changes(recipe, inputs, machine, need, rehearsal)
+        plan.changes, plan.together, plan.untried = changes(recipe, inputs, machine, need, rehearsal)
     elif probing:
         with told_by_recipe(recipe):
             plan.probe = probe(recipe, inputs, machine)

@@ -66,8 +66,6 @@ def _rows(plan: Plan) -> list[str]:
         told.append(f"  {rows.at_limit} rows reach max_length, and what is behind it is cut off")
     if rows.exact or rows.near:
         told.append(f"doubles among {rows.compared} rows: {rows.exact} exact, {rows.near} near")
-    if rows.held_out_near:
-        told.append(f"warning: {rows.held_out_near} held-out rows have a near double among the training rows")
     return [*told, "writing: " + ", ".join(f"{name} {share:.0%}" for name, share in rows.scripts.items())]
 
 
@@ -126,7 +124,7 @@ def _changes(plan: Plan) -> list[str]:
             f"together: {' '.join(plan.together.overrides)} (saves {gib(plan.together.saves)}, "
             f"then {gib(plan.together.predicted)}: {fits})"
         )
-    return told
+    return [*told, *(f"not tried: {each}" for each in plan.untried)]
 
 
 def _duration(seconds: float) -> str:

@@ -67,6 +67,7 @@ class Rehearsal:
         rows: what the training rows are like.
         trained: number of trained parameters, and all.
         work: tokens, padding included, that one optimizer step reads without gradients, and that it learns.
+        dropped: rows that the trainer leaves out, by reason.
         kept: what a change of the recipe is rehearsed with, so that no data are prepared again.
     """
 
@@ -82,6 +83,7 @@ class Rehearsal:
     kept: Kept
     mapped: int = 0
     notes: list[str] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     @property
     def phases(self) -> dict[str, int]:
@@ -105,6 +107,7 @@ def on_paper(
         frame = Frame(recipe, inputs, machine, Path(folder), listener, resume=False)
         with told_by_recipe(recipe):
             trainer, *rest = stage.prepare(frame)
+        listener.dropped = frame.dropped
         yield trainer, rest, ledger, listener
 
 
@@ -149,6 +152,7 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine, known: Rehearsal | N
             work=ppo.work(trainer, said.p50, len(scorers)) if scorers else _work(trainer, batch, said.p95),
             mapped=_mapped(bodies) if recipe.model.quantization != "none" else 0,
             notes=listener.notes,
+            dropped=listener.dropped,
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from instructkit.data.sources import Rows
+from instructkit.encode import IGNORED
 from instructkit.plan.duplicates import text_of
 
 FEW = 64  # rows that a trainer is built on when only its memory is asked for
@@ -20,11 +22,13 @@ class Kept:
         settings: what the trainer made of the recipe's figures, defaults included.
         heaviest: the encoded rows with the most tokens, longest first, one batch of them; none for PPO.
         indices: by role, the rows that a trainer is built on again; for PPO the longest prompt is one of them.
+        starts: of demonstrations, the place of the first token that each row learns: a shorter limit leaves nothing of it.
     """
 
     settings: dict[str, Any]
     heaviest: list[dict[str, Any]] = field(default_factory=list)
     indices: dict[str, list[int]] = field(default_factory=dict)
+    starts: list[int] = field(default_factory=list)
 
 
 def keep(stage: str, trainer: Any, inputs: Any) -> Kept:
@@ -44,7 +48,7 @@ def keep(stage: str, trainer: Any, inputs: Any) -> Kept:
         if role in ("train", "eval") and stage != "lora-update"
     }
     if stage != "ppo":
-        return Kept(settings, _heaviest(trainer), usual)
+        return Kept(settings, _heaviest(trainer), usual, _starts(stage, trainer))
     usual["train"] = [*usual["train"], _longest_prompt(trainer, inputs.data["train"])]
     return Kept(settings, [], usual)
 
@@ -101,12 +105,31 @@ def _heaviest(trainer: Any) -> list[dict[str, Any]]:
     return [rows[i] for i in order[: trainer.args.per_device_train_batch_size]]
 
 
+def _starts(stage: str, trainer: Any) -> list[int]:
+    if stage != "sft" or trainer.args.packing:
+        return []
+    every = trainer.train_dataset["labels"]
+    return [next((i for i, label in enumerate(row) if label != IGNORED), len(row)) for row in every]
+
+
 def _usual(rows: Rows) -> list[int]:
-    """The places of some rows of the middle length, which no limit empties."""
-    lengths = [len(text_of(row)) for row in rows.rows]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    start = max(0, (len(order) - FEW) // 2)
-    return order[start : start + FEW]
+    """The places of some rows of middle length, and of those with the shortest questions, whose answers a limit masks last."""
+    if len(rows.rows) <= FEW:
+        return list(range(len(rows.rows)))
+    lengths = [(len(text_of(row)), len(text_of({"asked": _asked(row)}))) for row in rows.rows]
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i][0])
+    start = (len(order) - FEW // 2) // 2
+    middle = order[start : start + FEW // 2]
+    brief = sorted(set(order) - set(middle), key=lambda i: lengths[i][::-1])
+    return [*middle, *brief[: FEW - len(middle)]]
+
+
+def _asked(row: dict[str, Any]) -> Any:
+    """What stands before the first answer of a row."""
+    talk = row.get("messages")
+    if isinstance(talk, list):
+        return list(itertools.takewhile(lambda turn: turn["role"] != "assistant", talk))
+    return row.get("prompt")
 
 
 def _longest_prompt(trainer: Any, rows: Rows) -> int:

@@ -11,10 +11,11 @@ from typing import Any
 from instructkit.data.sources import Rows
 from instructkit.encode import IGNORED, encode_prompt
 from instructkit.plan import duplicates
-from instructkit.plan.encoded import parts_of_rows
+from instructkit.plan.encoded import oddities, parts_of_rows
 
 MOST_COMPARED = 20_000  # rows that are compared for doubles; what is left out is said
 BINS = 12
+SHOWN_PAIRS = 3
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -48,6 +49,8 @@ class Statistics:
         learned: share of tokens that the loss looks at; None where it looks at scores.
         exact, near: rows with such a double before them, among `compared` rows.
         held_out_near: held-out rows with a near double among the training rows.
+        near_pairs: the first few of these, each with the row that it is near to, by their places.
+        odd: what a template does to rows that nobody would want, in words.
         histogram: rows by length, in bins of equal width from the shortest to the longest.
         scripts: share of letters by writing system.
     """
@@ -65,6 +68,8 @@ class Statistics:
     near: int
     compared: int
     held_out_near: int | None
+    near_pairs: list[str]
+    odd: list[str]
     histogram: list[int]
     scripts: dict[str, float]
 
@@ -88,6 +93,10 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
     held_out = data.get("eval", data.get("test"))
     texts = [duplicates.text_of(row) for row in trained.rows[:MOST_COMPARED]]
     exact, near = duplicates.doubles(texts)
+    held_out_near, near_pairs = _near_held_out(held_out, trained, texts)
+    # Such packs end within a row.
+    wrapped = getattr(trainer.args, "packing", False) and trainer.args.packing_strategy == "wrapped"
+    encoded = [] if wrapped else [(ids, labels) for _, ids, labels in parts]
     return Statistics(
         rows=len(trainer.train_dataset),
         tokens=sum(lengths),
@@ -101,7 +110,9 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
         exact=exact,
         near=near,
         compared=len(texts),
-        held_out_near=_near_held_out(held_out, texts),
+        held_out_near=held_out_near,
+        near_pairs=near_pairs,
+        odd=oddities(stage, tokenizer, encoded, getattr(trainer.args, "max_length", None)),
         histogram=histogram(lengths),
         scripts=scripts(texts[:1000]),
     )
@@ -149,10 +160,13 @@ def _behind(limit: int, prompt: int, whole: int) -> tuple[int, int]:
     return of_prompt, cut - of_prompt
 
 
-def _near_held_out(held_out: Rows | None, texts: list[str]) -> int | None:
+def _near_held_out(held_out: Rows | None, trained: Rows, texts: list[str]) -> tuple[int | None, list[str]]:
+    """How many held-out rows are near to a training row, and the places of the first few pairs."""
     if held_out is None:
-        return None
-    return sum(duplicates.doubles([duplicates.text_of(row) for row in held_out.rows[:MOST_COMPARED]], texts))
+        return None, []
+    found = duplicates.pairs([duplicates.text_of(row) for row in held_out.rows[:MOST_COMPARED]], texts)
+    first = sorted(found.items())[:SHOWN_PAIRS]
+    return len(found), [f"{held_out.places[i]} and {trained.places[j]}" for i, j in first]
 
 
 def histogram(lengths: Sequence[int]) -> list[int]:

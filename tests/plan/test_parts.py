@@ -240,10 +240,84 @@ def test_a_reward_model_of_another_family_is_allowed_and_said(workplace) -> None
     assert reward.fit().endswith("it reads answers with its own tokenizer and template")
 
 
-def test_rows_of_middle_length_stand_for_all() -> None:
-    rows("many.jsonl", [{"text": "x" * n} for n in range(1, 301)])
+def test_rows_of_middle_length_and_brief_questions_stand_for_all() -> None:
+    rows("many.jsonl", [{"prompt": "x" * (301 - n), "completion": "y" * 2 * n} for n in range(1, 301)])
     found = reuse._usual(load_rows("many.jsonl", kind="sft"))
-    assert sorted(found) == list(range(118, 182))
+    assert sorted(found) == [*range(134, 166), *range(268, 300)]
+
+
+def talk(asked: int, answered: int) -> dict:
+    turns = ("user", asked), ("assistant", answered)
+    return {"messages": [{"role": role, "content": "big " * words} for role, words in turns]}
+
+
+def test_where_most_rows_are_masked_the_others_are_rehearsed_with(monkeypatch) -> None:
+    """A tenth of the rows has room for its answer; those of middle length have none."""
+    rows("chat.jsonl", [talk(10 if i < 20 else 100 + i, 2) for i in range(200)])
+    monkeypatch.setattr(memory, "available", lambda machine: 2**20)
+    plan = planned("data.eval=null", "trainer.max_length=64")
+    assert any("batch_size" in change.overrides[0] for change in plan.changes)
+    assert plan.untried == []
+    left_out = next(told for told in plan.warnings if "are left out" in told)
+    assert (
+        left_out.startswith("180 of 200 train rows (90%) are left out")
+        and "nothing learned within max_length; raise the limit" in left_out
+    )
+    assert plan.as_dict()["warnings"] == plan.warnings
+
+
+def test_a_length_that_masks_answers_is_not_told_and_milder_ones_are(monkeypatch) -> None:
+    rows("chat.jsonl", [talk(100, 300)] * 9)
+    monkeypatch.setattr(memory, "available", lambda machine: 2**20)
+    plan = planned("data.eval=null", "trainer.max_length=1024")
+    told = [override for change in plan.changes for override in change.overrides]
+    length = int(next(each for each in told if "max_length" in each).partition("=")[2])
+    starts = plan.rehearsal.kept.starts
+    assert starts and length > max(starts) >= length // 2  # half of it would mask every answer
+    assert plan.untried == [f"trainer.max_length={length // 2}: nothing would be learned in 9 of 9 rows"]
+    assert f"not tried: {plan.untried[0]}" in page.lines(plan)
+    assert plan.as_dict()["untried"] == plan.untried
+
+
+def test_a_step_that_cannot_be_taken_says_nothing_of_milder_ones() -> None:
+    sizes = {1: 80, 2: 40, 3: None, 4: None}
+    steps = [{"n": n} for n in sizes]
+    now = memory.Need({}, 0, 0, {}, "step", {}, predicted=100, available=10)
+    assert changes._far_enough(steps, lambda values: sizes[values["n"]], now) == ({"n": 2}, 40)
+
+
+def test_a_template_without_an_end_is_told_by_the_plan_as_by_the_look(capsys) -> None:
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    shutil.copytree(models.locate("tiny").base, "model")
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "")
+    tokenizer.save_pretrained("model")
+    for words in (("sft", "sft.yaml", "--plan"), ("data", "look", "sft.yaml")):
+        assert ended(*words, "model.name=model", "data.eval=null") == 0
+        told = capsys.readouterr().err
+        assert f"warning: {len(CHAT)} of {len(CHAT)} rows do not end with <|end|>" in told
+    assert planned().warnings == []
+
+
+def test_near_doubles_of_held_out_rows_are_told_with_their_places() -> None:
+    words = " ".join(f"w{i}" for i in range(60))
+    said = [{"prompt": f"{words} {i}", "completion": "So."} for i in "abc"]
+    rows(
+        "train.jsonl",
+        [{"prompt": "Hi", "completion": "Hello"}, {"prompt": f"{words} z", "completion": "So."}],
+    )
+    rows("held.jsonl", [{"prompt": "What else?", "completion": "Nothing."}, *said])
+    plan = planned("data.train=train.jsonl", "data.eval=held.jsonl")
+    (told,) = [each for each in plan.warnings if "near double" in each]
+    assert told.startswith("3 held-out rows") and "held.jsonl:2 and train.jsonl:2; held.jsonl:3 and" in told
+
+
+def test_columns_that_are_not_read_are_named() -> None:
+    rows("chat.jsonl", [{**row, "source": "x"} for row in CHAT])
+    assert "data train: columns that are not read: source" in page.lines(planned())
 
 
 def test_what_a_library_refuses_is_told_by_recipe() -> None:
