@@ -53,12 +53,13 @@ def look(
     warnings.simplefilter("ignore")
     quiet_libraries()  # before the first heavy import
 
-    from instructkit.plan.look import look as find
     from instructkit.stages import collector
 
-    found = find(
-        checked.recipe, collector(checked.recipe)(checked.recipe), choose_machine(checked.recipe), rows
-    )
+    inputs = collector(checked.recipe)(checked.recipe)
+
+    from instructkit.plan.look import look as find  # torch: once the rows are known to be sound
+
+    found = find(checked.recipe, inputs, choose_machine(checked.recipe), rows)
     console = Console(highlight=False, soft_wrap=True)
     told = "green is learned" if console.color_system else "what stands in [[ ]] is learned"
     console.print(f"{told}; the rest is read", markup=False)

@@ -1,23 +1,29 @@
-"""A plan: everything that can be known of a run before it starts."""
+"""
+A plan: everything that can be known of a run before it starts.
+
+Torch and its kin are imported once the data are read: a fault of a row is told at once.
+"""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instructkit.errors import InputError
 from instructkit.machine import Machine
 from instructkit.plan import memory, timing
-from instructkit.plan.changes import Change, changes
 from instructkit.plan.parents import Parent, parents
 from instructkit.plan.probe import Probe, probe
 from instructkit.plan.refusals import refuse_early, told_by_recipe
-from instructkit.plan.rehearsal import Rehearsal, rehearse
 from instructkit.recipe.render import to_dict
 from instructkit.runs.record import RunFolder
 from instructkit.stages.base import Inputs, choose_machine, left_out, refuse_unfit_parents
+
+if TYPE_CHECKING:
+    from instructkit.plan.changes import Change
+    from instructkit.plan.rehearsal import Rehearsal
 
 MOST_LEFT_OUT = 0.1  # of the rows, above which a plan warns
 
@@ -117,8 +123,12 @@ def make(
     Raises:
         InputError: for all that the run would refuse before its first step.
     """
-    refuse_early(recipe)
     inputs = collect(recipe)
+
+    from instructkit.plan.changes import changes
+    from instructkit.plan.rehearsal import rehearse
+
+    refuse_early(recipe)
     refuse_unfit_parents(recipe, inputs.parents)
     machine = choose_machine(recipe)
     rehearsal = rehearse(recipe, inputs, machine)

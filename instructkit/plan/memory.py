@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instructkit.machine import Machine
-from instructkit.plan.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from instructkit.plan.rehearsal import Rehearsal
 
 # What a process holds for each byte of the tensors of a phase. On a CPU glibc cuts aligned blocks so that a freed one is often
 # too small for the next of the same size, the more so the more sizes there are; fitted to the cells of benchmarks/plan.py.

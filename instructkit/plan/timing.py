@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from instructkit.machine import Machine
-from instructkit.plan.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from instructkit.plan.rehearsal import Rehearsal
 
 EFFICIENCY = 0.5  # of a large matrix product that a training step reaches
 SIZE = {"cpu": 1024, "cuda": 8192}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,16 @@ def test_every_stage_can_be_looked_at(line, monkeypatch) -> None:  # noqa: F811
     body = f"model: {{name: sft}}\nfeedback: {{events: events.jsonl, eval: 0.5}}\n{one}"
     update = seen(recipe("lora-update", body), 1)
     assert "y" in learned(update.rows[0])
+
+
+@pytest.mark.parametrize("words", ["'sft', 'sft.yaml', '--plan'", "'data', 'look', 'sft.yaml'"])
+def test_faults_of_rows_are_told_before_a_heavy_library_is_imported(words: str, workplace) -> None:  # noqa: F811
+    for_sft()
+    Path("chat.jsonl").write_text("", encoding="utf-8")
+    code = (
+        f"import sys\nfrom instructkit.cli.main import main\ntry:\n    main([{words}])\n"
+        "except SystemExit as ended:\n    print(ended.code, {'torch', 'trl', 'transformers', 'peft'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "chat.jsonl holds no rows" in done.stderr
+    assert done.stdout.strip() == "2 set()"
