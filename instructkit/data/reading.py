@@ -68,7 +68,7 @@ class Reading:
         self._checker, self._keys = Checker(kind), set()
         self._starts: list[int] = []  # where each source begins among the good rows
         self._order = array("Q")  # of each good row, which it is among all
-        self._seen = self._faults = 0
+        self._seen = self._faults = self._margins = 0
         self._forms_of: dict[str, set[tuple[str, ...]]] = {}  # by file, the shapes of its good rows
         self.unread: Counter[str] = Counter()  # columns that nothing reads, and how many good rows have each
         self._first: list[tuple[int, Fault]] = []  # as many faults as are shown, and which row each is in
@@ -103,6 +103,7 @@ class Reading:
             return
         self.table.append((row, place))
         self._order.append(self._seen)
+        self._margins += self._checker.kind == "preference" and row.get("margin") is not None
         self.unread.update(sorted(unread(row, self._checker.kind)))
         self._forms_of.setdefault(_ROW_OF_PLACE.sub("", place), set()).add(self._checker.form)
 
@@ -129,10 +130,15 @@ class Reading:
         The good rows of each source, by their places in the table.
 
         Raises:
-            InputError: when sources of one shape each differ, and cannot be brought into one.
+            InputError: when sources of one shape each differ, and cannot be brought into one; when some rows have margins.
             DataError: for faults, those of the whole in the order of the rows; with `skip_faults`, when none is left.
         """
         self._bring_together()
+        if 0 < self._margins < len(self.table):
+            raise InputError(
+                f"{' + '.join(part.source for part in parts)}: {self._margins} of {len(self.table)} comparisons have a `margin`",
+                hint="give all of them one, or none: a trainer reads margins of all rows or of none",
+            )
         strangers = self._strangers()
         ends = [*self._starts[1:], len(self.table)]
         kept: list[Sequence[int]] = [range(*ends_) for ends_ in zip(self._starts, ends, strict=True)]

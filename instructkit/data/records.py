@@ -174,9 +174,7 @@ def _form(row: Row, shape: tuple[str, ...]) -> tuple[str, ...]:
     fields = (
         ("prompt", *shape) if shape == ("chosen", "rejected") and row.get("prompt") is not None else shape
     )
-    told = tuple(f"`{field}` as {'text' if isinstance(row[field], str) else 'messages'}" for field in fields)
-    # A trainer reads margins of all comparisons or of none.
-    return (*told, "`margin`") if shape == ("chosen", "rejected") and row.get("margin") is not None else told
+    return tuple(f"`{field}` as {'text' if isinstance(row[field], str) else 'messages'}" for field in fields)
 
 
 def form_told(form: tuple[str, ...]) -> str:

@@ -129,8 +129,9 @@ def test_two_answers_to_two_questions_are_no_comparison() -> None:
 
 def test_margins_stand_in_all_comparisons_or_in_none() -> None:
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    with pytest.raises(DataError, match=r"rows\.jsonl:3: .*and `margin`, as 2 of 3 rows"):
+    with pytest.raises(InputError, match=r"rows\.jsonl: 2 of 3 comparisons have a `margin`"):
         load({**pair, "margin": 1}, {**pair, "margin": 2}, pair, kind="preference")
+    assert load({**pair, "margin": 0}, kind="preference").rows[0]["margin"] == 0
 
 
 def test_columns_that_nothing_reads_are_named() -> None:
@@ -200,10 +201,6 @@ def test_sources_that_cannot_be_made_one_are_told_as_such() -> None:
     assert str(caught.value) == (
         "the sources differ in shape: talks.jsonl has `messages` as messages; books.jsonl has `text` as text"
     )
-    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    names = [write("a.jsonl", {**pair, "margin": 1}), write("b.jsonl", pair)]
-    with pytest.raises(InputError, match=r"a\.jsonl has .*`margin`; b\.jsonl has"):
-        load_rows(names, kind="preference")
 
 
 LONG = "9" * 5000
