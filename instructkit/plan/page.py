@@ -47,8 +47,6 @@ def _data(plan: Plan) -> list[str]:
         told.append(
             f"data {role}: {rows.source}, {len(rows.rows)} rows{label}, sha256 {rows.fingerprint[:12]}"
         )
-        if rows.unread:
-            told.append(f"data {role}: columns that are not read: {', '.join(rows.unread)}")
     return [*told, *left_out(plan.inputs), *_rows(plan)]
 
 

@@ -124,6 +124,8 @@ def left_out(inputs: Inputs) -> list[str]:
                 told.append(f"data {role}: {used} of {of} rows of {source}, by its weight")
         for shape, count in rows.shapes:
             told.append(f"data {role}: {count} rows of {rows.source} read as {shape}")
+        if rows.unread:
+            told.append(f"data {role}: columns that are not read: {', '.join(rows.unread)}")
         if rows.skipped:
             first = rows.skipped[0].fault
             told.append(f"data {role}: {len(rows.skipped)} rows skipped, the first {first}")
