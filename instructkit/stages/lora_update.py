@@ -76,7 +76,7 @@ def train(frame: Frame) -> Result:
     samples = update_tables.samples(items, told, measurer.answers())
     return Result(
         save=lambda folder: _save(frame, model, tokenizer, folder, _entry(frame, scale)),
-        measurements=update_tables.lines(before, after, level=level, seed=frame.seed),
+        measurements=update_tables.lines(before, after, seed=frame.seed),
         gates=checks,
         metrics=figures,
         samples=samples,

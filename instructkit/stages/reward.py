@@ -27,19 +27,7 @@ def collect(recipe: Any) -> Inputs:
     """Comparisons to train on and to hold out, and the model whose body the reward model starts from."""
     train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
     data = {"train": train} | ({"eval": held_out} if held_out else {})
-    for rows in data.values():
-        refuse_some_margins(rows)
     return Inputs(data, {"model": models.locate(recipe.model.name)})
-
-
-def refuse_some_margins(rows: Rows) -> None:
-    """TRL reads margins of all rows or of none; which of the two would depend on the order of the file."""
-    given = sum(row.get("margin") is not None for row in rows.rows)
-    if 0 < given < len(rows.rows):
-        raise InputError(
-            f"{rows.source}: {given} of {len(rows.rows)} comparisons have a `margin`",
-            hint="give every comparison one, or none",
-        )
 
 
 def train(frame: Frame) -> Result:

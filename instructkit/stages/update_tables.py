@@ -14,17 +14,13 @@ from instructkit.feedback.items import Item
 from instructkit.feedback.measured import Feedback, General, Measured
 from instructkit.stages.base import measurement
 
+LEVEL = 0.025  # on each side of an interval of 95 %
 LARGEST, SHOWN = 5, 3  # gains, losses and phrases that are told; answers
 
 
-def lines(before: Measured, after: Measured, *, level: float, seed: int) -> list[dict[str, Any]]:
-    """
-    Measurements of the test side, before and after.
-
-    Args:
-        level: of the decision, one-sided; the gain on feedback is bounded as its gate bounds it.
-    """
-    found = _feedback(before.feedback, after.feedback, level, seed)
+def lines(before: Measured, after: Measured, *, seed: int) -> list[dict[str, Any]]:
+    """Measurements of the test side, before and after; the gain on feedback is bounded as its gate bounds it at a first look."""
+    found = _feedback(before.feedback, after.feedback, seed)
     if before.general and after.general:
         found += _general(before.general, after.general, seed)
     if before.bias and after.bias and after.bias.gaps:
@@ -44,9 +40,9 @@ def lines(before: Measured, after: Measured, *, level: float, seed: int) -> list
     return found
 
 
-def _feedback(before: Feedback, after: Feedback, level: float, seed: int) -> list[dict[str, Any]]:
+def _feedback(before: Feedback, after: Feedback, seed: int) -> list[dict[str, Any]]:
     told = leaning.telling(after).tolist()
-    change, _ = gain_of(before, after, level, seed)
+    change, _ = gain_of(before, after, LEVEL, seed)
     means = [statistics.fmean(part.leaning[i] for i in told) if told else None for part in (before, after)]
     found = [
         measurement(

@@ -233,7 +233,7 @@ def test_stats_of_a_store_that_the_chain_does_not_know(run) -> None:
     chain = Chain.at(Path("runs"), "default")
     assert "may be trained on: 9" in run("stats")[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(chain), "since", lambda self: "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+        patch.setattr(type(chain), "since", lambda *_: "01ARZ3NDEKTSV4RRFFQ69G5FAV")
         assert "was last promoted on events of another store" in run("stats")[1]
         assert json.loads(run("stats", "--json")[1])["new"] is None
 

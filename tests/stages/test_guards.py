@@ -42,7 +42,7 @@ def test_a_gate_that_says_no_is_an_exit_code_in_every_stage(workplace: Path) -> 
 
 def test_some_margins_are_refused(workplace: Path) -> None:
     some = [{k: v for k, v in row.items() if k != "margin" or i % 2} for i, row in enumerate(PAIRS)]
-    with pytest.raises(InputError, match="4 of 8 comparisons have a `margin`|comparisons have a `margin`"):
+    with pytest.raises(InputError, match="4 of 8 comparisons have a `margin`"):
         run(
             "reward",
             f"model: {{name: tiny}}\ndata: {{train: {rows('p.jsonl', some)}, eval: null}}\nrun: {{output: out}}\n",
