@@ -24,6 +24,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 NUMBERS = ("rating", "margin", "chosen_rating", "rejected_rating")
 LONGEST_LINE_BYTES = 64 * 2**20
 LONGEST_JSON_BYTES = 2**30  # of a .json file, which is read whole
+LOOKED_AT_CHARACTERS = 2**20  # of a .jsonl file that seems to be something else
 ROWS_OF_A_BATCH = 1024  # of a Parquet file, read at once
 _NOT_UTF_8 = ("not UTF-8", "save the file as UTF-8")
 
@@ -113,9 +114,12 @@ def _refuse_list(path: Path, line: bytes) -> None:
 
 
 def _refuse_document(path: Path, line: bytes) -> None:
-    """A JSON document over many lines would be a fault in each of them."""
+    """A JSON document over many lines, or a comma behind each row, would be a fault in each of them."""
+    if _is_row(line.rstrip().removesuffix(b",")):
+        told = "a comma behind the JSON object; wanted one JSON object a line"
+        raise DataError([Fault(f"{path}:1", told, "remove the comma at the end of each line")], 1)
     try:
-        whole = json.loads("".join(_text_lines(path, LONGEST_JSON_BYTES)))
+        whole = json.loads(_beginning(path))
         several = False
     except (ValueError, RecursionError) as error:
         several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
@@ -129,6 +133,24 @@ def _refuse_document(path: Path, line: bytes) -> None:
     elif isinstance(whole, dict) and not any(isinstance(value, list) for value in whole.values()):
         way = "write it on one line"
     raise DataError([Fault(f"{path}:1", f"{told}; wanted one JSON object a line", way)], 1)
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _beginning(path: Path) -> str:
+    """The first lines of a file: of a whole document as much as is needed to see what it is, never all of a large file."""
+    lines, left = [], LOOKED_AT_CHARACTERS
+    for line in _text_lines(path, LONGEST_JSON_BYTES):
+        lines.append(line)
+        left -= len(line)
+        if left < 0:
+            break
+    return "".join(lines)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

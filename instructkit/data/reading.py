@@ -68,7 +68,8 @@ class Reading:
         self._checker, self._keys = Checker(kind), set()
         self._starts: list[int] = []  # where each source begins among the good rows
         self._order = array("Q")  # of each good row, which it is among all
-        self._seen = self._faults = self._margins = 0
+        self._seen = self._faults = 0
+        self._margins = False  # whether any good comparison has one
         self._forms_of: dict[str, set[tuple[str, ...]]] = {}  # by file, the shapes of its good rows
         self.unread: Counter[str] = Counter()  # columns that nothing reads, and how many good rows have each
         self._first: list[tuple[int, Fault]] = []  # as many faults as are shown, and which row each is in
@@ -103,7 +104,7 @@ class Reading:
             return
         self.table.append((row, place))
         self._order.append(self._seen)
-        self._margins += self._checker.kind == "preference" and row.get("margin") is not None
+        self._margins |= self._checker.kind == "preference" and row.get("margin") is not None
         self.unread.update(sorted(unread(row, self._checker.kind)))
         self._forms_of.setdefault(_ROW_OF_PLACE.sub("", place), set()).add(self._checker.form)
 
@@ -134,17 +135,13 @@ class Reading:
             DataError: for faults, those of the whole in the order of the rows; with `skip_faults`, when none is left.
         """
         self._bring_together()
-        if 0 < self._margins < len(self.table):
-            raise InputError(
-                f"{' + '.join(part.source for part in parts)}: {self._margins} of {len(self.table)} comparisons have a `margin`",
-                hint="give all of them one, or none: a trainer reads margins of all rows or of none",
-            )
         strangers = self._strangers()
         ends = [*self._starts[1:], len(self.table)]
         kept: list[Sequence[int]] = [range(*ends_) for ends_ in zip(self._starts, ends, strict=True)]
         if strangers:
             kept = [array("Q", (i for i in part if i not in strangers)) for part in kept]
         if not self._faults:
+            self._refuse_some_margins(kept, parts)
             return kept
         faults = [fault for _, fault in sorted(self._first, key=itemgetter(0))]
         if not self.skip_faults:
@@ -152,12 +149,28 @@ class Reading:
         if not all(kept):
             hint = "no row is left; `on_fault: skip` needs some without faults"
             raise DataError(faults, self._faults, hint=hint)
+        self._refuse_some_margins(kept, parts)
         if strangers:
             self._skip(strangers, parts)
         return kept
 
+    def _refuse_some_margins(self, kept: list[Sequence[int]], parts: list[Part]) -> None:
+        """A trainer reads margins of all rows or of none; which of the two would depend on the order of the file."""
+        if not self._margins:
+            return
+        given = [self.table[i][0].get("margin") is not None for part in kept for i in part]
+        if 0 < sum(given) < len(given):
+            raise InputError(
+                f"{' + '.join(part.source for part in parts)}: {sum(given)} of {len(given)} comparisons have a `margin`",
+                hint="give all of them one, or none: a trainer reads margins of all rows or of none",
+            )
+
     def _bring_together(self) -> None:
-        """Where each file is of one shape and the files differ, all rows become messages."""
+        """
+        Where each file is of one shape and the files differ, all rows become messages.
+
+        Where they cannot, and there are faults to be told or rows to be left out, rows of another shape are among these.
+        """
         kind, forms = self._checker.kind, self._checker.forms
         if len(forms) < 2 or any(len(found) > 1 for found in self._forms_of.values()):
             return
@@ -167,18 +180,22 @@ class Reading:
             row, place = self.table[i]
             made = as_messages(row, kind, whole=whole)
             if made is None or checker.faults(made, place):
-                raise self._differing()
+                self._differ()
+                return
             changed += made is not row
             table.append((made, place))
         if len(checker.forms) > 1:
-            raise self._differing()
+            self._differ()
+            return
         self.table, self._checker = table, checker
         self.shapes["messages, as the other sources are"] += changed
 
-    def _differing(self) -> InputError:
+    def _differ(self) -> None:
+        if self.skip_faults or self._faults:
+            return
         told = [f"{name} has {form_told(next(iter(found)))}" for name, found in self._forms_of.items()]
         more = f"; and {len(told) - _SHOWN_SOURCES} more" if len(told) > _SHOWN_SOURCES else ""
-        return InputError(
+        raise InputError(
             f"the sources differ in shape: {'; '.join(told[:_SHOWN_SOURCES])}{more}",
             hint="bring them into one shape, or train on one after the other",
         )

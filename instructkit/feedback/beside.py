@@ -12,10 +12,11 @@ BESIDE = ("consent", "group", "tags", "time")
 
 def beside(*rows: Row) -> Row:
     """
-    Consent, group, tags and time, each as the first row says it, in itself or else in its `metadata`.
+    Consent, group, tags and time, each as the first row says it, in itself or else, but for the time, in its `metadata`.
 
-    Tags are those of all rows. Of consent a refusal holds wherever it stands: who said no in one place was not asked again in
-    the other.
+    `metadata` is anybody's: a time in it may be how long something took, and what is no group and no list of tags is another
+    thing of that name. A consent there that cannot be read makes the row a fault all the same. Tags are those of all rows. Of
+    consent a refusal holds wherever it stands: who said no in one place was not asked again in the other.
 
     Args:
         rows: the nearest to the judgement first: a score, then the trace that it is about.
@@ -34,14 +35,21 @@ def beside(*rows: Row) -> Row:
 
 
 def _metadata(row: Row) -> Row:
-    """The `metadata` of an export, which some write as a text of JSON; nothing where there is none."""
+    """What the `metadata` of an export says that we know of; some write it as a text of JSON."""
     told = row.get("metadata")
     if isinstance(told, str):
         try:
             told = json.loads(told)
         except ValueError:
             return {}
-    return told if isinstance(told, dict) else {}
+    told = told if isinstance(told, dict) else {}
+    kinds = {"consent": object, "group": str, "tags": str | list}
+    known = [name for name, kind in kinds.items() if name in told and isinstance(told[name], kind)]
+    return {name: told[name] for name in known if _named(told[name])}
+
+
+def _named(value: Any) -> bool:
+    return not isinstance(value, list) or all(isinstance(part, str) for part in value)
 
 
 def _plain(name: str, value: Any) -> Any:

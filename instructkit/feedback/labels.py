@@ -59,7 +59,7 @@ def trusted(
 
 def labels_of(columns: Columns, standing: np.ndarray, trust: np.ndarray, least: float) -> Labels:
     """
-    Soft labels of answers that were judged both ways.
+    Soft labels of answers that were judged both ways; a faint rating is as little against a clear one as it says.
 
     Args:
         standing: the events that are judged.
@@ -69,7 +69,7 @@ def labels_of(columns: Columns, standing: np.ndarray, trust: np.ndarray, least: 
     _, items = np.unique(columns.item[standing], return_inverse=True)
     signs = columns.sign[standing]
     both = merging.contested(items, signs)
-    sign, agreement = maths.soft_labels(signs, items, trust)
+    sign, agreement = maths.soft_labels(signs, items, trust * columns.size[standing])
     agreement = np.where(both, agreement, 1.0)
     # The first of those who are right stands for all: later events do not change which one it is, only the weights may.
     right = np.flatnonzero(signs == sign[items])

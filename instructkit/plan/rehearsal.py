@@ -202,7 +202,7 @@ def _heaviest_step(
 
 def _reward_of_an_update(recipe: Any, source: models.Source, machine: Machine) -> dict[str, int]:
     """The reward model that scores answers before training and after it, and is not held in between."""
-    body = models.load_for_use(source, recipe.model, machine, task="SEQ_CLS").to("meta")
+    body = models.load_for_use(source, recipe.model.of_another(), machine, task="SEQ_CLS").to("meta")
     return {"weights, reward": sum(_weights({"reward": body}, recipe.model.quantization).values())}
 
 

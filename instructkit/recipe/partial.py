@@ -46,7 +46,7 @@ def _readable(values: dict[str, Any], stage: str, unsound: set[Place]) -> tuple[
     """The recipe with a default, or a stand-in, for every value that is unsound, and the places of these."""
     recipe, unsound = RECIPES[stage], set(unsound)
     values = copy.deepcopy(values) if unsound else values
-    for place in sorted(unsound, key=len, reverse=True):
+    for place in sorted(unsound, key=_from_the_end, reverse=True):
         _take_out(values, place, stage)
     for _ in range(_ROUNDS):
         try:
@@ -54,14 +54,18 @@ def _readable(values: dict[str, Any], stage: str, unsound: set[Place]) -> tuple[
         except ValidationError as error:
             values = copy.deepcopy(values)
             found = {real_place(item, values): item["type"] for item in error.errors()}
-            # From the end of a list to its start, so that places stay what they are.
-            for place in sorted(found, key=lambda p: [str(part).zfill(6) for part in p], reverse=True):
+            for place in sorted(found, key=_from_the_end, reverse=True):
                 if found[place] == "missing":
                     _stand_in(values, place, stage)
                 else:
                     _take_out(values, place, stage)
                 unsound.add(place)
     return None, unsound
+
+
+def _from_the_end(place: Place) -> tuple[int, list[str]]:
+    """Orders places from the deepest up and from the end of a list to its start, so that those to come stay what they are."""
+    return len(place), [str(part).zfill(6) for part in place]
 
 
 def _take_out(values: Any, place: Place, stage: str) -> None:
@@ -73,8 +77,9 @@ def _take_out(values: Any, place: Place, stage: str) -> None:
         values[first] = _given(stage, first)
         return
     holder = _holder(values, place[:-1])
-    is_there = holder is not None and (last in holder if isinstance(holder, dict) else last < len(holder))
-    if is_there:
+    if isinstance(holder, dict):
+        holder.pop(last, None)
+    elif isinstance(holder, list) and isinstance(last, int) and last < len(holder):
         del holder[last]
 
 

@@ -24,6 +24,10 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     attn_implementation: str | None = Field(None, description="attention kernel, as transformers names it")
 
+    def of_another(self) -> ModelSection:
+        """The same for another model of the run, such as a reward model: a revision is that of `name` alone."""
+        return self.model_copy(update={"revision": None})
+
 
 class Weighted(Section):
     """One source of a mixture."""

@@ -48,8 +48,7 @@ def scorer(frame: Frame, index: int, policy: Any, tokenizer: Any) -> Callable[..
         frame.reporter.note(f"reward {source.name}: an adapter on the policy's backbone")
         own = models.load_tokenizer(source, frame.recipe.model)
         return RewardScorer.on_backbone(policy, source, own, f"reward_{index}", **options)
-    section = frame.recipe.model.model_copy(update={"revision": None})  # that is the policy's
-    return RewardScorer.load(source, section, frame.machine, **options)
+    return RewardScorer.load(source, frame.recipe.model.of_another(), frame.machine, **options)
 
 
 # -- the critic -------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def run(
     quiet_libraries()
     output = Path(recipe.run.output)
     try:
-        begun = _begun(output) if options.resume else {}
+        begun = _begun(output, recipe.stage) if options.resume else {}
         inputs = collect(recipe, begun) if begun else collect(recipe)
     except NothingNew as nothing:
         if not (options.if_changed and _stands(recipe, output)):
@@ -79,10 +79,12 @@ def run(
     return _closed(record, overtaken)
 
 
-def _begun(output: Path) -> dict[str, Any]:
-    """What an unfinished run has kept of how it was begun."""
+def _begun(output: Path, stage: str) -> dict[str, Any]:
+    """What an unfinished run of this stage has kept of how it was begun."""
     record = read_record(output) if is_run(output) else {}
-    return {} if record.get("status") == "done" else record.get("begun") or {}
+    if record.get("status") == "done" or record.get("stage") != stage:
+        return {}
+    return record.get("begun") or {}
 
 
 def _stands(recipe: Any, output: Path) -> bool:

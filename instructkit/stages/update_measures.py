@@ -130,7 +130,7 @@ class Measurer:
 
         prompts = [item.prompt for item in items]
         told = answer(self.model, self.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
-        section = self.frame.recipe.model.model_copy(update={"revision": None})  # that is the policy's
+        section = self.frame.recipe.model.of_another()
         reward = RewardScorer.load(self.frame.inputs.parents["reward"], section, self.frame.machine)
         return reward.score(prompts, [a.text for a in told])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -88,18 +89,37 @@ def trained_again(rows: Sequence[dict[str, Any]], prompts: Iterable[Any], near: 
     """
     by_key, having, sets = defaultdict(list), defaultdict(list), {}
     for i, row in enumerate(rows):
-        by_key[prompt_key(row)].append(i)
         if "text" not in row:
+            by_key[prompt_key(row)].append(i)
             sets[i] = _shingles(prompt_of(row))
             for shingle in sets[i]:
                 having[shingle].append(i)
     found: set[int] = set()
+    looked_at: set[int] = set()  # by hash: there may be a million prompts, and many of them the same
     for prompt in prompts:
-        found.update(by_key.get(key_of(prompt), ()))
+        key = key_of(prompt)
+        if hash(key) in looked_at:
+            continue
+        looked_at.add(hash(key))
+        found.update(by_key.get(key, ()))
         own = _shingles(prompt)
-        shared = Counter(itertools.chain.from_iterable(having.get(shingle, ()) for shingle in own))
-        found.update(i for i, n in shared.items() if n >= near * (len(own) + len(sets[i]) - n))
+        for i in _candidates(own, having, near) - found:
+            shared = len(own & sets[i])
+            if shared >= near * (len(own) + len(sets[i]) - shared):
+                found.add(i)
     return found
+
+
+def _candidates(own: set[str], having: dict[str, list[int]], near: float) -> set[int]:
+    """
+    Rows that may be near: they share one at least of the rarest shingles.
+
+    A set near `own` has at least `near * len(own)` of its shingles, so of any that leave fewer out it has one. What all prompts
+    have in common, a template, is never looked up.
+    """
+    rarest = sorted(own, key=lambda shingle: (len(having.get(shingle, ())), shingle))
+    enough = len(own) - math.ceil(near * len(own) - 1e-9) + 1
+    return set(itertools.chain.from_iterable(having.get(shingle, ()) for shingle in rarest[:enough]))
 
 
 def _shingles(prompt: Any) -> set[str]:

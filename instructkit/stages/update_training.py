@@ -77,9 +77,8 @@ def replayed(
         answering: False on paper, where a model without weights has no answers; the given ones stand for them.
     """
     replay, wanted = frame.inputs.data.get("replay"), frame.recipe.feedback
-    if replay is None or not (wanted.replay_share or wanted.anchor):
-        frame.reporter.note("no replay of demonstrations: nothing but the gates guards what the parent knows")
-    if not (wanted.replay_share or wanted.anchor):
+    if not (wanted.replay_share or wanted.anchor) or not (replay or frame.inputs.earlier):
+        frame.reporter.note("no replay: nothing but the gates guards what the parent knows")
         return [], []
     given = encoded_demonstrations(tokenizer, replay.rows) if replay else []
     earlier = judged_demonstrations(tokenizer, frame.inputs.earlier, frame.seed)

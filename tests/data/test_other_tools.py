@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from instructkit.data import files
 from instructkit.data.detect import detect
 from instructkit.data.records import check_rows
 from instructkit.data.sources import Rows, load_rows
@@ -201,6 +202,41 @@ def test_sources_that_cannot_be_made_one_are_told_as_such() -> None:
     assert str(caught.value) == (
         "the sources differ in shape: talks.jsonl has `messages` as messages; books.jsonl has `text` as text"
     )
+
+
+def test_sources_that_cannot_be_made_one_are_skipped_where_faults_are() -> None:
+    write("talks.jsonl", *[{"messages": TALK}] * 3)
+    write("books.jsonl", {"text": "x"})
+    found = load_rows("*s.jsonl", kind="sft", skip_faults=True)
+    assert len(found.rows) == 3 and [row.fault.where for row in found.skipped] == ["books.jsonl:1"]
+    write("odds.jsonl", {"messages": TALK}, {"messages": []})
+    with pytest.raises(DataError, match=r"odds\.jsonl:2"):
+        load_rows("*s.jsonl", kind="sft")
+
+
+def test_faults_are_told_before_margins_and_margins_of_the_rows_that_are_kept() -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rows = [{**pair, "margin": 1}, {**pair, "chosen": ""}, pair]
+    with pytest.raises(DataError, match=r"rows\.jsonl:2"):
+        load(*rows, kind="preference")
+    with pytest.raises(InputError, match="1 of 2 comparisons have a `margin`"):
+        load(*rows, kind="preference", skip_faults=True)
+
+
+def test_a_comma_behind_each_row_is_told_as_such_without_reading_on(monkeypatch) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "q", "completion": "a"},\n' * 1000, encoding="utf-8")
+    monkeypatch.setattr(files, "_beginning", lambda path: pytest.fail("read on"))
+    with pytest.raises(DataError, match="a comma behind the JSON object"):
+        load_rows("rows.jsonl", kind="sft")
+
+
+def test_a_document_of_many_lines_is_told_by_its_beginning(monkeypatch) -> None:
+    monkeypatch.setattr(files, "LOOKED_AT_CHARACTERS", 50)
+    Path("rows.jsonl").write_text(json.dumps([KTO] * 100, indent=1), encoding="utf-8")
+    assert len(files._beginning(Path("rows.jsonl"))) < 100
+    Path("one.jsonl").write_text(json.dumps({"rows": [KTO] * 100}, indent=1), encoding="utf-8")
+    with pytest.raises(DataError, match="one JSON document over many lines"):
+        load_rows("one.jsonl", kind="sft")
 
 
 LONG = "9" * 5000

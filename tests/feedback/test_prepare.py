@@ -150,6 +150,13 @@ def test_a_faint_rating_weighs_as_little_as_it_says() -> None:
     assert faint / full == pytest.approx(0.1) and edited == full
 
 
+def test_faint_ratings_are_little_against_a_clear_one() -> None:
+    clear = run([rating("about 1", 1.0, "a"), rating("about 1", -0.02, "b")])
+    assert [item.rating for item in clear.train] == [1.0] and clear.train[0].agreement > 0.9
+    against = [rating("about 1", -1.0, "a"), *(rating("about 1", 0.02, rater) for rater in "bcd")]
+    assert [item.rating for item in run(against).train] == [-1.0]
+
+
 def test_a_rater_has_one_opinion_of_a_pair_in_whichever_way_it_is_said() -> None:
     rows = [
         edit("about 1", "two", "a", response="one"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from instructkit.recipe import partial
 from instructkit.recipe.load import Checked, check_recipe, error_of
 
 PPO = "stage: ppo\nmodel: {name: tiny}\ndata: {train: demo/prompts}\nreward: [{model: r}]\nrun: {output: o}\n"
@@ -122,3 +123,18 @@ def test_long_names_are_cut_and_names_of_several_lines_stay_on_one() -> None:
     assert len(fault.message) < 700
     (fault,) = checked(PPO + '"a\\nb": 3\n').faults
     assert fault.message == "unknown key `a\\nb`"
+
+
+@pytest.mark.parametrize("override", ["reward.model=", "reward.model=[", "data.train.name="])
+def test_an_override_that_is_spoilt_inside_a_list_is_a_fault(override: str) -> None:
+    text = PPO.replace("demo/prompts", "[{source: demo/prompts}, {source: demo/prompts}]")
+    faults = told(text, override)
+    assert faults and override.partition("=")[0] in faults[0]
+
+
+@pytest.mark.parametrize("places", [[0, 1], [1, 0], [0, 3], [2, 1]])
+def test_places_of_one_list_are_taken_out_from_its_end(places: list[int]) -> None:
+    values = {"data": {"train": ["a", "b", "c", "d"]}}
+    for place in sorted([("data", "train", i) for i in places], key=partial._from_the_end, reverse=True):
+        partial._take_out(values, place, "sft")
+    assert values["data"]["train"] == [each for i, each in enumerate("abcd") if i not in places]

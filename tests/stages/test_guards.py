@@ -66,6 +66,22 @@ def test_an_interrupted_run_is_not_resumed_on_other_rows(workplace: Path, monkey
     assert read_run("out")["status"] == "interrupted"
 
 
+def test_another_stage_does_not_go_on_with_an_interrupted_update(workplace: Path, monkeypatch) -> None:
+    from instructkit.stages import training
+
+    def stop(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+    sft("parent", extra=LORA)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Progress, "on_step_end", stop)
+        update()
+    assert read_run("update")["begun"] == {"newest": None, "in_force": 0}
+    body = f"model: {{name: tiny}}\ndata: {{train: {rows('chat.jsonl', CHAT)}, eval: 0.3}}\n{ONE_STEP}run: {{output: update}}\n"
+    with pytest.raises(InputError, match="update cannot be resumed|update"):
+        run("sft", body, resume=True)
+
+
 def test_dora_is_refused_where_adapters_would_be_joined(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"use_dora": False}), encoding="utf-8")
     above = Source("parent", "base", adapter=tmp_path)
@@ -179,6 +195,40 @@ def test_an_update_is_scored_by_a_reward_model_on_what_users_asked(workplace: Pa
     with pytest.raises(InputError, match="parent"):
         update(scored.replace("reward_model: reward", "reward_model: parent"), feedback=feedback)
     assert not Path("update").exists()
+
+
+def test_the_reward_gate_holds_the_scores_of_fresh_answers_to_the_prompts_of_feedback(
+    workplace: Path, monkeypatch
+) -> None:
+    from instructkit.evaluate import generate
+    from instructkit.scoring import RewardScorer
+
+    sft("parent", extra=LORA)
+    run(
+        "reward",
+        f"model: {{name: parent}}\ndata: {{train: {rows('p.jsonl', PAIRS)}, eval: null}}\n{LORA}{ONE_STEP}"
+        "run: {output: reward}\n",
+    )
+    told, sampled, answer = [], [], generate.answer
+
+    def sampling(model, tokenizer, prompts, **options):
+        found = answer(model, tokenizer, prompts, **options)
+        sampled.append((prompts, [each.text for each in found], options.get("temperature", 1.0)))
+        return found
+
+    def score(self, prompts, answers):
+        told.append((list(prompts), list(answers)))
+        return [0.25 * len(told) + 0.01 * (i % 2) for i in range(len(prompts))]
+
+    monkeypatch.setattr(generate, "answer", sampling)
+    monkeypatch.setattr(RewardScorer, "score", score)
+    record, _ = update(EASY.replace("}", ", reward_model: reward}"), feedback=everything_else())
+    gate = next(gate for gate in record["gates"] if gate["name"] == "reward of fresh answers")
+    (before, first), (after, second) = told
+    asked = [row["prompt"] for row in EDITS]
+    assert before == after and all(prompt in asked for prompt in before) and len(before) < len(asked)
+    assert (before, first, 1.0) in sampled and (after, second, 1.0) in sampled
+    assert gate["passed"] is True and gate["measured"] == pytest.approx(0.25)
 
 
 def test_replay_draws_by_step_so_that_a_resumed_run_draws_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from instructkit.feedback.items import Item, Prepared
 from instructkit.feedback.measured import Memory, Triggers
 from instructkit.feedback.store import Store
 from instructkit.recipe.schema import UpdateGates
+from instructkit.stages import update_sides
 from instructkit.stages.update_measures import Measurer
 
 from .small import Silent
@@ -204,3 +206,25 @@ def test_what_earlier_feedback_said_is_looked_for_though_held_out_events_say_it_
     earlier = [Item(before["id"], asked("?"), "Write to <EMAIL>")]
     found = measurer(train=[item(1)], test=test, rows=[now], earlier=earlier, events=path, redacted=(mail,))
     assert looked_for(found, monkeypatch)[0] == [("canary", "quilt 4471"), mail]
+
+
+def test_rows_near_what_is_trained_on_are_those_that_a_look_at_every_pair_finds() -> None:
+    rng = random.Random(0)
+    words = [f"w{i}" for i in range(12)]
+    preamble = "Please be so kind as to answer in one word and no more than that"
+    texts = [f"{preamble} {' '.join(rng.choices(words, k=6))}" for _ in range(60)]
+    rows, prompts = [row(text) for text in texts[:30]], [asked(text) for text in texts[20:]]
+    for near in (0.5, 0.7, 0.8, 1.0):
+        sets = [update_sides._shingles(asked(text)) for text in texts]
+        wanted = {
+            i
+            for i in range(30)
+            for j in range(20, 60)
+            if len(sets[i] & sets[j]) >= near * len(sets[i] | sets[j])
+        }
+        assert update_sides.trained_again(rows, prompts, near) == wanted
+    assert 10 <= len(wanted) < 30
+
+
+def test_a_plain_text_asks_nothing() -> None:
+    assert update_sides.trained_again([{"text": "Ask 1?"}], ["Ask 1?"], 0.8) == set()
