@@ -6,8 +6,9 @@ What one million judgements cost: their import into a store, an update on them, 
     python benchmarks/feedback_scale.py --import-only 10000    without updates: the same
 
 Synthetic events by 1000 raters: 5 % repeat an earlier row's prompt and answer, 10 % ask nearly what an earlier one asked, 2 %
-hold personal data. Of an update everything counts but training and measuring; measuring looks through the events once more for what
-placeholders stand for, and whether general rows are near what is trained on. The first one is on all events and is promoted; then the loudest rater withdraws, and the next one has 1,000 new events beside all that is stored.
+hold personal data. Of an update everything counts but training and measuring; that looks through its events once more, for what
+placeholders stand for and for general rows near what is trained on. The first one is on all events and is promoted; then the
+loudest rater withdraws, and the next one has 1,000 new events beside all that is stored.
 Writes benchmarks/results/feedback_scale.json and .md when all sizes and parts were run.
 """
 
