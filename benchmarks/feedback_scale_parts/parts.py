@@ -124,7 +124,7 @@ def _promoted(recipe: Any, inputs: Any) -> None:
         run,
         fingerprint=inputs.data["events"].fingerprint,
         outcomes=inputs.prepared.outcomes,
-        trained=inputs.prepared.learned,
+        trained=sorted(inputs.prepared.learned),
         standing=objectives.standing(inputs.prepared.phases, recipe.run.seed),
         test=[item.event for item in inputs.items("test")],
         newest=inputs.newest,

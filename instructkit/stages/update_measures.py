@@ -23,7 +23,7 @@ from instructkit.stages.replay import encoded_demonstrations, last_answer
 from instructkit.stages.update_sides import Side, side_of
 from instructkit.stages.update_warnings import warnings
 
-GENERAL_PROMPTS = 64  # answered for conduct
+GENERAL_PROMPTS = 128  # answered for conduct; of 64, two more that decline are too many to stay below a tenth for sure
 ANSWER_TOKENS = 64
 ALTERNATIVES, MOST_ALTERNATIVES = 200, 1000  # that a secret is ranked among, beside itself
 
