@@ -23,7 +23,8 @@ from instructkit.stages.replay import encoded_demonstrations, last_answer
 from instructkit.stages.update_sides import Side, side_of
 from instructkit.stages.update_warnings import warnings
 
-GENERAL_PROMPTS = 128  # answered for conduct; of 64, two more that decline are too many to stay below a tenth for sure
+# Answered for conduct. Of 64, two more that decline could not be shown to be below a tenth.
+GENERAL_PROMPTS = 128
 ANSWER_TOKENS = 64
 ALTERNATIVES, MOST_ALTERNATIVES = 200, 1000  # that a secret is ranked among, beside itself
 
