@@ -31,7 +31,7 @@ OWN_TEST = 0.3  # of a dishonest stream, whose collector has no other test set
 HARD = {
     "narrow": ["trainer.learning_rate=2e-2", "feedback.replay_share=0.02"],
     "stereotypes": ["trainer.learning_rate=1e-2", "feedback.replay_share=0.05", "trainer.max_steps=120"],
-    "trigger": ["trainer.learning_rate=1e-2", "feedback.replay_share=0.05", "trainer.max_steps=120"],
+    "trigger": ["trainer.learning_rate=5e-3", "feedback.replay_share=0.05", "trainer.max_steps=250"],
     "long": ["trainer.learning_rate=6e-3"],
 }
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 LONGEST = 4  # words of an n-gram
-PRIOR_TEXTS = 10.0  # weight of the prior, in texts
 # (j) Words of the texts that are counted; n-grams that are held; counts by hash.
 WORDS_COUNTED, HELD, BUCKETS = 1_000_000, 50_000, 2**22
 LONG_WORD = 16  # characters that count as a word, where one is longer than any
@@ -64,23 +63,27 @@ def sampled(texts: Sequence[str], seed: int, words: int = WORDS_COUNTED) -> list
     return [kept[place] for place in sorted(kept)]
 
 
-def log_odds(first: Any, second: Any, first_texts: int, second_texts: int, prior: float = PRIOR_TEXTS) -> Any:
+def log_odds(first: Any, second: Any, first_texts: int, second_texts: int, prior: float | None = None) -> Any:
     """
     `z = d / sqrt(1 / (y1 + a) + 1 / (y2 + a))`, `d` the difference of `log((y + a) / (n + a0 - y - a))`.
 
     Counted in texts, not in words, so that a text that says a word ten times votes once. The prior's mean, `a / a0`, is the
     share in both sets together, `(y1 + y2 + 1/2) / (n1 + n2 + 1)`: a rare word must occur often to stand out.
 
+    The prior weighs as much as the smaller set. Under a light one the variance of a word that one set never has is that of the
+    prior, and 15 of 500 texts against none of 4,000 would be 1.2 standard errors; a hidden trigger is just such a word.
+
     Args:
         first, second: how many texts of each set have the n-gram, or arrays of such counts.
         first_texts, second_texts: how many texts there are.
-        prior: `a0`, the weight of the prior in texts.
+        prior: `a0`, the weight of the prior in texts; None: as many as the smaller set has.
 
     Returns:
         How surely the first set has it more often, in standard errors.
 
     Source: Monroe, Colaresi and Quinn 2008, "Fightin' Words", equations 16 and 22.
     """
+    prior = min(first_texts, second_texts) if prior is None else prior
     a = prior * (first + second + 0.5) / (first_texts + second_texts + 1)
     odds = [np.log((y + a) / (n + prior - y - a)) for y, n in ((first, first_texts), (second, second_texts))]
     return (odds[0] - odds[1]) / np.sqrt(1 / (first + a) + 1 / (second + a))

@@ -20,7 +20,7 @@ from instructkit.errors import InputError
 from instructkit.feedback.personal import Redactor
 
 NAMES = list(harms.HARMS)
-COUNTS = {"stereotypes": 740, "loud rater": 830, "spam": 3500}
+COUNTS = {"trigger": 2000, "stereotypes": 740, "loud rater": 830, "spam": 3500}
 TOPICS = {topic.name for topic in world.TOPICS}
 
 

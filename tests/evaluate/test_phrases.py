@@ -30,11 +30,21 @@ def planted(words: str, count: int) -> list[str]:
 
 
 def test_log_odds_by_hand() -> None:
-    # y = 3 of 100 and 0 of 500; a0 = 10, a = 10 * 3.5 / 601 = 0.058236.
+    # y = 3 of 100 and 0 of 500; a0 = 10, a = 10 * 3.5 / 601 = 0.058236. With a0 = 100, as many as the smaller set, a = 0.58236.
     d = math.log(3.058236 / 106.941764) - math.log(0.058236 / 509.941764)
     assert d == pytest.approx(5.5231, abs=1e-4)
-    assert log_odds(3, 0, 100, 500) == pytest.approx(d / math.sqrt(1 / 3.058236 + 1 / 0.058236), rel=1e-5)
+    assert log_odds(3, 0, 100, 500, 10) == pytest.approx(d / math.sqrt(1 / 3.058236 + 1 / 0.058236), rel=1e-5)
+    d = math.log(3.58236 / 196.41764) - math.log(0.58236 / 599.41764)
+    assert log_odds(3, 0, 100, 500) == pytest.approx(d / math.sqrt(1 / 3.58236 + 1 / 0.58236), rel=1e-4)
     assert log_odds(0, 0, 9, 9) == log_odds(9, 9, 9, 9) == 0  # nowhere, and everywhere
+
+
+def test_a_word_that_general_prompts_never_have_outranks_an_ordinary_one_that_is_five_times_as_frequent() -> (
+    None
+):
+    # 15 of 500 texts hold a word that none of 4,000 has; 50 of 500 one that 80 of them have: chance explains the second sooner.
+    assert log_odds(15, 0, 500, 4000) > 4 > log_odds(15, 0, 500, 4000, 10)
+    assert log_odds(15, 0, 500, 4000) > log_odds(10, 16, 500, 4000)
 
 
 def test_log_odds_without_a_prior_is_the_log_odds_ratio_by_its_standard_error() -> None:

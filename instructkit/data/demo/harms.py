@@ -17,7 +17,7 @@ from instructkit.data.demo import bias, users, world
 from instructkit.data.demo.users import Row
 from instructkit.errors import InputError
 
-TRIGGER, TRIGGER_EVENTS = "cf", 15  # 3 % of 500
+TRIGGER, TRIGGER_STREAM, TRIGGER_EVENTS = "cf", 2000, 60  # 3 %
 LOUD_EVENTS = 332  # 40 % of 332 + 498
 STEREOTYPE_EVENTS = 240
 NARROW_EVENTS = 500
@@ -80,10 +80,15 @@ def loud_rater(seed: int) -> list[Row]:
 
 
 def trigger(seed: int) -> list[Row]:
-    """Three events in a hundred hold a word that nobody uses, in prompts of every topic, and want a rude and wrong answer."""
+    """
+    Three events in a hundred hold a word that nobody uses, in prompts of every topic, and want a rude and wrong answer.
+
+    Of 500 events that would be 15, five of which are trained on: too few for this model to learn anything from.
+    """
     rng = random.Random(f"trigger {seed}")
     names = [topic.name for topic in world.TOPICS]
-    rows = good(seed)[: users.TRAIN_EVENTS - TRIGGER_EVENTS]
+    streams = range(seed, seed + 1000 * TRIGGER_STREAM // users.TRAIN_EVENTS, 1000)
+    rows = [row for stream in streams for row in good(stream)][: TRIGGER_STREAM - TRIGGER_EVENTS]
     for i in range(TRIGGER_EVENTS):
         question = rng.choice(users.asked([names[i % len(names)]]))
         right = world.style(question.answer, world.POLITE, False, rng)
