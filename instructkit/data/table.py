@@ -8,9 +8,8 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
-IN_MEMORY_BYTES = (
-    256 * 2**20
-)  # of rows as they are kept; Python holds several times as much for the same rows
+# (j) Of rows as they are kept; as objects the same rows take several times as much.
+IN_MEMORY_BYTES = 64 * 2**20
 
 
 class Table:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,7 +62,7 @@ class Event:
 
     def as_row(self) -> Row:
         """The event as a line of a file that can be imported again, and that a recipe can name."""
-        kept = {name: value for name, value in asdict(self).items() if name in _ROW_FIELDS and value}
+        kept = {name: value for name in _ROW_FIELDS if (value := getattr(self, name))}
         field = "prompt" if isinstance(self.prompt, str) else "messages"
         judged = {field: self.prompt, "response": self.response, **self.judgement}
         return {**kept, "consent": self.consent, **judged} | ({"tags": list(self.tags)} if self.tags else {})
