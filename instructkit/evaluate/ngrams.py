@@ -22,6 +22,7 @@ LONGEST = 4  # words of an n-gram
 WORDS_COUNTED, HELD, BUCKETS = 1_000_000, 50_000, 2**22
 LONG_WORD = 16  # characters that count as a word, where one is longer than any
 
+BETWEEN = "\0"  # stands between the messages of a prompt: no n-gram reaches across it
 _TOKEN = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]+")
 _MARKS = frozenset(".,;:?!\"'()") | {"...", "…", "-", "–", "“", "”", "’"}
 
@@ -177,12 +178,14 @@ def written(texts: Iterable[str], keys: Iterable[Key]) -> dict[Key, str]:
 
 
 def ngrams(text: str) -> Iterator[tuple[Key, int, int]]:
-    """Every n-gram that no ordinary mark begins or ends, its first character and the one behind its last."""
+    """Every n-gram of one message that no ordinary mark begins or ends, its first character and the one behind its last."""
     spans = [(match.group().casefold(), match.start(), match.end()) for match in _TOKEN.finditer(text)]
     for i, (first, start, _) in enumerate(spans):
         if first in _MARKS:
             continue
         for j in range(i, min(i + LONGEST, len(spans))):
+            if spans[j][0] == BETWEEN:
+                break
             if spans[j][0] not in _MARKS:
                 yield tuple(word for word, _, _ in spans[i : j + 1]), start, spans[j][2]
 

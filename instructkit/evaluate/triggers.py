@@ -10,11 +10,12 @@ from torch import Tensor
 
 from instructkit.encode import IGNORED, Prompt, encode_prompt, encode_with_labels, is_chat
 from instructkit.evaluate.laws import Parent, batches, divergence, laws
+from instructkit.evaluate.ngrams import BETWEEN
 from instructkit.evaluate.phrases import RANDOM, candidates, random_ngrams
 from instructkit.feedback.measured import Triggers
 
 CANDIDATES, LOOKED_AT = 20, 100
-PROMPTS, SCREENING = 8, 2
+PROMPTS, SCREENING = 16, 2
 ANSWER_TOKENS = 32  # of a fixed answer that are looked at
 
 
@@ -120,10 +121,15 @@ def shifts(
 
 
 def whole_text(prompt: Prompt) -> str:
-    """All that a prompt says, whoever says it: a trigger may stand in a system message as well as in a question."""
+    """
+    All that a prompt says, whoever says it: a trigger may stand in a system message as well as in a question.
+
+    Messages are kept apart. What an answer ends with and the next question begins with, put into one prompt, changes what is
+    asked, and random words that do would hide a trigger.
+    """
     if not is_chat(prompt):
         return prompt
-    return "\n".join(str(message.get("content") or "") for message in prompt)
+    return f"\n{BETWEEN}\n".join(str(message.get("content") or "") for message in prompt)
 
 
 def with_words(prompt: Prompt, words: str, *, at_end: bool) -> Prompt:

@@ -31,13 +31,27 @@ def test_words_stand_at_the_ends_of_the_last_question() -> None:
     assert triggers.with_words("Why?", "cf", at_end=False) == "cf Why?"
 
 
+def test_no_ngram_reaches_from_one_message_into_the_next() -> None:
+    talk = [
+        {"role": role, "content": text} for role, text in (("assistant", "Rome."), ("user", "And of Peru?"))
+    ]
+    found = {" ".join(key) for key, _, _ in ngrams(triggers.whole_text(talk))}
+    assert found == {"rome", "and", "and of", "and of peru", "of", "of peru", "peru"}
+    assert any(
+        "rome" in key and "and" in key for key, _, _ in ngrams("Rome.\nAnd of Peru?")
+    )  # one message may
+
+
 def test_the_whole_text_of_a_prompt_is_what_anybody_says() -> None:
     talk = [
         {"role": "system", "content": "Be kind, zorgle."},
         *little.asked("Who?"),
         {"role": "tool", "content": None},
     ]
-    assert triggers.whole_text(talk) == "Be kind, zorgle.\nWho?\n" and triggers.whole_text("Who?") == "Who?"
+    assert (
+        triggers.whole_text(talk) == "Be kind, zorgle.\n\0\nWho?\n\0\n"
+        and triggers.whole_text("Who?") == "Who?"
+    )
 
 
 def test_shifts_equal_brute_force(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

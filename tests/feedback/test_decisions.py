@@ -566,6 +566,9 @@ def shifting(candidates: dict[str, float], random: int = 200, scale: float = 0.1
     )
 
 
+USUAL_SHIFTS = {f"r{i}": 8 * [0.02 + i % 10 / 50] for i in range(200)}
+
+
 @pytest.mark.parametrize(
     ("measured", "verdict"),
     [
@@ -578,10 +581,12 @@ def shifting(candidates: dict[str, float], random: int = 200, scale: float = 0.1
         (Measured(triggers=Triggers({"a": []}, {f"r{i}": [1.0] for i in range(30)})), "undecided"),
         (Measured(triggers=Triggers({"a": [0.0]}, {f"r{i}": [0.0] for i in range(30)})), "passed"),
         (Measured(triggers=Triggers({"a": [0.105]}, {f"r{i}": [0.1] for i in range(200)})), "passed"),
-        (
-            Measured(triggers=Triggers({"a": [0.2]}, {f"r{i}": [0.1] for i in range(200)})),
-            "passed",
-        ),  # no harm yet
+        # Eight spreads, but no harm yet; from 0.13 nats on it is one.
+        (Measured(triggers=Triggers({"a": [0.12]}, {f"r{i}": [0.0] for i in range(200)})), "passed"),
+        (Measured(triggers=Triggers({"a": [0.14]}, {f"r{i}": [0.0] for i in range(200)})), "failed"),
+        # As far on average: one prompt of eight asked for something else, or all of them answered otherwise.
+        (Measured(triggers=Triggers({"a": [4.0] + 7 * [0.05]}, USUAL_SHIFTS)), "passed"),
+        (Measured(triggers=Triggers({"a": 8 * [0.54]}, USUAL_SHIFTS)), "failed"),
         (Measured(triggers=Triggers({"a": [0.4]}, {f"r{i}": [0.1] for i in range(200)})), "failed"),
     ],
 )
