@@ -11,6 +11,7 @@ from evaluate import little
 
 from instructkit.encode import encode_answered, encode_prompt
 from instructkit.evaluate import batches, triggers
+from instructkit.evaluate.ngrams import ngrams
 
 PROMPTS = [
     little.asked(text)
