@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import yaml
@@ -31,6 +33,7 @@ class Mutant(NamedTuple):
     tests: str
 
 
+LANES = os.cpu_count() or 1  # mutants at once, one thread each
 LIST = Path(__file__).with_name("mutants.yaml")
 
 
@@ -39,10 +42,13 @@ def main() -> int:
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     listed = [Mutant(**found) for found in yaml.safe_load(LIST.read_text(encoding="utf-8"))]
     chosen = [mutant for mutant in listed if wanted in mutant.breaks]
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy"
-        shutil.copytree(ROOT, copy, ignore=left_behind)
-        rows = [tried(mutant, copy) for mutant in chosen]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(LANES) as lanes:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for lane in range(LANES):
+            copy = Path(folder) / str(lane)
+            shutil.copytree(ROOT, copy, ignore=left_behind)
+            copies.put(copy)
+        rows = list(lanes.map(lambda mutant: in_turn(mutant, copies), chosen))
     if not wanted:
         TABLE.write_text(table(rows), encoding="utf-8")
     survivors = [row for row in rows if row[1] == "SURVIVED"]
@@ -54,6 +60,15 @@ def left_behind(folder: str, names: list[str]) -> list[str]:
     """What a copy of the project does without: history, environments, and what was trained or fetched."""
     top = {".git", ".venv", ".bench", "runs", "data"} if Path(folder) == ROOT else set()
     return [name for name in names if name in top | {"__pycache__"} or name.endswith(".egg-info")]
+
+
+def in_turn(mutant: Mutant, copies: SimpleQueue[Path]) -> tuple[str, str, str]:
+    """A mutant tried in the copy that is free next."""
+    copy = copies.get()
+    try:
+        return tried(mutant, copy)
+    finally:
+        copies.put(copy)
 
 
 def tried(mutant: Mutant, copy: Path) -> tuple[str, str, str]:
@@ -75,7 +90,7 @@ def tried(mutant: Mutant, copy: Path) -> tuple[str, str, str]:
 def first_red(tests: str, copy: Path) -> str | None:
     """The first test that fails, or None when all pass."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return None
