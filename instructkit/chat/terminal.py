@@ -35,6 +35,9 @@ def talk(session: Session, name: str, *, read: TextIO = sys.stdin, out: TextIO =
             break
         if not line.strip():
             continue
+        if not line.isascii() and any("\ud800" <= sign <= "\udfff" for sign in line):
+            print("that line is not UTF-8 and was not asked; say it again", file=sys.stderr)
+            continue
         for piece in session.ask(line.strip()):
             print(piece, end="", file=out, flush=True)
         print(file=out, flush=True)

@@ -82,9 +82,8 @@ def _ask(model: str | None) -> tuple[str, list[str], str | None]:
         return ("hub" if model else "demo"), [], model
     for name, about in CHOICES.items():
         typer.echo(f"  {name:5} {about}")
-    import click
-
-    way = typer.prompt("Recipes for", default="demo", type=click.Choice(list(CHOICES)))
+    while (way := typer.prompt("Recipes for", default="demo")) not in CHOICES:
+        typer.echo(f"`{way}` is none of them: {', '.join(CHOICES)}")
     if way == "demo":
         return way, [], None
     data = typer.prompt("Files, with spaces between them").split() if way == "own" else []

@@ -55,6 +55,9 @@ def detect(source: str) -> Found:
     read = list(read_source(source))
     rows = [(row, place) for row, place in read if not isinstance(row, Fault)]
     broken = [row for row, _ in read if isinstance(row, Fault)]
+    if not rows and broken:
+        many = f"; of its {len(broken)} rows none is sound" if broken[1:] else ""
+        raise InputError(f"{broken[0].where}: {broken[0].message}{many}", hint=broken[0].hint)
     if not rows:
         raise InputError(f"{source} holds no rows", hint="give a file with rows in it")
     best = next(filter(None, (_best(rows, kind) for kind in KINDS)), None)

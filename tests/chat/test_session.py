@@ -64,3 +64,10 @@ def test_the_terminal_answers_line_by_line(tiny_folder: Path) -> None:
     out = io.StringIO()
     talk(session(tiny_folder), "tiny", read=io.StringIO("Hello\n\nAnd you?\n"), out=out)
     assert out.getvalue().count("\n") >= 2
+
+
+def test_a_line_that_is_not_utf8_is_told_and_not_asked(tiny_folder: Path, capsys) -> None:
+    out, chat = io.StringIO(), session(tiny_folder)
+    talk(chat, "tiny", read=io.StringIO("caf\udce9?\nAnd you?\n"), out=out)
+    assert [message["content"] for message in chat.messages[::2]] == ["And you?"]
+    assert "not UTF-8" in capsys.readouterr().err

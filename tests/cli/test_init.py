@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +40,19 @@ def test_the_embedded_default_is_what_the_repository_ships() -> None:
     for stage in STAGES:
         for name in (f"{stage}.yaml", f"schemas/{stage}.json"):
             assert Path("recipes", name).read_bytes() == (ROOT / "recipes" / name).read_bytes()
+
+
+def test_at_a_terminal_it_asks_until_it_understands(tmp_path: Path) -> None:
+    terminal, inside = pty.openpty()
+    command = [sys.executable, "-m", "instructkit", "init"]
+    asking = subprocess.Popen(command, cwd=tmp_path, stdin=inside, stdout=subprocess.PIPE, text=True)
+    write(str(tmp_path / "said.jsonl"), [{"prompt": "2 + 2?", "completion": "4"}] * 4)
+    os.write(terminal, b"zzz\nown\nsaid.jsonl\nme/mine\n")
+    told, _ = asking.communicate(timeout=60)
+    assert asking.returncode == 0 and "`zzz` is none of them: demo, own, hub" in told
+    assert load_recipe(str(tmp_path / "recipes/sft.yaml"), "sft").model.name == "me/mine"
+    for end in (terminal, inside):
+        os.close(end)
 
 
 def test_the_hub_recipes_are_what_the_repository_ships() -> None:

@@ -66,6 +66,17 @@ def test_a_bad_row_does_not_change_what_the_rest_are(tmp_path: Path) -> None:
     assert found.asks
 
 
+def test_a_file_without_a_sound_row_tells_the_first_fault(tmp_path: Path) -> None:
+    path = tmp_path / "said.jsonl"
+    for content, told in (
+        (b"caf\xe9\n", r"said.jsonl:1: not UTF-8$"),
+        (b"x\ny\n", "not JSON.*of its 2 rows none is sound"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=told):
+            detect(str(path))
+
+
 def test_rows_of_no_kind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the rows have `a`, `b`, of no kind that is known") as error:
         detect(write(tmp_path / "rows.jsonl", [{"a": 1, "b": "x"}]))
