@@ -84,6 +84,8 @@ def locate(name: str) -> Source:
         return Source(name, str(path.parent), gguf_file=path.name)
     if path.is_dir():
         return _locate_folder(name, path)
+    if path.is_file():
+        raise InputError(f"{name} is a file, not a model", hint="name its folder, or a .gguf file")
     if _HUB_ID.match(name) and not _meant_as_path(name):
         return Source(name, name)
     raise InputError(

@@ -79,7 +79,7 @@ def init(
 def _ask(model: str | None) -> tuple[str, list[str], str | None]:
     """Which way, and what it needs: asked at a terminal; elsewhere the embedded default."""
     if not sys.stdin.isatty():
-        return ("hub" if model else "demo"), [], model
+        return ("demo" if model in (None, "tiny") else "hub"), [], model
     for name, about in CHOICES.items():
         typer.echo(f"  {name:5} {about}")
     while (way := typer.prompt("Recipes for", default="demo")) not in CHOICES:

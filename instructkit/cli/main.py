@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.exit(_usage(error) if hasattr(error, "format_message") else _unexpected(error))
     if code == INTERRUPTED:  # what Typer returns for Ctrl-C
-        print("error: interrupted\nhint: a training run goes on with --resume", file=sys.stderr)
+        again = "go on with --resume" if arguments[0] in train.ABOUT else "give the command again"
+        print(f"error: interrupted\nhint: {again}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

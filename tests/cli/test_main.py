@@ -102,7 +102,15 @@ def test_an_interrupt_exits_with_130(capsys, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("instructkit.stages.run_stage", stop)
     code, _, told = run("sft", "recipes/sft.yaml", capsys=capsys)
-    assert (code, told.strip()) == (130, "error: interrupted\nhint: a training run goes on with --resume")
+    assert (code, told.strip()) == (130, "error: interrupted\nhint: go on with --resume")
+    monkeypatch.setattr("instructkit.models.locate", stop)
+    code, _, told = run("chat", "tiny", capsys=capsys)
+    assert (code, told.strip()) == (130, "error: interrupted\nhint: give the command again")
+
+
+def test_a_file_is_no_model(capsys) -> None:
+    code, _, told = run("chat", str(ROOT / "README.md"), capsys=capsys)
+    assert code == 2 and "README.md is a file, not a model" in told
 
 
 def test_the_unforeseen_is_one_line_unless_debugging(capsys, monkeypatch) -> None:
