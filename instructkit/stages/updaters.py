@@ -100,6 +100,20 @@ class Replay:
 class ParentReference:
     """The reference of DPO and KTO is the parent, whose log-probabilities are computed once, before training."""
 
+    _told: tuple[str, ...] = ()  # the columns of a row that hold what the reference says of it
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """On paper the parent has no numbers to compute with: zeros stand for what it would say, so a step reads as much."""
+        config = kwargs["args"]
+        on_paper = config.precompute_ref_log_probs and any(p.is_meta for p in kwargs["model"].parameters())
+        if on_paper:
+            config.precompute_ref_log_probs = False  # TRL would take a hash of the weights
+        super().__init__(*args, **kwargs)
+        if on_paper:
+            config.precompute_ref_log_probs = self.precompute_ref_logps = True
+            for name in self._told:
+                self.train_dataset = self.train_dataset.add_column(name, [0.0] * len(self.train_dataset))
+
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
         """TRL's own computation, under the parent's adapters instead of the copy that TRL makes."""
         with adapters.as_parent(self.accelerator.unwrap_model(self.model)):
@@ -122,6 +136,8 @@ class DPOUpdater(Replay, ParentReference, DPOTrainer):
     wrote the better answer and 0 elsewhere: the term keeps it likely in itself, while DPO alone only widens the gap (Pang et
     al. 2404.19733, equation 1). A `loss_type` of the recipe's own takes the place of all of it.
     """
+
+    _told = ("ref_chosen_logps", "ref_rejected_logps")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -155,6 +171,8 @@ class DPOUpdater(Replay, ParentReference, DPOTrainer):
 
 class KTOUpdater(Replay, ParentReference, KTOTrainer):
     """Ratings of both signs."""
+
+    _told = ("ref_logps", "ref_KL_logps")  # a loss without a KL passes the second by
 
 
 def for_objective(objective: str, rows: list[dict[str, Any]]) -> tuple[type, type, dict[str, Any]]:

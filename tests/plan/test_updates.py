@@ -1,0 +1,95 @@
+"""Plans and looks of updates: every objective is prepared without weights, and its step holds what a real one does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from plan.test_plan import planned, recipe
+from stages.small import CHAT, LORA, rows, run
+
+from instructkit.plan.ledger import Ledger
+from instructkit.plan.listener import Listener
+from instructkit.plan.look import look
+from instructkit.plan.rehearsal import rehearse
+from instructkit.plan.reuse import keep
+from instructkit.stages import collector, lora_update
+from instructkit.stages.base import Frame, choose_machine
+
+ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
+SIGNALS = {
+    "sft": [{"better": "Yes, that one."}],
+    "dpo": [{"preferred": "response", "other": "No."}],
+    "kto": [{"rating": 1}, {"rating": -1}],
+}
+SIGNALS["auto"] = [signal for signals in SIGNALS.values() for signal in signals]
+OBJECTIVES = ["sft", "dpo", "kto", "auto"]
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with a run to update."""
+    folder = tmp_path_factory.mktemp("parent")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        data = rows("chat.jsonl", CHAT)
+        body = f"model: {{name: tiny}}\ndata: {{train: {data}, eval: 0.3}}\n{LORA}{ONE}run: {{output: sft}}\n"
+        run("sft", body)
+    return folder
+
+
+def update(objective: str, *overrides: str):
+    signals = SIGNALS[objective]
+    events = [
+        {"prompt": f"Say {i} to me.", "response": f"{i}, as you say!", **signals[i % len(signals)]}
+        for i in range(24)
+    ]
+    body = (
+        f"model: {{name: sft}}\nfeedback: {{events: {rows(f'{objective}.jsonl', events)}, eval: 0.5, "
+        f"objective: {objective}}}\n{LORA}{ONE}run: {{output: new}}\n"
+    )
+    return recipe("lora-update", body, *overrides)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_update_is_planned_and_looked_at_whatever_its_objective(
+    parent: Path, monkeypatch, objective: str
+) -> None:
+    monkeypatch.chdir(parent)
+    found = update(objective)
+    plan = planned(found)
+    assert set(plan.rehearsal.weights) == {"model", "new adapter", "parent's adapter"}
+    assert plan.rehearsal.phases["step"] > 0
+    seen = look(found, collector(found)(found), choose_machine(found), 1)
+    assert any(token.learned for row in seen.rows for token in row.tokens)
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto"])
+def test_a_rehearsed_update_holds_what_a_real_one_does(
+    parent: Path, tmp_path: Path, monkeypatch, objective: str
+) -> None:
+    """The real step reads from its rows what the parent says of them, so nothing is counted for a second reading."""
+    monkeypatch.chdir(parent)
+    found = update(objective)
+    inputs, machine = collector(found)(found), choose_machine(found)
+    rehearsed = rehearse(found, inputs, machine)
+    trainer, *_ = lora_update.prepare(Frame(found, inputs, machine, tmp_path, Listener(), resume=False))
+    batch = trainer.data_collator(keep("lora-update", trainer, inputs).heaviest)
+    trainer.model.train()
+    with Ledger("cpu") as ledger:
+        ledger.hold(trainer.model.parameters())
+        before = ledger.now
+        ledger.forget_peak()
+        trainer.compute_loss(trainer.model, batch).backward()
+        real = ledger.peak - before
+    assert rehearsed.phases["step"] == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_probe_has_real_references(parent: Path, monkeypatch, objective: str) -> None:
+    from instructkit.plan import make
+
+    monkeypatch.chdir(parent)
+    found = update(objective)
+    assert make.make(found, collector(found), probing=True).probe.steps == 1
