@@ -79,13 +79,15 @@ def _about_personal(found: Counter[str], keep_raw: bool) -> str:
 
 
 def _scale(told: str | None) -> tuple[float, float] | None:
+    import math
+
     from instructkit.errors import InputError
 
     if told is None:
         return None
     try:
         low, high = (float(part) for part in told.split(":"))
-        if low < high:
+        if low < high and math.isfinite(high - low):  # every rating would be the lowest of an endless one
             return low, high
     except ValueError:
         pass
@@ -123,6 +125,7 @@ def add(
 ) -> None:
     """Add one event, said now unless it has a time."""
     from instructkit.errors import InputError
+    from instructkit.feedback.by_hand import parsed
     from instructkit.feedback.events import event_of, ulid
     from instructkit.feedback.importers import Reading, rows_of
     from instructkit.feedback.store import Store
@@ -130,10 +133,7 @@ def add(
 
     text = sys.stdin.read() if event == "-" else event
     try:
-        row = json_module.loads(text)
-        if not isinstance(row, dict):
-            raise ValueError(f"found {type(row).__name__}; wanted a JSON object")
-        rows = [{**each, "id": ulid()} for each in rows_of(row, Reading())]
+        rows = [{**each, "id": ulid()} for each in rows_of(parsed(text), Reading())]
         made = [(event_of(each, source="api", consent=consent), each) for each in rows]
     except ValueError as error:
         raise InputError(

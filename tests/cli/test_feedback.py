@@ -255,6 +255,9 @@ def test_stats_as_data(run) -> None:
         (("withdraw",), "wanted an event's id or --rater"),
         (("import", "nowhere.jsonl"), "no data at nowhere.jsonl"),
         (("import", "x.jsonl", "--scale", "5:1"), "--scale 5:1 is no scale"),
+        (("import", "x.jsonl", "--scale", "0:inf"), "--scale 0:inf is no scale"),
+        (("import", "x.jsonl", "--scale=-inf:inf"), "--scale -inf:inf is no scale"),
+        (("import", "x.jsonl", "--scale=-1e308:1e308"), "--scale -1e308:1e308 is no scale"),
         (("list", "--kind", "star"), "no kind is called 'star'"),
         (("list", "--since", "soon"), "--since soon is no time"),
     ],
@@ -264,6 +267,46 @@ def test_bad_input(run, arguments: tuple[str, ...], told: str) -> None:
     code, _, err = run(*arguments)
     assert code == 2
     assert told in err and "hint:" in err
+
+
+ONE = {"prompt": "q", "response": "a", "rating": 1}
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (ONE | {"concent": False}, "unknown `concent`; did you mean `consent`?"),
+        (ONE | {"Consent": False}, "unknown `Consent`; did you mean `consent`?"),
+        ({"prompt": "q", "responce": "a", "rating": 1}, "unknown `responce`; did you mean `response`?"),
+        (ONE | {"xyzzy": 1}, "unknown `xyzzy`; wanted of `prompt`,"),
+        ('{"prompt": "q", "response": "a", "rating": 1, "rating": -1}', "`rating` is given twice"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_written_by_hand_says_nothing_in_vain(run, event: dict | str, told: str) -> None:
+    code, _, err = run("add", event if isinstance(event, str) else json.dumps(event))
+    assert (code, told in err) == (2, True), err
+    assert not Path("feedback.db").exists()
+
+
+def test_what_was_exported_is_added_again(run) -> None:
+    """Every name that an export has is known; other tools' rows have further names of their own."""
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    score = {"name": "quality", "value": 1, "dataType": "NUMERIC"}
+    more = {"tags": ["x"], "group": "g", "run": "runs/ppo", "run_hash": "1", "sampling": {"temperature": 1}}
+    given = [
+        ONE | more | {"rater": "ann", "time": "2026-01-02", "source": "web"},
+        {"prompt": "q", "response": "a", "other": "b", "preferred": "tie", "shown_first": "other"},
+        {"messages": talk, "thumbs": "up", "metadata": {"consent": False}},
+        {"input": "q", "output": "a", "scores": [score], "projectId": "p"},
+    ]
+    for row in given:
+        assert run("add", json.dumps(row))[0] == 0
+    run("withdraw", "--rater", "ann")
+    rows = run("export", "--withdrawn")[1].splitlines()
+    assert len(rows) == len(given)
+    for line in rows:
+        assert run("add", line, "--store", "other.db")[0] == 0
 
 
 def spoil(text: bytes) -> None:
