@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -206,6 +207,7 @@ def _unread(found: Found) -> list[str]:
 def _write(folder: Path, texts: dict[str, str], schemas: dict[str, str]) -> None:
     """Recipes and schemas, all or nothing."""
     from instructkit.errors import InputError
+    from instructkit.runs.files import write_text_atomic
 
     recipes = {folder / f"{stage}.yaml": text for stage, text in texts.items()}
     there = [str(path) for path in recipes if path.exists()]
@@ -214,9 +216,20 @@ def _write(folder: Path, texts: dict[str, str], schemas: dict[str, str]) -> None
             f"{', '.join(there)} is there already", hint="give another folder; nothing was written"
         )
     beside = {folder / "schemas" / f"{stage}.json": schemas[stage] for stage in texts}
+    every = {**beside, **recipes}
+    new = [path for path in (*every, folder / "schemas", folder) if not path.exists()]
     try:
-        for path, text in {**beside, **recipes}.items():
+        for path, text in every.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text_atomic(path, text)
     except OSError as error:
-        raise InputError(f"{folder}: {error}", hint="give a folder that can be written") from error
+        _take_away(new)
+        hint = "give a folder that can be written and has room; nothing was written"
+        raise InputError(f"{folder}: {error.strerror or error}", hint=hint) from error
+
+
+def _take_away(paths: list[Path]) -> None:
+    """Files, then the folders that held nothing else."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -226,3 +227,22 @@ def test_columns_that_mean_two_things_are_refused(capsys: pytest.CaptureFixture)
     assert run(*names, "--data", asked) == 2
     assert "asked.jsonl cannot be read with the columns of the other files" in capsys.readouterr().err
     assert not Path("recipes").exists()
+
+
+def test_what_cannot_be_written_whole_is_not_written(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def full(path: Path, text: str) -> None:
+        if len(written) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path)
+        path.write_text(text, encoding="utf-8")
+
+    monkeypatch.setattr("instructkit.runs.files.write_text_atomic", full)
+    Path("there").mkdir()
+    Path("there/mine.txt").write_text("kept", encoding="utf-8")
+    for folder in ("new", "there"):
+        assert run(folder) == 2
+        assert f"error: {folder}: No space left on device" in capsys.readouterr().err
+        written.clear()
+    assert not Path("new").exists() and [path.name for path in Path("there").iterdir()] == ["mine.txt"]
