@@ -13,13 +13,38 @@ from instructkit.feedback import migrations
 
 WAIT_SECONDS = 30  # for another writer
 READ_ONLY = "?mode=ro"
+_STILL_OPENS = "`instructkit feedback check` tells what is, and `feedback export --salvage` writes what can still be read"
+PAST_READING = "restore it from a copy, or import the same files again into a new store, with --store"
 
 
-def make_private(path: Path) -> None:
-    """An empty file that nobody else may read; SQLite gives its companions the same rights."""
+def prepare(path: Path, *, create: bool) -> None:
+    """
+    Before a file is opened: one that becomes a store, new or still empty, is closed to everybody but its owner.
+
+    Raises:
+        InputError: when there is none and none is to be made, or what is there is no file.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; wanted one file", hint=f"as {path / 'feedback.db'}")
+    there = path.exists()
+    if there and not path.is_file():
+        raise InputError(f"{path}: is no plain file; wanted one file", hint="give another path with --store")
+    if not there and not create:
+        raise InputError(
+            f"no feedback store at {path}", hint="`instructkit feedback import FILE --store PATH` makes one"
+        )
+    if not there or path.stat().st_size == 0:
+        _make_private(path)
+
+
+def _make_private(path: Path) -> None:
+    """An empty file that nobody else may read; SQLite gives its companions the same rights where it makes them."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+            if file.exists():  # made by others, with the rights that they have as a rule
+                file.chmod(0o600)
     except OSError as error:
         raise InputError(f"{path} cannot be made: {error}", hint="give another path with --store") from error
 
@@ -110,19 +135,24 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_words(path: Path) -> Iterator[None]:
-    """What goes wrong with the file is told in words, and with what to do about it."""
+def in_words(path: Path, damaged: str = _STILL_OPENS) -> Iterator[None]:
+    """
+    What goes wrong with the file is told in words, and with what to do about it.
+
+    Args:
+        damaged: what to do about damage; the usual ways on need a store that opens.
+    """
     try:
         yield
     except sqlite3.Error as error:
-        raise _told(path, str(error)) from error
+        raise _told(path, str(error), damaged) from error
 
 
 def _unwritable(text: str) -> bool:
     return "readonly" in text or "unable to open" in text
 
 
-def _told(path: Path, text: str) -> InstructKitError:
+def _told(path: Path, text: str, damaged: str) -> InstructKitError:
     if "full" in text:
         told, hint = (
             "the disk is full",
@@ -135,6 +165,5 @@ def _told(path: Path, text: str) -> InstructKitError:
     elif "not a database" in text:
         return InputError(f"{path} is no feedback store", hint="give another path with --store")
     else:
-        told = f"it is damaged ({text})"
-        hint = "`instructkit feedback check` tells what is, and `feedback export --salvage` writes what can still be read"
+        told, hint = f"it is damaged ({text})", damaged
     return InstructKitError(f"{path}: {told}", hint=hint)

@@ -49,14 +49,8 @@ class Store:
             InputError: when there is none, or the file is no store, or one of a newer version.
         """
         path = Path(path)
-        if not path.exists():
-            if not create:
-                raise InputError(
-                    f"no feedback store at {path}",
-                    hint="`instructkit feedback import FILE --store PATH` makes one",
-                )
-            opening.make_private(path)
-        with in_words(path):
+        opening.prepare(path, create=create)
+        with in_words(path, opening.PAST_READING):
             return cls(path, *opening.connect(path))
 
     def __enter__(self) -> Store:
@@ -70,6 +64,10 @@ class Store:
     @property
     def salt(self) -> bytes:
         """What raters' names are hashed with; it never leaves the store."""
+        with in_words(self.path):
+            return self._salt()
+
+    def _salt(self) -> bytes:
         return self._db.execute("SELECT value FROM about WHERE name = 'salt'").fetchone()[0]
 
     def add(
@@ -149,13 +147,15 @@ class Store:
 
     def has(self, event: str) -> bool:
         """Whether there is an event with this id, withdrawn or not."""
-        return adding.has(self._db, "id", event)
+        with in_words(self.path):
+            return adding.has(self._db, "id", event)
 
     def _question(self, wanted: Filter | None) -> tuple[str, list[str | int]]:
-        return (wanted or Filter()).question(self._hashed, self._number)
+        with in_words(self.path):
+            return (wanted or Filter()).question(self._hashed, self._number)
 
     def _hashed(self, name: str) -> str:
-        return rater_hash(name, self.salt)
+        return rater_hash(name, self._salt())
 
     def _number(self, event: str) -> int:
         found = self._db.execute("SELECT seq FROM event WHERE id = ?", (event,)).fetchone()
@@ -264,13 +264,15 @@ class Store:
     def withdrawals(self) -> list[dict[str, Any]]:
         """Every withdrawal: when, of which event or rater, and why."""
         names = ("id", "time", "event", "rater", "why")
-        found = self._db.execute(f"SELECT {', '.join(names)} FROM withdrawal ORDER BY seq")
-        return [dict(zip(names, values, strict=True)) for values in found]
+        with in_words(self.path):
+            found = self._db.execute(f"SELECT {', '.join(names)} FROM withdrawal ORDER BY seq")
+            return [dict(zip(names, values, strict=True)) for values in found]
 
     def withdrawn_ids(self) -> Iterator[str]:
         """The ids of all events that are withdrawn, by themselves or with everything that their rater said."""
-        for (found,) in self._db.execute(f"SELECT id FROM event WHERE NOT ({NOT_WITHDRAWN}) ORDER BY seq"):
-            yield found
+        question = f"SELECT id FROM event WHERE NOT ({NOT_WITHDRAWN}) ORDER BY seq"
+        with in_words(self.path):
+            yield from (found for (found,) in self._db.execute(question))
 
     def damage(self) -> list[str]:
         """What SQLite finds wrong with the file, in its words, and what is lost by it; nothing for a sound one."""
@@ -287,7 +289,7 @@ class Store:
         """
         wanted = wanted or Filter()
         taken_back = self.withdrawals_left()
-        with in_words(self.path):
+        with in_words(self.path, opening.PAST_READING):
             for event in salvage.events(self._db):
                 if isinstance(event, int) or (
                     wanted.takes(event, self._hashed) and (wanted.withdrawn or not taken_back.cover(event))

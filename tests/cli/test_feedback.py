@@ -332,3 +332,62 @@ def test_check_tells_a_damaged_store(run) -> None:
     code, out, err = run("export", "--salvage")
     assert code == 1 and "events could not be read" in err
     assert 450 < len(out.splitlines()) < 500
+
+
+COMMANDS = [
+    ("add", '{"prompt": "q", "response": "a", "rating": 1}'),
+    ("import", "rows.jsonl"),
+    ("list", "--rater", "r1"),
+    ("stats",),
+    ("withdraw", "--rater", "r1"),
+    ("export", "--rater", "r1"),
+    ("export", "--salvage", "--rater", "r1"),
+    ("check",),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2])[:16])
+def test_a_store_that_cannot_be_opened_is_told_alike(run, command: tuple[str, ...]) -> None:
+    """No hint leads back to a command that needs the store open."""
+    run(
+        "import",
+        write("rows.jsonl", [*ROWS, *({**ROWS[0], "prompt": "q" * 2000 + str(i)} for i in range(50))]),
+    )
+    path = Path("feedback.db")
+    path.write_bytes(path.read_bytes()[:30_000])
+    code, out, err = run(*command)
+    assert (code, out) == (1, "")
+    assert "error: feedback.db: it is damaged (database disk image is malformed)" in err
+    assert "hint: restore it from a copy" in err and "feedback check" not in err and "--salvage" not in err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2])[:16])
+def test_damage_is_told_with_its_path(run, command: tuple[str, ...]) -> None:
+    """Where the store opens, and what a command needs first cannot be read: the salt of raters' names."""
+    run("import", write("rows.jsonl", ROWS))
+    run("withdraw", "--rater", "r0")
+    with Store.open("feedback.db") as store:
+        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        pages = store._db.execute("SELECT rootpage FROM sqlite_master WHERE name IN ('about', 'withdrawal')")
+        places = [(page - 1) * 4096 for (page,) in pages]
+    content = bytearray(Path("feedback.db").read_bytes())
+    for place in places:
+        content[place : place + 4096] = b"\xff" * 4096
+    Path("feedback.db").write_bytes(content)
+    code, _, err = run(*command)
+    assert code == 1 and "feedback.db" in err and "damaged" in err and "please report it" not in err
+    if command[0] == "check":
+        assert "feedback check" not in err and "--salvage" in err
+    elif "--salvage" in command:
+        assert "hint: restore it from a copy" in err and "--salvage" not in err
+    else:
+        assert "`instructkit feedback check` tells what is" in err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2])[:16])
+def test_a_folder_is_no_store(run, command: tuple[str, ...]) -> None:
+    write("rows.jsonl", ROWS)
+    Path("folder").mkdir()
+    code, out, err = run(*command, "--store", "folder")
+    assert (code, out) == (2, "")
+    assert "error: folder: is a folder; wanted one file\nhint: " in err

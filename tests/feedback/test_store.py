@@ -102,6 +102,35 @@ def test_nobody_else_may_read_it(path) -> None:
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
+@pytest.mark.parametrize("create", [True, False])
+def test_an_empty_file_that_others_may_read_becomes_private(path, create: bool) -> None:
+    files = [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
+    for file in files:
+        file.touch()
+        file.chmod(0o644)
+    with Store.open(path, create=create) as store:
+        added(store, rows(1))
+        assert sorted(path.parent.iterdir()) == sorted(files)
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+def test_rights_that_were_given_to_a_store_stay(path) -> None:
+    with Store.open(path, create=True) as store:
+        added(store, rows(1))
+    path.chmod(0o640)
+    with Store.open(path, create=True) as store:
+        added(store, rows(2))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_what_is_no_file_is_no_store_and_keeps_its_rights(path) -> None:
+    os.mkfifo(path, 0o644)
+    path.chmod(0o644)
+    with pytest.raises(InputError, match="is no plain file; wanted one file"):
+        Store.open(path, create=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
 def test_events_are_never_changed_or_removed(path) -> None:
     with Store.open(path, create=True) as store:
         added(store, rows(1))
