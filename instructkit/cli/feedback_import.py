@@ -96,15 +96,18 @@ def _scale(told: str | None) -> tuple[float, float] | None:
 
 def _faults(files: list[str], how: Reading) -> tuple[list[Fault], int]:
     """The first faults of all files, and how many there are."""
-    from instructkit.errors import SHOWN_FAULTS, Fault
+    from instructkit.errors import SHOWN_FAULTS, DataError, Fault
     from instructkit.feedback.importers import read
 
     shown, total = [], 0
-    for name in files:
-        for found in read(name, how):
-            if isinstance(found, Fault):
-                total += 1
-                shown += [found] if len(shown) < SHOWN_FAULTS else []
+    try:
+        for name in files:
+            for found in read(name, how):
+                if isinstance(found, Fault):
+                    total += 1
+                    shown += [found] if len(shown) < SHOWN_FAULTS else []
+    except DataError as error:  # of a file that cannot be read as a whole; its own hint speaks of training
+        raise DataError(error.faults, error.total, hint="mend the file; nothing was imported") from error
     return shown, total
 
 

@@ -12,7 +12,7 @@ from instructkit.data.files import numbered
 from instructkit.data.readers import read_source
 from instructkit.data.records import Row
 from instructkit.data.shapes import in_our_shape
-from instructkit.errors import Fault
+from instructkit.errors import Fault, InputError
 from instructkit.feedback import exports
 from instructkit.feedback.beside import beside
 from instructkit.feedback.events import Event, event_of
@@ -20,16 +20,20 @@ from instructkit.feedback.ratings import RATINGS, Reading, rating_of
 
 __all__ = ["Reading", "read", "rows_of"]
 
+_JUDGEMENTS = (*RATINGS, "better", "preferred")
+
 
 def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
     """
     The events of a file, each with the row that it was made of; of a row at fault, why.
 
     Raises:
-        InputError: when there is no such file, or it cannot be read.
+        InputError: when there is no such file, it cannot be read, or it holds no rows.
     """
     name = f"import:{Path(source).name}"
+    empty = True
     for raw, place in read_source(source):
+        empty = False
         if isinstance(raw, Fault):
             yield raw
             continue
@@ -42,6 +46,9 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
             yield Fault(place, str(error))
             continue
         yield from made
+    if empty:
+        hint = "check the file; each line of a .jsonl is one row; nothing was imported"
+        raise InputError(f"{source} holds no rows", hint=hint)
 
 
 def rows_of(row: Row, how: Reading) -> list[Row]:
@@ -54,6 +61,8 @@ def rows_of(row: Row, how: Reading) -> list[Row]:
     for belongs, reader in _FORMATS:
         if belongs(row):
             return [{**found, **beside(found, row)} for found in reader(row, how)]
+    if "response" in row:
+        raise ValueError("`response` is empty; wanted the answer that was judged")
     raise ValueError(
         f"found {', '.join(f'`{key}`' for key in row) or 'nothing'}; wanted a prompt or messages, a `response`, and a judgement"
     )
@@ -73,10 +82,19 @@ def _rated(row: Row, how: Reading) -> Row:
     """The row with its rating on our scale, whatever it was called."""
     names = [name for name in ((how.field,) if how.field else RATINGS) if row.get(name) is not None]
     if not names:
-        wanted = f"`{how.field}`" if how.field else "a rating, a better answer or a preference"
-        raise ValueError(f"found {', '.join(f'`{key}`' for key in row)}; wanted {wanted}")
+        raise ValueError(_not_judged(row, how))
     kept = {key: value for key, value in row.items() if key not in RATINGS and key != how.field}
     return {**kept, "rating": rating_of(names[0], row[names[0]], how)}
+
+
+def _not_judged(row: Row, how: Reading) -> str:
+    """What a row without a judgement has instead: fields for one that are empty, or others alone."""
+    empty = [name for name in ((how.field,) if how.field else _JUDGEMENTS) if name in row]
+    named = f"`{how.field}`" if how.field else "a rating, a better answer or a preference"
+    if empty:
+        verb, wanted = "are" if len(empty) > 1 else "is", "a rating" if how.field else named
+        return f"{' and '.join(f'`{name}`' for name in empty)} {verb} empty; wanted {wanted}"
+    return f"found {', '.join(f'`{key}`' for key in row)}; wanted {named}"
 
 
 def _is_log(row: Row) -> bool:

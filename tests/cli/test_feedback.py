@@ -269,6 +269,29 @@ def test_bad_input(run, arguments: tuple[str, ...], told: str) -> None:
     assert told in err and "hint:" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "held", "told"),
+    [
+        ("x.jsonl", b"", "x.jsonl holds no rows"),
+        ("x.jsonl", b"\n\n", "x.jsonl holds no rows"),
+        ("x.csv", b"", "x.csv holds no rows"),
+        ("x.csv", b"prompt,response,rating\n", "x.csv holds no rows"),
+        ("x.json", b"[]", "x.json holds no rows"),
+        ("x.csv", b"prompt;response;rating\na;b;1\n", "its columns are parted by ';'"),
+        ("x.csv", "prompt,response,rating\né,b,1\n".encode("latin-1"), "x.csv:2: not UTF-8"),
+        ("x.csv", "prompt,response,rating\n".encode("utf-16"), "x.csv:1: UTF-16"),
+    ],
+)
+@pytest.mark.parametrize("skip", [(), ("--skip-faults",)])
+def test_a_file_without_a_row_is_not_imported(run, name: str, held: bytes, told: str, skip) -> None:
+    """Whatever stands beside it: nothing of an import is stored when a file of it cannot be read."""
+    Path(name).write_bytes(held)
+    code, out, err = run("import", write("rows.jsonl", ROWS), name, *skip)
+    assert (code, out) == (2, "")
+    assert told in err and "nothing was imported" in err and "trained" not in err
+    assert not Path("feedback.db").exists()
+
+
 ONE = {"prompt": "q", "response": "a", "rating": 1}
 
 

@@ -303,3 +303,29 @@ def test_a_table_of_ratings(tmp_path) -> None:
         ("a", "b"),
         False,
     )
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "told"),
+    [
+        (
+            "prompt,response,rating",
+            "q,a,",
+            "`rating` is empty; wanted a rating, a better answer or a preference",
+        ),
+        (
+            "prompt,response,better",
+            "q,a,",
+            "`better` is empty; wanted a rating, a better answer or a preference",
+        ),
+        ("prompt,response,rating,thumbs", "q,a,,", "`rating` and `thumbs` are empty; wanted a rating,"),
+        ("prompt,response,stars,rating", "q,a,,1", "`stars` is empty; wanted a rating"),
+        ("prompt,response,rating", "q,,1", "`response` is empty; wanted the answer that was judged"),
+        ("prompt,response,rating", "q,,", "`response` is empty; wanted the answer that was judged"),
+    ],
+)
+def test_an_empty_cell_is_named(header: str, cells: str, told: str, tmp_path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text(f"{header}\n{cells}\n", encoding="utf-8")
+    (fault,) = read(str(path), Reading(field="stars" if "stars" in header else None))
+    assert fault.where == f"{path}:2" and fault.message.startswith(told)
