@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from instructkit.errors import Fault
     from instructkit.feedback.importers import Reading
+    from instructkit.feedback.store import Store
 
 At = Annotated[Path, typer.Option("--store", help="The feedback store, one file.")]
 DEFAULT = Path("feedback.db")
@@ -55,7 +56,10 @@ def import_(
     from instructkit.feedback.storing import put
 
     with Store.open(store, create=True) as opened:
+        rescaled = _rescaled(opened, files, how)
         done = put(opened, _events(files, how), keep_raw=keep_raw)
+    for warning in rescaled if done.new else ():
+        typer.echo(f"warning: {warning}", err=True)
     personal = {"kept" if keep_raw else "replaced": dict(done.personal)}
     numbers = {"new": done.new, "known": done.known, "withdrawn": done.withdrawn, "faults": total}
     told = {"store": str(store), **numbers, **personal}
@@ -92,6 +96,20 @@ def _scale(told: str | None) -> tuple[float, float] | None:
     except ValueError:
         pass
     raise InputError(f"--scale {told} is no scale", hint="give the lowest and the highest rating, as 1:5")
+
+
+def _rescaled(opened: Store, files: list[str], how: Reading) -> list[str]:
+    """Which files come on another scale than before: a rating that is another number by it is another event."""
+    from instructkit.feedback.importers import named
+
+    scale = ":".join(f"{end:g}" for end in how.ends)
+    before = opened.other_scales(dict.fromkeys(map(named, files)), scale)
+    return [
+        f"{name} was read with --scale {' and '.join(scales)} before, and with {scale} now: the same row with another "
+        "rating is a new event; `instructkit feedback list` shows both, `feedback withdraw ID` takes one back"
+        for name, scales in before.items()
+        if scales
+    ]
 
 
 def _faults(files: list[str], how: Reading) -> tuple[list[Fault], int]:

@@ -53,6 +53,16 @@ def has(db: sqlite3.Connection, column: str, value: str | bytes) -> bool:
     return db.execute(f"SELECT 1 FROM event WHERE {column} = ? LIMIT 1", (value,)).fetchone() is not None
 
 
+def other_scales(db: sqlite3.Connection, source: str, scale: str) -> list[str]:
+    """The scales that ratings of a source were read on before, none where this is one of them; it is kept as one from now on."""
+    name = f"scale of {source}: "
+    after = f"scale of {source}:!"  # the next character behind the space: all names between begin alike
+    found = db.execute("SELECT value FROM about WHERE name > ? AND name < ?", (name, after)).fetchall()
+    before = [value for (value,) in found]
+    db.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", (name + scale, scale))
+    return [] if scale in before else before
+
+
 def _take_back(db: sqlite3.Connection, event: Event, keys: list[bytes]) -> list[str]:
     """Withdraw what may still be trained on of the event with one of these keys, or the id of this one."""
     marks = ", ".join("?" * len(keys))

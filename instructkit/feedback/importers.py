@@ -18,7 +18,7 @@ from instructkit.feedback.beside import beside
 from instructkit.feedback.events import Event, event_of
 from instructkit.feedback.ratings import RATINGS, Reading, rating_of
 
-__all__ = ["Reading", "read", "rows_of"]
+__all__ = ["Reading", "named", "read", "rows_of"]
 
 _JUDGEMENTS = (*RATINGS, "better", "preferred")
 
@@ -30,7 +30,7 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
     Raises:
         InputError: when there is no such file, it cannot be read, or it holds no rows.
     """
-    name = f"import:{Path(source).name}"
+    name = named(source)
     empty = True
     for raw, place in read_source(source):
         empty = False
@@ -49,6 +49,11 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
     if empty:
         hint = "check the file; each line of a .jsonl is one row; nothing was imported"
         raise InputError(f"{source} holds no rows", hint=hint)
+
+
+def named(source: str) -> str:
+    """What events of a file have as their source."""
+    return f"import:{Path(source).name}"
 
 
 def rows_of(row: Row, how: Reading) -> list[Row]:

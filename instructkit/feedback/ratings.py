@@ -37,6 +37,11 @@ class Reading:
     field: str | None = None
     consent: bool = True
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The scale, ours where none was said."""
+        return self.scale or (-1.0, 1.0)
+
 
 def rating_of(name: str, value: Any, how: Reading) -> float:
     """
@@ -53,7 +58,7 @@ def rating_of(name: str, value: Any, how: Reading) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"`{name}` is {value!r}; wanted a number, true or false, or up or down") from None
-    low, high = how.scale or (-1.0, 1.0)
+    low, high = how.ends
     if not low <= number <= high:
         hint = "" if how.scale else "; say the scale of the file, as --scale 1:5"
         raise ValueError(f"`{name}` is {value!r}; wanted a number from {low:g} to {high:g}{hint}")

@@ -250,6 +250,11 @@ class Store:
         """
         return str(self._about("runs", root, keep=keep))
 
+    def other_scales(self, sources: Iterable[str], scale: str) -> dict[str, list[str]]:
+        """By source, the scales that its ratings were read on before they are on this one, which is kept, for the first time."""
+        with in_words(self.path), transaction(self._db):
+            return {source: adding.other_scales(self._db, source, scale) for source in sources}
+
     def _about(self, name: str, value: str | float, *, keep: bool) -> str | float:
         """What the store keeps under a name; where that is nothing, the value, which is kept from now on."""
         question = "SELECT value FROM about WHERE name = ?"
