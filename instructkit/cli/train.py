@@ -75,6 +75,8 @@ def _command(stage: str):
             )
         if probe and not plan:
             raise InputError("--probe goes with --plan", hint="add --plan")
+        if overwrite and resume:
+            raise InputError("--overwrite and --resume contradict each other", hint="leave one of them out")
         if plan:
             how = {"probing": probe, "overwrite": overwrite or (if_changed and not resume), "resume": resume}
             _print_plan(lambda: load_recipe(recipe, stage, overrides or []), how, json, quiet, debug)

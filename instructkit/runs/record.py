@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,12 +38,16 @@ class RunFolder:
         command: list[str],
         overwrite: bool = False,
         resume: bool = False,
+        refuse: Callable[[], None] | None = None,
     ) -> None:
         """
         Take the folder and write its first record, with status `running`.
 
         A finished run that is overwritten is kept as `.NAME.previous` until the new one is finished, so
         neither a bad recipe nor a crash costs it.
+
+        Args:
+            refuse: of a run that is resumed, what may still raise an `InputError` once the folder is held.
 
         Raises:
             InputError: when another process holds the folder, when it is not empty, when it holds something
@@ -56,7 +60,7 @@ class RunFolder:
         try:
             fresh = self._first_record(recipe, stage, command)
             if resume:
-                self._take_up(fresh)
+                self._take_up(fresh, refuse)
             else:
                 self._begin(fresh, overwrite)
         except BaseException:
@@ -225,7 +229,7 @@ class RunFolder:
         self.path.rename(aside)
         return aside
 
-    def _take_up(self, fresh: dict[str, Any]) -> None:
+    def _take_up(self, fresh: dict[str, Any], refuse: Callable[[], None] | None) -> None:
         """Go on with an unfinished run: same stage, same recipe, its first start kept."""
         if not is_run(self.path):
             raise InputError(f"{self.path} holds no run to resume", hint="leave out --resume to start one")
@@ -242,6 +246,8 @@ class RunFolder:
                 f"{self.path} was begun with another recipe: {', '.join(changes)} differ(s)",
                 hint="resume with the recipe it was begun with, or start anew with --overwrite",
             )
+        if refuse is not None:
+            refuse()
         kept = {"started": old["started"], "previous": old.get("previous")}
         self.record = {**fresh, **kept, "resumed": [*old.get("resumed", []), fresh["started"]]}
         write_json_atomic(self.path / RECORD, self.record)

@@ -62,15 +62,11 @@ def _refuse_half_of_ptx(recipe: Any) -> None:
 
 def train(frame: Frame) -> Result:
     """Train, and compare answers to held-out prompts before and after; see the module."""
-    from instructkit.ppo.keeping import set_aside_halves
     from instructkit.stages.training import fit
 
     source = frame.inputs.parents["model"]
     trainer, tokenizer, scorers = prepare(frame)
     before = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
-    if frame.resume and trainer.accelerator.is_main_process:
-        for folder in set_aside_halves(Path(trainer.args.output_dir)):
-            frame.reporter.note(f"{folder.name}: was interrupted while it was written, and plays no part")
     figures = fit(trainer, frame)
     after = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
     kl = frame.timed("measure", lambda: kl_to_reference(trainer, after))

@@ -16,6 +16,7 @@ from instructkit.runs import lineage
 from instructkit.runs.metrics import write_rows
 from instructkit.runs.reading import is_run, read_record
 from instructkit.runs.record import RunFolder, read_run
+from instructkit.stages import checkpoints
 from instructkit.stages.base import (
     CHECKPOINTS,
     Frame,
@@ -141,6 +142,7 @@ def _make(
         command=options.command,
         overwrite=overwrite,
         resume=options.resume,
+        refuse=lambda: checkpoints.refuse_none(output, recipe.stage),
     )
     with folder:
         _carry_out(frame, folder, parents, train)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from instructkit.adapters import SettleOnTrainBegin
 from instructkit.errors import InputError, InstructKitError
+from instructkit.stages import checkpoints
 from instructkit.stages.base import CHECKPOINTS, Frame, metrics_writer
 
 _SHOWN = {
@@ -91,7 +91,7 @@ def callbacks(frame: Frame) -> list[TrainerCallback]:
 
 def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
     """
-    Train, from the last checkpoint when the run is resumed.
+    Train, from the last whole checkpoint when the run is resumed.
 
     Args:
         fresh: begin this trainer anew even so: what was interrupted came before it.
@@ -102,6 +102,8 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
+    if frame.resume:
+        _set_aside_halves(trainer, frame)
     checkpoint = _last_checkpoint(trainer, frame) if frame.resume and not fresh else None
     frame.reporter.stage_started(frame.recipe.stage, None)
     try:
@@ -118,21 +120,21 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
     return {name: value for name, value in output.metrics.items() if isinstance(value, int | float)}
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a trainer has left something in this folder that it could go on from."""
-    return folder.is_dir() and get_last_checkpoint(str(folder)) is not None
-
-
 def _last_checkpoint(trainer: Any, frame: Frame) -> str:
-    folder = Path(trainer.args.output_dir)
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    found = checkpoints.newest(Path(trainer.args.output_dir), frame.recipe.stage)
     if found is None:
         raise InputError(
-            f"{frame.folder} has no checkpoint to resume from",
-            hint="it ended before the first one (trainer.save_steps); start again with --overwrite",
+            f"{frame.folder} has no checkpoint to resume from", hint="start again with --overwrite"
         )
-    frame.reporter.note(f"resuming from {Path(found).name}")
-    return found
+    frame.reporter.note(f"resuming from {found.name}")
+    return str(found)
+
+
+def _set_aside_halves(trainer: Any, frame: Frame) -> None:
+    if not trainer.accelerator.is_main_process:
+        return
+    if told := checkpoints.set_aside_halves(Path(trainer.args.output_dir), frame.recipe.stage):
+        frame.reporter.note(told)
 
 
 class _Progress(TrainerCallback):

@@ -9,10 +9,10 @@ from instructkit import adapters, models
 from instructkit.errors import InputError
 from instructkit.feedback import objectives
 from instructkit.feedback.items import Phase
-from instructkit.stages import updaters
+from instructkit.stages import checkpoints, updaters
 from instructkit.stages.base import CHECKPOINTS, Frame
 from instructkit.stages.replay import encoded_demonstrations, judged_demonstrations, own_answers
-from instructkit.stages.training import arguments, build, callbacks, fit, has_checkpoint
+from instructkit.stages.training import arguments, build, callbacks, fit
 from instructkit.stages.update_inputs import UPDATE
 
 _PARTS = ("sft", "dpo", "kto")
@@ -94,7 +94,7 @@ def learn(frame: Frame, model: Any, tokenizer: Any, found: list[Phase]) -> dict[
     """Train on each phase in turn; a resumed run goes on in the one that was interrupted."""
     figures: dict[str, float] = {}
     rows = replayed(frame, model, tokenizer)
-    begun = [has_checkpoint(folder_of(frame, phase, found)) for phase in found]
+    begun = [bool(checkpoints.newest(folder_of(frame, phase, found), frame.recipe.stage)) for phase in found]
     for i, phase in enumerate(found):
         if frame.resume and any(begun[i + 1 :]):
             continue  # what it learned is in the checkpoints of those behind it

@@ -290,5 +290,7 @@ def test_a_damaged_checkpoint_is_named(workplace: Path, monkeypatch) -> None:
         sft("out", trainer=few)
     Path("out/checkpoints/checkpoint-2/optimizer.pt").write_bytes(b"")
     body = f"model: {{name: tiny}}\ndata: {{train: chat.jsonl, eval: 0.3}}\n{few}run: {{output: out}}\n"
-    with pytest.raises(InputError, match="checkpoint-2 is damaged"):
+    before = Path("out/run.json").read_bytes()
+    with pytest.raises(InputError, match="checkpoint-2 is damaged: optimizer.pt ends too early"):
         run("sft", body, resume=True)
+    assert Path("out/run.json").read_bytes() == before
