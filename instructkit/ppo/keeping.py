@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from instructkit.ppo import figures, heldout, rollout
@@ -156,20 +155,6 @@ def _write_whole(saved: dict[str, Any], path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-
-
-def set_aside_halves(folder: Path) -> list[Path]:
-    """
-    Rename checkpoints that were interrupted in the middle, so that the last whole one is the last.
-
-    Returns:
-        Where they are now, `half-checkpoint-N` each.
-    """
-    found = []
-    for checkpoint in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
-        if not all((checkpoint / name).is_file() for name in (CRITIC_FILE, TRAINER_STATE_NAME)):
-            found.append(checkpoint.rename(checkpoint.with_name(f"half-{checkpoint.name}")))
-    return found
 
 
 class _OnRolloutBorders(TrainerCallback):

@@ -8,7 +8,7 @@ from ppo.small import build, fixed_rollout, logged, step_of_eight
 from transformers import AutoModelForCausalLM, Trainer
 
 from instructkit.ppo import rollout
-from instructkit.ppo.keeping import CRITIC_FILE, set_aside_halves
+from instructkit.ppo.keeping import CRITIC_FILE
 
 
 def figures_of_step(trainer, batch, size: int) -> dict[str, float]:
@@ -145,21 +145,6 @@ def test_the_critic_is_saved_before_older_checkpoints_go(tiny_folder, tmp_path, 
     assert seen == [True, True]
     assert [folder.name for folder in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-8"]
     assert not list((tmp_path / "out").glob("*/*.part"))
-
-
-def test_half_a_checkpoint_is_none(tmp_path) -> None:
-    """Neither one that Trainer did not finish nor one that lacks the critic is gone on from."""
-    for name, files in {
-        "checkpoint-4": (CRITIC_FILE, "trainer_state.json"),
-        "checkpoint-8": ("trainer_state.json",),
-        "checkpoint-12": (CRITIC_FILE,),
-    }.items():
-        (tmp_path / name).mkdir()
-        for file in files:
-            (tmp_path / name / file).touch()
-    moved = {folder.name for folder in set_aside_halves(tmp_path)}
-    assert moved == {"half-checkpoint-8", "half-checkpoint-12"}
-    assert {folder.name for folder in tmp_path.iterdir()} == moved | {"checkpoint-4"}
 
 
 def test_a_checkpoint_without_the_critic_is_refused_by_name(tiny_folder, tmp_path) -> None:
