@@ -30,10 +30,11 @@ def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None
         return train, None
     if isinstance(section.eval, str):
         held_out = load_rows(section.eval, limit=section.eval_limit, every_column=False, **options)
-        by_prompt = kind in ASKING
+        by_prompt = kind in ASKING and section.overlap_by == "prompt"
         if section.on_overlap == "skip":
             return train, without_leaks(train, held_out, by_prompt=by_prompt)
         way = "leave them out with `data.on_overlap: skip`"
+        way += ", or hold rows apart by their answers with `data.overlap_by: row`" if by_prompt else ""
         check_leak(train, held_out, or_else=way, by_prompt=by_prompt)
         return train, held_out
     train, held_out = split(train, section.eval, seed)

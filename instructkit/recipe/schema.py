@@ -57,6 +57,10 @@ class DataSection(Section):
         "stop",
         description="stop: held-out rows that are also trained on are refused; skip: left out and kept",
     )
+    overlap_by: Literal["prompt", "row"] = Field(
+        "prompt",
+        description="prompt: what training asks too is no held-out row, whatever its answer; row: another answer makes it one",
+    )
     shuffle: bool = Field(False, description="bring training rows into an order of chance before `limit`")
     limit: Positive | None = Field(None, description="use only the first so many training rows")
     eval_limit: Positive | None = Field(None, description="use only the first so many held-out rows")

@@ -339,6 +339,20 @@ def test_a_list_without_weights_is_all_of_its_rows_and_weights_say_what_they_lea
     assert weighted.summary()["shares"][0] == {"source": "many.jsonl", "used": 4, "of": 10}
 
 
+def test_another_answer_to_a_trained_prompt_is_held_out_where_the_recipe_says_so() -> None:
+    asked = [{"prompt": "Go on.", "completion": answer} for answer in ("a", "b", "c")]
+    section = DataSection(train=jsonl("a.jsonl", asked[:2]), eval=jsonl("b.jsonl", asked[2:]))
+    with pytest.raises(
+        InputError, match="1 held-out rows ask what is trained on with another answer"
+    ) as error:
+        load_split(section, kind="sft", seed=0)
+    assert "`data.overlap_by: row`" in error.value.hint
+    by_row = section.model_copy(update={"overlap_by": "row"})
+    assert len(load_split(by_row, kind="sft", seed=0)[1].rows) == 1
+    with pytest.raises(InputError, match="1 held-out rows are also trained on"):
+        load_split(by_row.model_copy(update={"eval": jsonl("c.jsonl", asked[1:])}), kind="sft", seed=0)
+
+
 def test_held_out_rows_that_are_trained_on_are_left_out_where_the_recipe_says_so() -> None:
     section = DataSection(
         train=jsonl("a.jsonl", ROWS[:10]), eval=jsonl("b.jsonl", ROWS[8:13]), on_overlap="skip"
