@@ -8,6 +8,7 @@ from typing import TextIO
 
 from instructkit import machine, models
 from instructkit.chat.session import Session
+from instructkit.data.records import HALF_CHARACTER
 
 
 def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> Session:
@@ -35,7 +36,7 @@ def talk(session: Session, name: str, *, read: TextIO = sys.stdin, out: TextIO =
             break
         if not line.strip():
             continue
-        if not line.isascii() and any("\ud800" <= sign <= "\udfff" for sign in line):
+        if HALF_CHARACTER.search(line):  # what Python makes of a byte that is not UTF-8
             print("that line is not UTF-8 and was not asked; say it again", file=sys.stderr)
             continue
         for piece in session.ask(line.strip()):

@@ -56,9 +56,9 @@ def import_(
     from instructkit.feedback.storing import put
 
     with Store.open(store, create=True) as opened:
-        rescaled = _rescaled(opened, files, how)
         done = put(opened, _events(files, how), keep_raw=keep_raw)
-    for warning in rescaled if done.new else ():
+        rescaled = _rescaled(opened, files, how) if done.new else []
+    for warning in rescaled:
         typer.echo(f"warning: {warning}", err=True)
     personal = {"kept" if keep_raw else "replaced": dict(done.personal)}
     numbers = {"new": done.new, "known": done.known, "withdrawn": done.withdrawn, "faults": total}

@@ -48,7 +48,7 @@ _READ = {  # fields that mean something to a kind, beside those of its shapes
 ROLES = ("system", "user", "assistant", "tool")
 LONGEST_CHARACTERS = 2_000_000
 _BRIEF_CHARACTERS = 60  # of a value in a message
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def detect_shape(row: Row, kind: str) -> tuple[str, ...] | None:
@@ -280,7 +280,7 @@ def _text(field: str, value: Any) -> list[str]:
         return [f"`{field}` has no value; wanted text"]
     if not isinstance(value, str):
         return [f"`{field}` is {type(value).__name__}; wanted text"]
-    if _HALF_CHARACTER.search(value):  # no tokenizer and no file takes it
+    if HALF_CHARACTER.search(value):  # no tokenizer and no file takes it
         return [f"`{field}` holds half a character (a lone surrogate)"]
     if "\x00" in value:
         return [f"`{field}` holds a NUL byte"]

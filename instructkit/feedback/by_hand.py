@@ -8,12 +8,12 @@ from typing import Any
 
 from instructkit.data.records import Row
 from instructkit.feedback import exports
+from instructkit.feedback.events import JUDGEMENTS, ROW_FIELDS
 from instructkit.feedback.ratings import RATINGS
 
 _NAMES = (
-    *("prompt", "messages", "conversations", "system", "response", "rating", "better"),
-    *("other", "preferred", "shown_first", "consent", "rater", "time", "tags", "group"),
-    *("run", "run_hash", "sampling", "source", "id", "metadata", "withdrawn", *RATINGS),
+    *("prompt", "messages", "conversations", "system", "response", "metadata", "withdrawn"),
+    *dict.fromkeys((*JUDGEMENTS, *ROW_FIELDS, *RATINGS)),
 )
 _OTHER_TOOLS = (exports.is_arena, exports.is_argilla, exports.is_langfuse)
 _SHOWN = 60  # characters of a name
@@ -56,4 +56,4 @@ def _meant(name: str) -> str:
     near = difflib.get_close_matches(name.lower().replace("-", "_"), _NAMES, n=1, cutoff=0.6)
     if near:
         return f"did you mean `{near[0]}`?"
-    return f"wanted of {', '.join(f'`{known}`' for known in dict.fromkeys(_NAMES))}"
+    return f"wanted of {', '.join(f'`{known}`' for known in _NAMES)}"

@@ -16,8 +16,8 @@ from instructkit.data.records import Row, check_rows
 KINDS = ("rating", "edit", "preference")
 HASHED = re.compile(r"^h:[0-9a-f]{16}$")
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_JUDGEMENTS = ("rating", "better", "other", "preferred", "shown_first")
-_ROW_FIELDS = ("id", "time", "source", "rater", "run", "run_hash", "sampling", "tags", "group", "consent")
+JUDGEMENTS = ("rating", "better", "other", "preferred", "shown_first")
+ROW_FIELDS = ("id", "time", "source", "rater", "run", "run_hash", "sampling", "tags", "group", "consent")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Event:
 
     def as_row(self) -> Row:
         """The event as a line of a file that can be imported again, and that a recipe can name."""
-        kept = {name: value for name in _ROW_FIELDS if (value := getattr(self, name))}
+        kept = {name: value for name in ROW_FIELDS if (value := getattr(self, name))}
         field = "prompt" if isinstance(self.prompt, str) else "messages"
         judged = {field: self.prompt, "response": self.response, **self.judgement}
         return {**kept, "consent": self.consent, **judged} | ({"tags": list(self.tags)} if self.tags else {})
@@ -93,7 +93,7 @@ def event_of(row: Row, *, source: str, consent: bool) -> Event:
         rater=str(row.get("rater") or ""),
         prompt=row["prompt"] if row.get("prompt") is not None else row["messages"],
         response=row["response"],
-        judgement={name: row[name] for name in _JUDGEMENTS if row.get(name) is not None},
+        judgement={name: row[name] for name in JUDGEMENTS if row.get(name) is not None},
         run=row.get("run") or "",
         run_hash=row.get("run_hash") or "",
         sampling=row.get("sampling"),
@@ -152,7 +152,7 @@ def content_id(row: Row) -> str:
     Returns:
         `c:` and 32 hexadecimal digits.
     """
-    said = {name: row[name] for name in _JUDGEMENTS if row.get(name) is not None}
+    said = {name: row[name] for name in JUDGEMENTS if row.get(name) is not None}
     if "rating" in said:
         said["rating"] = float(said["rating"])
     asked = row["prompt"] if row.get("prompt") is not None else row["messages"]

@@ -40,7 +40,7 @@ class Weighted(Section):
     config: str | None = Field(None, description="of a hub id that has several")
 
 
-class DataSection(Section):
+class Sources(Section):
     """What is trained on, and what is held out."""
 
     train: Name | Annotated[list[Name | Weighted], Field(min_length=1)] = Field(
@@ -57,16 +57,21 @@ class DataSection(Section):
         "stop",
         description="stop: held-out rows that are also trained on are refused; skip: left out and kept",
     )
-    overlap_by: Literal["prompt", "row"] = Field(
-        "prompt",
-        description="prompt: what training asks too is no held-out row, whatever its answer; row: another answer makes it one",
-    )
     shuffle: bool = Field(False, description="bring training rows into an order of chance before `limit`")
     limit: Positive | None = Field(None, description="use only the first so many training rows")
     eval_limit: Positive | None = Field(None, description="use only the first so many held-out rows")
 
 
-class PromptSection(DataSection):
+class DataSection(Sources):
+    """Prompts with answers."""
+
+    overlap_by: Literal["prompt", "row"] = Field(
+        "prompt",
+        description="prompt: what training asks too is no held-out row, whatever its answer; row: another answer makes it one",
+    )
+
+
+class PromptSection(Sources):
     """Prompts to learn from and to hold out, and text that must not be forgotten meanwhile."""
 
     ptx: Name | None = Field(None, description="demonstrations or text for trainer.ptx_coef (PPO-ptx)")

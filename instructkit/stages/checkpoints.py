@@ -20,8 +20,6 @@ WEIGHTS = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
-CRITIC = "critic.pt"
-_OF_STAGE = {"ppo": (CRITIC,)}  # what a stage needs beside what Trainer writes
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -39,7 +37,7 @@ def fault(checkpoint: Path, stage: str) -> str | None:
     """
     try:
         names = {path.name for path in [*checkpoint.iterdir(), *checkpoint.glob("*/*")]}
-        for name in (STATE, *_OF_STAGE.get(stage, ())):
+        for name in (STATE, *_beside(stage)):
             if name not in names:
                 return f"it has no {name}"
         if not names & set(WEIGHTS):
@@ -89,6 +87,15 @@ def set_aside_halves(folder: Path, stage: str) -> str | None:
             path.rename(aside)
             told.append(f"{path.name} was left incomplete ({why})")
     return f"{'; '.join(told)}: set aside, it plays no part" if told else None
+
+
+def _beside(stage: str) -> tuple[str, ...]:
+    """What a stage needs beside what Trainer writes."""
+    if stage != "ppo":
+        return ()
+    from instructkit.ppo.keeping import CRITIC_FILE
+
+    return (CRITIC_FILE,)
 
 
 def _every(folder: Path) -> list[Path]:
