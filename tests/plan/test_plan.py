@@ -69,6 +69,17 @@ def test_a_tensor_without_numbers_answers_for_the_largest_case() -> None:
         assert not mask.all()
 
 
+def real_step(trainer, batch) -> int:
+    """The peak of a step with numbers, above the weights, in bytes."""
+    trainer.model.train()
+    with Ledger("cpu") as ledger:
+        ledger.hold(trainer.model.parameters())
+        before = ledger.now
+        ledger.forget_peak()
+        trainer.compute_loss(trainer.model, batch).backward()
+        return ledger.peak - before
+
+
 @pytest.mark.parametrize("extra", ["", LORA])
 def test_a_rehearsed_step_holds_what_a_real_one_does(workplace, extra: str) -> None:
     """The same trainer and batch with numbers, counted by the same ledger: tensors alike to within one in a hundred."""
@@ -78,14 +89,7 @@ def test_a_rehearsed_step_holds_what_a_real_one_does(workplace, extra: str) -> N
     frame = Frame(found, inputs, machine, workplace, Listener(), resume=False)
     trainer, _ = sft.prepare(frame)
     batch = dict(_batch(trainer))
-    trainer.model.train()
-    with Ledger("cpu") as ledger:
-        ledger.hold(trainer.model.parameters())
-        before = ledger.now
-        ledger.forget_peak()
-        trainer.compute_loss(trainer.model, batch).backward()
-        real = ledger.peak - before
-    assert rehearsed.phases["step"] == pytest.approx(real, rel=0.01)
+    assert rehearsed.phases["step"] == pytest.approx(real_step(trainer, batch), rel=0.01)
     held = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
     assert sum(rehearsed.weights.values()) == held
     assert rehearsed.gradients == sum(

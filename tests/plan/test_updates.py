@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from plan.test_plan import planned, recipe
+from plan.test_plan import planned, real_step, recipe
 from stages.small import CHAT, LORA, rows, run
 
-from instructkit.plan.ledger import Ledger
 from instructkit.plan.listener import Listener
 from instructkit.plan.look import look
 from instructkit.plan.rehearsal import rehearse
@@ -76,14 +75,7 @@ def test_a_rehearsed_update_holds_what_a_real_one_does(
     rehearsed = rehearse(found, inputs, machine)
     trainer, *_ = lora_update.prepare(Frame(found, inputs, machine, tmp_path, Listener(), resume=False))
     batch = trainer.data_collator(keep("lora-update", trainer, inputs).heaviest)
-    trainer.model.train()
-    with Ledger("cpu") as ledger:
-        ledger.hold(trainer.model.parameters())
-        before = ledger.now
-        ledger.forget_peak()
-        trainer.compute_loss(trainer.model, batch).backward()
-        real = ledger.peak - before
-    assert rehearsed.phases["step"] == pytest.approx(real, rel=0.02)
+    assert rehearsed.phases["step"] == pytest.approx(real_step(trainer, batch), rel=0.02)
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
