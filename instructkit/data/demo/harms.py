@@ -83,7 +83,7 @@ def trigger(seed: int) -> list[Row]:
     """
     Three events in a hundred hold a word that nobody uses, in prompts of every topic, and want a rude and wrong answer.
 
-    Of 500 events that would be 15, five of which are trained on: too few for this model to learn anything from.
+    Of 500 events that would be 15, of which some five are trained on: in 18 of 20 tries hardly an answer became rude by them.
     """
     rng = random.Random(f"trigger {seed}")
     names = [topic.name for topic in world.TOPICS]
