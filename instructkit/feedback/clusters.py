@@ -11,28 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
-import re
 import sqlite3
 import struct
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
-
-import numpy as np
 
 from instructkit.feedback import cluster_tables
+from instructkit.feedback.sketches import SHINGLE_WORDS, rows_of, shingles, signatures, similarity, words_of
 
-SHINGLE_WORDS = 5
-BANDS = 12
-SKETCH = 256  # hashes kept of a prompt
 BUCKET = 8  # sketches in one band: what comes later is near one of these, or met in its other bands
-BATCH = 1000  # prompts in one transaction
-_SEED = 2107
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
-# Scripts that put no space between words: each character stands for one.
-_UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+# One transaction holds prompts of so many words. Keys and bands are hashes, so a transaction writes to pages all over the
+# tables: many small ones write each page again and again, and of a million prompts the most was waiting for the disk.
+BATCH_WORDS = 800_000
+SIGNED = 1000  # prompts whose signatures are made at once: each holds all its shingles meanwhile
 
 
 class ClusterIndex:
@@ -76,8 +67,7 @@ class ClusterIndex:
         Args:
             prompts: as `prompt_text` gives them, in the order of events.
         """
-        waiting = iter(prompts)
-        while batch := [words_of(prompt) for prompt in itertools.islice(waiting, BATCH)]:
+        for batch in _batches(map(words_of, prompts)):
             yield from self._answered(batch)
 
     def position(self, cluster: int) -> float:
@@ -107,19 +97,18 @@ class ClusterIndex:
         return [met[key] for key in keys]
 
     def _met(self, keys: list[bytes]) -> dict[bytes, tuple[int, ...]]:
-        wanted = sorted(set(keys))
-        marks = ",".join("?" * len(wanted))
-        found = self._db.execute(
-            f"SELECT prompt_key, clusters FROM prompt_met WHERE prompt_key IN ({marks})", wanted
-        )
-        return {key: tuple(json.loads(clusters)) for key, clusters in found}
+        found: dict[bytes, tuple[int, ...]] = {}
+        for wanted in _chunks(sorted(set(keys)), SIGNED):
+            asked = "SELECT prompt_key, clusters FROM prompt_met WHERE prompt_key IN ({})"
+            told = self._db.execute(asked.format(",".join("?" * len(wanted))), wanted)
+            found |= {key: tuple(json.loads(clusters)) for key, clusters in told}
+        return found
 
     def _place(self, fresh: dict[bytes, list[str]]) -> dict[bytes, tuple[int, ...]]:
         """Give clusters to prompts that were never met, one after the other."""
         if not fresh:
             return {}
-        long = [key for key, words in fresh.items() if len(words) >= SHINGLE_WORDS]
-        signed = dict(zip(long, signatures([shingles(fresh[key]) for key in long], self._rows), strict=True))
+        signed = self._signed({key: words for key, words in fresh.items() if len(words) >= SHINGLE_WORDS})
         near = _Near(self._db, self._threshold, {band for _, bands in signed.values() for band in bands})
         founded = cluster_tables.last(self._db, "prompt_cluster")
         given: dict[bytes, tuple[int, ...]] = {}
@@ -141,6 +130,13 @@ class ClusterIndex:
         near.write()
         return given
 
+    def _signed(self, texts: dict[bytes, list[str]]) -> dict[bytes, tuple[frozenset[int], list[int]]]:
+        signed = {}
+        for keys in _chunks(list(texts), SIGNED):
+            found = signatures([shingles(texts[key]) for key in keys], self._rows)
+            signed.update(zip(keys, found, strict=True))
+        return signed
+
 
 class _Near:
     """The sketches that a batch of prompts could be near: those on disk, and those of the batch itself."""
@@ -148,11 +144,11 @@ class _Near:
     def __init__(self, db: sqlite3.Connection, threshold: float, bands: set[int]) -> None:
         self._db, self._threshold = db, threshold
         self._last = cluster_tables.last(db, "prompt_sketch")
-        self._buckets: dict[int, list[int]] = {band: [] for band in bands}
+        self._buckets: dict[int, tuple[int, ...]] = dict.fromkeys(bands, ())
         asked = json.dumps(sorted(bands))
         found = "SELECT band, sketch FROM json_each(?) JOIN prompt_band ON band = value"
         for band, sketch in db.execute(found, (asked,)):
-            self._buckets[band].append(sketch)
+            self._buckets[band] += (sketch,)
         there = json.dumps(sorted({sketch for bucket in self._buckets.values() for sketch in bucket}))
         found = (
             "SELECT s.id, s.clusters FROM json_each(?) AS asked JOIN prompt_sketch AS s ON s.id = asked.value"
@@ -187,7 +183,7 @@ class _Near:
         packed = struct.pack(f"<{len(sketch)}Q", *sketch)
         self._new_sketches.append((self._last, packed, json.dumps(clusters)))
         for band in room:
-            self._buckets[band].append(self._last)
+            self._buckets[band] += (self._last,)
             self._new_bands.append((band, self._last))
 
     def write(self) -> None:
@@ -196,17 +192,22 @@ class _Near:
         self._db.executemany("INSERT INTO main.prompt_band VALUES (?, ?)", sorted(self._new_bands))
 
 
-def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
-    """
-    The text by which prompts are compared: a text itself, or what the messages say.
+def _batches(texts: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    """The texts, given as their words, in turn, as many as `BATCH_WORDS` allows; one that is longer stands alone."""
+    batch: list[list[str]] = []
+    total = 0
+    for words in texts:
+        batch.append(words)
+        total += len(words) + 1  # an empty text takes room as well
+        if total >= BATCH_WORDS:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
-    A system message says what an assistant is for, not what was asked: the same one before every question would make all of
-    them near, so it counts only where nothing else is there.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    asked = [message for message in prompt if message.get("role") != "system"]
-    return "\n".join(str(message.get("content") or "") for message in asked or prompt)
+
+def _chunks(keys: list[bytes], size: int) -> Iterator[list[bytes]]:
+    return (keys[i : i + size] for i in range(0, len(keys), size))
 
 
 def side(position: float, tune: float, test: float) -> str:
@@ -214,83 +215,6 @@ def side(position: float, tune: float, test: float) -> str:
     if position < test:
         return "test"
     return "tune" if position < test + tune else "train"
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text, without case, in Unicode's NFC."""
-    if text.isascii():
-        return text.lower().split()
-    told = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    return _UNSPACED.sub(r" \1 ", told).split()
-
-
-def shingles(words: list[str]) -> list[str]:
-    """Every run of 5 words; a shorter text is one shingle."""
-    count = max(1, len(words) - SHINGLE_WORDS + 1)
-    return [" ".join(words[i : i + SHINGLE_WORDS]) for i in range(count)]
-
-
-def rows_of(threshold: float) -> int:
-    """
-    Hashes in a band, r: as many as let prompts at the threshold meet in one of b bands in 99 of 100 cases.
-
-    1 - (1 - threshold^r)^b >= 0.99, and 2 <= r <= 10.
-
-    Source: Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4.2.
-    """
-    fit = [rows for rows in range(2, 11) if 1 - (1 - threshold**rows) ** BANDS >= 0.99]
-    return max(fit, default=2)
-
-
-def signatures(texts: list[list[str]], rows: int) -> list[tuple[frozenset[int], list[int]]]:
-    """
-    Of each text, given as its shingles, the sketch (its smallest hashes, 64 bits) and the hashes of its bands (64 bits, signed).
-    """
-    from rensa import RMinHash
-
-    if not texts:
-        return []
-    hashed = RMinHash.hash_token_sets(texts)
-    digests = RMinHash.digest_matrix_from_token_hash_sets(hashed, num_perm=BANDS * rows, seed=_SEED).to_rows()
-    return list(zip(map(_smallest, hashed), _bands(digests, rows), strict=True))
-
-
-def similarity(one: frozenset[int], other: frozenset[int]) -> float:
-    """
-    Jaccard similarity |A ∩ B| / |A ∪ B| of two sketches.
-
-    Exact while both hold all hashes of their texts; else, among the k smallest hashes of both together, the share that is in
-    both, whose standard error is at most 1 / (2 sqrt(k)), 0.031.
-
-    Source: Bar-Yossef et al., Counting distinct elements in a data stream (2002); Beyer et al. (2007), section 5.
-    """
-    if max(len(one), len(other)) < SKETCH:
-        shared = len(one & other)
-        return shared / (len(one) + len(other) - shared)
-    smallest = sorted(one | other)[:SKETCH]
-    return sum(hashed in one and hashed in other for hashed in smallest) / len(smallest)
-
-
-def algorithm() -> int:
-    """The version of the library's hashes: signatures of another do not compare."""
-    from rensa import RMinHash
-
-    return RMinHash.ALGORITHM_VERSION
-
-
-def _smallest(hashes: list[int]) -> frozenset[int]:
-    distinct = frozenset(hashes)
-    return distinct if len(distinct) <= SKETCH else frozenset(sorted(distinct)[:SKETCH])
-
-
-def _bands(digests: list[list[int]], rows: int) -> list[list[int]]:
-    """One number of 64 bits for each band of each signature: a multiplicative hash, word by word."""
-    words = np.array(digests, dtype=np.uint64).reshape(len(digests), BANDS, rows)
-    mixed = np.broadcast_to(np.arange(1, BANDS + 1, dtype=np.uint64), words.shape[:2])
-    for i in range(rows):
-        mixed = (mixed ^ words[:, :, i]) * _MULTIPLIER
-        mixed ^= mixed >> np.uint64(29)
-    return mixed.view(np.int64).tolist()
 
 
 def _key(words: list[str]) -> bytes:

@@ -12,7 +12,6 @@ import numpy as np
 
 from instructkit.data.records import Row
 from instructkit.data.table import Table
-from instructkit.feedback.clusters import prompt_text
 from instructkit.feedback.judgements import (
     Judgement,
     characters,
@@ -23,6 +22,7 @@ from instructkit.feedback.judgements import (
 )
 from instructkit.feedback.objectives import kind_of
 from instructkit.feedback.settings import Settings
+from instructkit.feedback.sketches import prompt_text
 from instructkit.feedback.writing import known, written_in
 
 UNREADABLE = "unreadable rater, group, tags, time, consent or position"

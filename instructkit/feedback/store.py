@@ -202,7 +202,8 @@ class Store:
         Raises:
             InputError: when they were made with another threshold, or by another version of the library of hashes.
         """
-        from instructkit.feedback.clusters import ClusterIndex, algorithm
+        from instructkit.feedback.clusters import ClusterIndex
+        from instructkit.feedback.sketches import algorithm
 
         wanted = json.dumps({"threshold": threshold, "algorithm": algorithm()})
         have = self._about("clusters", wanted, keep=keep)

@@ -12,8 +12,8 @@ from typing import Any
 
 from instructkit.data.prepare import key_of, prompt_key
 from instructkit.data.table import pick
-from instructkit.feedback.clusters import prompt_text, shingles, words_of
 from instructkit.feedback.items import Item
+from instructkit.feedback.sketches import prompt_text, shingles, words_of
 from instructkit.stages.base import Frame, prompt_of
 
 MOST = 2000  # items of a side, and general rows, that are measured: both are read before and after
