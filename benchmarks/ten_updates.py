@@ -4,8 +4,9 @@ Ten updates in a row, each from new feedback above the one before: what is left 
     python benchmarks/ten_updates.py            about 6 minutes on two cores, after `python benchmarks/harms.py` made the parent
     python benchmarks/ten_updates.py --seed 0   development: prints, and keeps no table
 
-Every week brings the demo users' feedback of another seed, imported into one store; the update goes on from the adapter in force
-and is measured on that week's held-out events. General loss is held against the first parent, before any update.
+Every round brings five weeks of the demo users' feedback of another seed, imported into one store; the update goes on from the adapter in force
+and is measured on that round's held-out events. Travellers grow tired of a wish: each time they want another one in the place of
+the last, so there is something to learn every time. General loss is held against the first parent, before any update.
 Writes benchmarks/results/ten_updates.md.
 """
 
@@ -15,12 +16,13 @@ import argparse
 import os
 import shutil
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from harms_parts.one import load, quietly, write_rows
 
-from instructkit.data.demo import users
+from instructkit.data.demo import users, world
 from instructkit.data.sources import load_rows
 from instructkit.evaluate.generate import row_likelihoods
 from instructkit.runs.reading import read_record
@@ -29,7 +31,21 @@ from instructkit.stages.replay import encoded_demonstrations
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ten_updates.md"
 RECIPE = ROOT / "recipes" / "lora-update.yaml"
-FIRST_REPORTED_SEED, UPDATES, DRIFT_MAX = 100, 10, 0.01
+FIRST_REPORTED_SEED, DRIFT_MAX = 100, 0.01
+WISHES = (
+    world.WISH,
+    "Enjoy the journey!",
+    "Safe travels!",
+    "Come back soon!",
+    "Take good care!",
+    "Have fun over there!",
+    "All the best!",
+    "Send us a card!",
+    "Mind the weather!",
+    "Write when you can!",
+)
+UPDATES = len(WISHES)
+ANSWERS = ("response", "better", "other")
 
 
 def main() -> int:
@@ -37,30 +53,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, default=200, help="of the first week")
+    parser.add_argument("--seed", type=int, default=200, help="of the first round")
     parser.add_argument("--work", type=Path, default=ROOT / ".bench" / "harms", help="where runs/ppo lies")
     options = parser.parse_args()
     os.chdir(options.work)
     place = Path("ten") / str(options.seed)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    weeks = [week(place, options.seed + i, i + 1) for i in range(UPDATES)]
-    text = page(weeks, options.seed)
+    rounds = [one_round(place, options.seed + i, i + 1) for i in range(UPDATES)]
+    text = page(rounds, options.seed)
     print(text)
     if options.seed >= FIRST_REPORTED_SEED:
         RESULTS.write_text(text, encoding="utf-8")
     return 0
 
 
-def week(place: Path, seed: int, number: int) -> dict[str, Any]:
-    """Import a week's feedback, update, and read the general loss of what is in force then."""
+def one_round(place: Path, seed: int, number: int) -> dict[str, Any]:
+    """Import a round's feedback, update, and read the general loss of what is in force then."""
     events, held_out, store = (
         place / f"{number}.jsonl",
         place / f"{number}-held-out.jsonl",
         place / "feedback.db",
     )
-    write_rows(events, users.feedback(seed, held_out=False))
-    write_rows(held_out, users.feedback(seed, held_out=True))
+    write_rows(events, wanting(number, users.feedback(seed, held_out=False)))
+    write_rows(held_out, wanting(number, users.feedback(seed, held_out=True)))
     quietly(["feedback", "import", str(events), "--store", str(store), "--consent"])
     run = place / "runs" / f"{number:02d}"
     told = [
@@ -86,6 +102,23 @@ def week(place: Path, seed: int, number: int) -> dict[str, Any]:
     return found
 
 
+def wanting(number: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as of a turn: later, with its wish where one is, and with the one before in answers to travellers without any."""
+    before, now = (f" {WISHES[number - 2]}" if number > 1 else "", f" {WISHES[number - 1]}")
+    later = (number - 1) * timedelta(weeks=users.WEEKS + 1)  # the last one is held out
+
+    def text(answer: str, journey: bool) -> str:
+        bare = answer.removesuffix(f" {world.WISH}")
+        return bare + (now if bare != answer else before if journey else "")
+
+    def turned(row: dict[str, Any]) -> dict[str, Any]:
+        journey = users.JOURNEYS in row["tags"]
+        texts = {name: text(row[name], journey) for name in ANSWERS if name in row}
+        return row | texts | {"time": (datetime.fromisoformat(row["time"]) + later).isoformat()}
+
+    return [turned(row) for row in rows]
+
+
 def general_loss(folder: str) -> float:
     """Nats a token of the demo's held-out rows of everything."""
     model, tokenizer = load(folder)
@@ -94,19 +127,20 @@ def general_loss(folder: str) -> float:
     return sum(row.nll for row in found) / sum(row.tokens for row in found)
 
 
-def page(weeks: list[dict[str, Any]], seed: int) -> str:
+def page(rounds: list[dict[str, Any]], seed: int) -> str:
     """One row an update."""
-    drift = weeks[-1]["loss"] / weeks[-1]["parent"] - 1
+    drift = rounds[-1]["loss"] / rounds[-1]["parent"] - 1
     lines = [
         "# Ten updates in a row",
         "",
-        f"Command: `python benchmarks/ten_updates.py`; weeks of the seeds {seed} to {seed + UPDATES - 1}. To reach: after ten "
-        f"updates the general held-out loss is at most {DRIFT_MAX:.0%} above the first parent's. Reached: {drift:+.1%}.",
+        f"Command: `python benchmarks/ten_updates.py`; rounds of the seeds {seed} to {seed + UPDATES - 1}, each with a wish of "
+        f"its own. To reach: after ten updates the general held-out loss is at most {DRIFT_MAX:.0%} above the first parent's. "
+        f"Reached: {drift:+.1%}.",
         "",
         "| update | mode | verdict | scale | general loss in force (nats/token) | above the first parent | gates that refused |",
         "|---|---|---|---|---|---|---|",
     ]
-    for each in weeks:
+    for each in rounds:
         lines.append(
             f"| {each['number']} | {each['mode']} | {each['verdict']} | {each['scale']:g} | {each['loss']:.4f} | "
             f"{each['loss'] / each['parent'] - 1:+.1%} | {'; '.join(each['failed']) or '-'} |"

@@ -152,8 +152,14 @@ def prepare(
     )
 
 
+def lines(prepared: Prepared) -> list[str]:
+    """What becomes of every event, a line each: the sides first, then what was set aside, most events first."""
+    told = f"events: {sum(prepared.outcomes.values()):,}, each with one outcome"
+    return [told, *(f"  {n:>7,} {what}" for what, n in table(prepared))]
+
+
 def table(prepared: Prepared) -> list[tuple[str, int]]:
-    """Outcomes for display: the sides first, then what was set aside, most events first."""
+    """Outcomes in the order in which they are shown."""
     rest = [name for name in prepared.outcomes if name not in SIDES]
     rest.sort(key=lambda name: (-prepared.outcomes[name], name))
     return [(name, prepared.outcomes[name]) for name in (*SIDES, *rest) if name in prepared.outcomes]

@@ -15,9 +15,9 @@ def lines(plan: Plan) -> list[str]:
     return [
         *_parents(plan),
         *_data(plan),
-        *plan.inputs.notes(),
         *plan.machine.reasons,
         *found.notes,
+        *plan.inputs.notes(),
         _steps(plan),
         *_memory(plan),
         _disk(plan),

@@ -13,7 +13,6 @@ from instructkit.data import prepare as splits
 from instructkit.data import sources
 from instructkit.errors import InputError
 from instructkit.evaluate.inference import level_of_look, smallest_gain
-from instructkit.feedback import prepare as preprocessing
 from instructkit.feedback.items import Item, Prepared
 from instructkit.feedback.registry import Chain
 from instructkit.feedback.side_effects import FEWEST
@@ -57,17 +56,13 @@ class UpdateInputs(Inputs):
     elsewhere: str | None = None
 
     def notes(self) -> list[str]:
-        """What becomes of every event, and what the test side can show at all."""
-        outcomes = preprocessing.table(self.prepared)
-        told = ["objective {}: {}".format(*self.prepared.objective)]
-        told += [f"events: {sum(n for _, n in outcomes)}, each with one outcome"]
-        told += [f"  {n:>7,} {what}" for what, n in outcomes]
+        """What the test side can show at all, and what is wrong before anything begins."""
         found, general = self.power(), self.data.get("general")
         then = "the update is refused" if self.refuses else "gates.on_undecided lets it pass"
-        told.append(
+        told = [
             f"test side: {found['items']} events on {found['clusters']} prompts, look {found['look']} at them; the smallest gain "
             f"that it can show is {found['smallest_gain']:.2f} times the spread of gains between prompts"
-        )
+        ]
         if found["clusters"] < FEWEST:
             told.append(f"  too few: below {FEWEST} prompts no gate on feedback is decided, and {then}")
         if general is None:

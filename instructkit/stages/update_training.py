@@ -8,6 +8,7 @@ from typing import Any
 from instructkit import adapters, models
 from instructkit.errors import InputError
 from instructkit.feedback import objectives
+from instructkit.feedback import prepare as preprocessing
 from instructkit.feedback.items import Phase
 from instructkit.stages import checkpoints, updaters
 from instructkit.stages.base import CHECKPOINTS, Frame
@@ -58,7 +59,8 @@ def phases(frame: Frame) -> tuple[list[Phase], dict[str, Any]]:
     prepared = frame.inputs.prepared
     chosen, reason = prepared.objective
     frame.reporter.note(f"objective {chosen}: {reason}")
-    frame.reporter.note("events: " + ", ".join(f"{n} {what}" for what, n in prepared.outcomes.items()))
+    for line in preprocessing.lines(prepared):
+        frame.reporter.note(line)
     return list(prepared.phases), {"objective": [chosen, reason], "outcomes": prepared.outcomes}
 
 
