@@ -4,9 +4,9 @@ Ten updates in a row, each from new feedback above the one before: what is left 
     python benchmarks/ten_updates.py            about 6 minutes on two cores, after `python benchmarks/harms.py` made the parent
     python benchmarks/ten_updates.py --seed 0   development: prints, and keeps no table
 
-Every round brings five weeks of the demo users' feedback of another seed, imported into one store; the update goes on from the adapter in force
-and is measured on that round's held-out events. Travellers grow tired of a wish: each time they want another one in the place of
-the last, so there is something to learn every time. General loss is held against the first parent, before any update.
+Every round brings five weeks of the demo users' feedback of another seed, imported into one store; the update goes on from the
+adapter in force and is measured on that round's held-out events. Travellers grow tired of a wish: each time they want another
+one in the place of the last, so there is something to learn every time. General loss is held against the first parent.
 Writes benchmarks/results/ten_updates.md.
 """
 
