@@ -19,6 +19,7 @@ from instructkit.plan.probe import Probe, probe
 from instructkit.plan.refusals import refuse_early, told_by_recipe
 from instructkit.recipe.render import to_dict
 from instructkit.runs.record import RunFolder
+from instructkit.stages import checkpoints
 from instructkit.stages.base import Inputs, choose_machine, left_out, refuse_unfit_parents
 
 if TYPE_CHECKING:
@@ -157,10 +158,14 @@ def occupied(recipe: Any, *, overwrite: bool = False, resume: bool = False) -> s
     """Why the run could not begin where its folder is to be; None when nothing stands in its way."""
     folder = RunFolder(recipe.run.output)
     try:
-        empty = folder.check_free(overwrite=overwrite or resume)
+        if resume:
+            folder.unfinished(to_dict(recipe), recipe.stage)
+            checkpoints.refuse_none(folder.path, recipe.stage)
+        else:
+            folder.check_free(overwrite=overwrite)
     except InputError as error:
-        return f"{error.message} ({error.hint})"
-    return f"{recipe.run.output} holds no run to resume (leave out --resume)" if resume and empty else None
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return None
 
 
 def disk(recipe: Any, rehearsal: Rehearsal) -> dict[str, int]:

@@ -229,8 +229,13 @@ class RunFolder:
         self.path.rename(aside)
         return aside
 
-    def _take_up(self, fresh: dict[str, Any], refuse: Callable[[], None] | None) -> None:
-        """Go on with an unfinished run: same stage, same recipe, its first start kept."""
+    def unfinished(self, recipe: dict[str, Any], stage: str) -> dict[str, Any]:
+        """
+        The record of a run that can be gone on with: unfinished, of the same stage and recipe.
+
+        Raises:
+            InputError: when there is none. Nothing is changed.
+        """
         if not is_run(self.path):
             raise InputError(f"{self.path} holds no run to resume", hint="leave out --resume to start one")
         old = read_record(self.path)
@@ -238,14 +243,19 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is finished; nothing to resume", hint="train it anew with --overwrite"
             )
-        if old["stage"] != fresh["stage"]:
-            raise InputError(f"{self.path} is a run of `{old['stage']}`, not of `{fresh['stage']}`")
-        changes = recipe_changes(old["recipe"], fresh["recipe"])
+        if old["stage"] != stage:
+            raise InputError(f"{self.path} is a run of `{old['stage']}`, not of `{stage}`")
+        changes = recipe_changes(old["recipe"], recipe)
         if changes:
             raise InputError(
                 f"{self.path} was begun with another recipe: {', '.join(changes)} differ(s)",
                 hint="resume with the recipe it was begun with, or start anew with --overwrite",
             )
+        return old
+
+    def _take_up(self, fresh: dict[str, Any], refuse: Callable[[], None] | None) -> None:
+        """Go on with an unfinished run, its first start kept."""
+        old = self.unfinished(fresh["recipe"], fresh["stage"])
         if refuse is not None:
             refuse()
         kept = {"started": old["started"], "previous": old.get("previous")}
