@@ -46,7 +46,10 @@ def run(folder: Path, out: Path, world: int, *, critic: str, checkpointing: str)
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize(("critic", "checkpointing"), [("head", "no"), ("adapter", "no"), ("adapter", "yes")])
+@pytest.mark.parametrize(
+    ("critic", "checkpointing"),
+    [("head", "no"), ("adapter", "no"), ("adapter", "yes"), ("separate", "no"), ("separate", "yes")],
+)
 def test_two_processes_take_the_step_of_one(tiny_folder, tmp_path, critic: str, checkpointing: str) -> None:
     options = {"critic": critic, "checkpointing": checkpointing}
     one = run(tiny_folder, tmp_path / "one", 1, **options)

@@ -19,7 +19,7 @@ def main(folder: str, out: str, critic: str, checkpointing: bool) -> None:
     trainer = build(
         Path(folder),
         Path(out),
-        lora=True,
+        lora=critic != "separate",  # which has all weights trained, of both models
         critic=critic,
         per_device_train_batch_size=4 // world,
         gradient_accumulation_steps=2,
