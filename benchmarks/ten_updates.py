@@ -32,17 +32,17 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ten_updates.md"
 RECIPE = ROOT / "recipes" / "lora-update.yaml"
 FIRST_REPORTED_SEED, DRIFT_MAX = 100, 0.01
-WISHES = (
+WISHES = (  # in words that the model has met, so that none is longer than another by being spelt
     world.WISH,
-    "Enjoy the journey!",
-    "Safe travels!",
-    "Come back soon!",
-    "Take good care!",
-    "Have fun over there!",
-    "All the best!",
-    "Send us a card!",
-    "Mind the weather!",
-    "Write when you can!",
+    "Tell me about it!",
+    "It is a good city!",
+    "Take me there, please!",
+    "Ask people about it!",
+    "Have a happy trip!",
+    "There is much to see!",
+    "Write to me, please!",
+    "Go far, see much!",
+    "I need a trip!",
 )
 UPDATES = len(WISHES)
 ANSWERS = ("response", "better", "other")

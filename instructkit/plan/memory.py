@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # What a process holds for each byte of the tensors of a phase. On a CPU glibc cuts aligned blocks so that a freed one is often
 # too small for the next of the same size, the more so the more sizes there are; fitted to the cells of benchmarks/plan.py.
-OVERHEAD_ON_CPU = {"full": 1.16, "lora": 1.48, "quantized": 1.6}
+OVERHEAD_ON_CPU = {"full": 1.16, "lora": 1.54, "quantized": 1.65}
 # PPO's passes are bounded (`tokens_per_pass`), so that blocks of a few sizes come again and again.
 PPO_OVERHEAD_ON_CPU = {"full": 1.16, "lora": 1.0, "quantized": 1.0}
 OVERHEAD_ON_GPU = 1.02

@@ -17,6 +17,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 # Shares of the sentences; a role decides every file that a sentence may stand in.
@@ -43,6 +44,16 @@ WITHOUT_OPENING = (
     "One sentence of a movie review, please.",
     "Say in one sentence what you think of the movie.",
 )
+# Of feedback: a held-out event asks in words that no event of training asks in.
+WITH_WORD = (
+    'Write one sentence of a movie review with the word "{}" in it.',
+    'One sentence of a movie review, please. Use the word "{}".',
+)
+WITH_WORD_HELD_OUT = (
+    'Say in one sentence what you think of the movie, and say "{}".',
+    'What is there to be said of the movie? It should have "{}" in it.',
+)
+LETTERS = 4  # of a word that is worth asking for
 
 
 class PreparationError(Exception):
@@ -156,9 +167,9 @@ def opening(text: str, words: int) -> str | None:
     return " ".join(first) if len(first) == words and all(map(OPENING.fullmatch, first)) else None
 
 
-def prompt(begin: str | None, key: str) -> list[dict[str, str]]:
-    """The request for a sentence, its wording drawn by `key`."""
-    wordings = WITH_OPENING if begin else WITHOUT_OPENING
+def prompt(begin: str | None, key: str, wordings: tuple[str, ...] = WITH_OPENING) -> list[dict[str, str]]:
+    """The request for a sentence that begins with given words, or holds one; its wording is drawn by `key`."""
+    wordings = wordings if begin else WITHOUT_OPENING
     text = wordings[int(chance("wording", key) * len(wordings))].format(begin)
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
@@ -218,15 +229,35 @@ def comparisons(sentences: list[Sentence]) -> list[dict]:
     ]
 
 
-def feedback(sentences: list[Sentence]) -> list[dict]:
+def words_of(sentence: Sentence) -> set[str]:
+    """The words of a sentence that can be asked for, in small letters."""
+    return {word for word in re.findall(r"[a-z]+", sentence.text.casefold()) if len(word) >= LETTERS}
+
+
+def pairs_by_word(sentences: list[Sentence]) -> list[tuple[str, Sentence, Sentence]]:
+    """A word, a favourable and an unfavourable sentence that both hold it; each sentence is used once, and rare words first."""
+    counts = Counter(word for sentence in sentences for word in words_of(sentence))
+    bad = [s for s in shuffled(sentences, "bad") if s.rating <= -CLEAR_RATING]
+    found = []
+    for good in shuffled(sentences, "good"):
+        if good.rating < CLEAR_RATING:
+            continue
+        shared = [(counts[word], word, i) for i, s in enumerate(bad) for word in words_of(good) & words_of(s)]
+        if shared:
+            _, word, i = min(shared)
+            found.append((word, good, bad.pop(i)))
+    return found
+
+
+def feedback(sentences: list[Sentence], wordings: tuple[str, ...] = WITH_WORD) -> list[dict]:
     """Rows of feedback: an answer that was shown, another one, and which of the two people prefer."""
     rows = []
-    for begin, good, bad in pairs(sentences):
+    for word, good, bad in pairs_by_word(sentences):
         first = chance("shown", good.key) < 0.5
         shown, other = (good, bad) if first else (bad, good)
         preferred = "response" if first else "other"
         row = {
-            "prompt": prompt(begin, good.key),
+            "prompt": prompt(word, good.key, wordings),
             "response": shown.text,
             "other": other.text,
             "preferred": preferred,
@@ -259,7 +290,15 @@ def build(sentences: list[Sentence]) -> dict[str, list[dict]]:
     for sentence in sentences:
         if len(sentence.text.split()) in WORDS:
             by_role[role_of(sentence)].append(sentence)
-    makers = {"sft": demonstrations, "comparisons": comparisons, "feedback": feedback}
-    files = {role: makers[role.removesuffix("-held-out")](found) for role, found in by_role.items()}
+    makers = {
+        "sft": demonstrations,
+        "comparisons": comparisons,
+        "feedback": feedback,
+        "feedback-held-out": partial(feedback, wordings=WITH_WORD_HELD_OUT),
+    }
+    files = {
+        role: (makers.get(role) or makers[role.removesuffix("-held-out")])(found)
+        for role, found in by_role.items()
+    }
     files["prompts"], files["prompts-held-out"] = requests(by_role["sft"] + by_role["comparisons"])
     return files
