@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from instructkit.feedback.clusters import ClusterIndex
+from instructkit.feedback.sketches import prompt_text
+
 FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "smollm2"
 NOUNS = ["film", "movie", "story", "script", "cast", "plot", "score", "camera", "hero", "villain"]
 GOOD = ["a joy", "wonderful", "a small triumph", "moving and wise", "great fun", "better than it had to be"]
@@ -182,6 +185,23 @@ def test_feedback_prefers_the_favourable_sentence_on_either_side(sentences, rate
     for row in rows:
         other = {"response": "other", "other": "response"}[row["preferred"]]
         assert rating[row[row["preferred"]]] > rating[row[other]]
+
+
+def test_both_sentences_of_feedback_hold_the_word_that_is_asked_for(sentences, rated):
+    files = sentences.build(rated)
+    for row in files["feedback"] + files["feedback-held-out"]:
+        word = row["prompt"][-1]["content"].split('"')[1]
+        assert word in row["response"].casefold() and word in row["other"].casefold()
+
+
+def test_no_event_of_training_asks_nearly_what_a_held_out_one_asks(sentences, rated):
+    """Preprocessing would set it aside: of the first set of these events nearly all were."""
+    files, index = sentences.build(rated), ClusterIndex(threshold=0.8)
+    held, train = (
+        {cluster for found in index.touched(prompt_text(row["prompt"]) for row in files[name]) for cluster in found}
+        for name in ("feedback-held-out", "feedback")
+    )
+    assert held and train and not held & train
 
 
 @pytest.mark.parametrize(
