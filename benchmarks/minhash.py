@@ -3,7 +3,7 @@ Which library makes the MinHash signatures of prompts: how fast, how large, and 
 
     python benchmarks/minhash.py               a minute on two cores; needs rensa and datasketch
 
-Pairs of random texts, the second made of the first by changing words; 5-word shingles as in `feedback.clusters`. Each
+Pairs of random texts, the second made of the first by changing words; 5-word shingles as in `feedback.sketches`. Each
 library runs in a process of its own. The last columns are what the bands of the index find of pairs as alike as that.
 Writes benchmarks/results/minhash.md.
 """

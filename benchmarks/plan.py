@@ -182,7 +182,8 @@ def page(cells: list[dict[str, Any]]) -> str:
     lines = [
         "# Predicted and measured memory",
         "",
-        f"Command: `python benchmarks/plan.py`. Machine: {where}; torch {torch.__version__}; SmolLM2-135M, float32 on a CPU.",
+        "Command: `python benchmarks/plan.py`, and with `--predict` the plans of a later day beside what was measured then. "
+        f"Machine: {where}; torch {torch.__version__}; SmolLM2-135M, float32 on a CPU.",
         "",
         "A CPU allocator's share is fitted to these very cells (`instructkit/plan/memory.py`); tensors are counted.",
         "",

@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from harms_parts.one import load, quietly, write_rows
+from harms_parts.one import PARENT, load, quietly, write_rows
 
 from instructkit.data.demo import users, world
 from instructkit.data.sources import load_rows
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ten_updates.md"
 RECIPE = ROOT / "recipes" / "lora-update.yaml"
 FIRST_REPORTED_SEED, DRIFT_MAX = 100, 0.01
-WISHES = (  # in words that the model has met, so that none is longer than another by being spelt
+WISHES = (  # of five to eight tokens, since one that has to be spelt would make answers longer
     world.WISH,
     "Tell me about it!",
     "It is a good city!",
@@ -60,7 +60,8 @@ def main() -> int:
     place = Path("ten") / str(options.seed)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    rounds = [one_round(place, options.seed + i, i + 1) for i in range(UPDATES)]
+    parent = general_loss(PARENT)
+    rounds = [one_round(place, options.seed + i, i + 1, parent) for i in range(UPDATES)]
     text = page(rounds, options.seed)
     print(text)
     if options.seed >= FIRST_REPORTED_SEED:
@@ -68,7 +69,7 @@ def main() -> int:
     return 0
 
 
-def one_round(place: Path, seed: int, number: int) -> dict[str, Any]:
+def one_round(place: Path, seed: int, number: int, parent: float) -> dict[str, Any]:
     """Import a round's feedback, update, and read the general loss of what is in force then."""
     events, held_out, store = (
         place / f"{number}.jsonl",
@@ -94,8 +95,8 @@ def one_round(place: Path, seed: int, number: int) -> dict[str, Any]:
         "mode": record["mode"][0],
         "verdict": record["verdict"],
         "scale": record["scale"],
-        "loss": general_loss(str(current) if current.exists() else "runs/ppo"),
-        "parent": general_loss("runs/ppo"),
+        "loss": general_loss(str(current) if current.exists() else PARENT),
+        "parent": parent,
         "failed": [gate["name"] for gate in record["gates"] if gate["verdict"] in ("failed", "undecided")],
     }
     print(found, flush=True)

@@ -198,7 +198,11 @@ def test_no_event_of_training_asks_nearly_what_a_held_out_one_asks(sentences, ra
     """Preprocessing would set it aside: of the first set of these events nearly all were."""
     files, index = sentences.build(rated), ClusterIndex(threshold=0.8)
     held, train = (
-        {cluster for found in index.touched(prompt_text(row["prompt"]) for row in files[name]) for cluster in found}
+        {
+            cluster
+            for found in index.touched(prompt_text(row["prompt"]) for row in files[name])
+            for cluster in found
+        }
         for name in ("feedback-held-out", "feedback")
     )
     assert held and train and not held & train

@@ -3,8 +3,7 @@ Near-duplicate prompts, in the order in which they come: a prompt that was given
 
 Two prompts are near when the Jaccard similarity of their sets of 5-word shingles reaches a threshold (Lee et al.
 2107.06499, section 4.2). MinHash signatures, cut into bands, name the candidates; what decides is the similarity of the
-shingles' hashes, which is exact for prompts of up to 259 words and estimated from the 256 smallest hashes beyond. Only
-hashes are kept, never a text.
+shingles' hashes (`sketches`). Only hashes are kept, never a text.
 """
 
 from __future__ import annotations
@@ -20,10 +19,13 @@ from instructkit.feedback import cluster_tables
 from instructkit.feedback.sketches import SHINGLE_WORDS, rows_of, shingles, signatures, similarity, words_of
 
 BUCKET = 8  # sketches in one band: what comes later is near one of these, or met in its other bands
-# One transaction holds prompts of so many words. Keys and bands are hashes, so a transaction writes to pages all over the
-# tables: many small ones write each page again and again, and of a million prompts the most was waiting for the disk.
+# One transaction holds prompts of about so many words. Keys and bands are hashes, so a transaction writes to pages all over the
+# tables: many small ones write each page again and again (7.6 GiB for the first 200,000 prompts, whose tables have 0.1).
 BATCH_WORDS = 800_000
 SIGNED = 1000  # prompts whose signatures are made at once: each holds all its shingles meanwhile
+ASKED = 1000  # keys in one question to the database
+
+Signed = dict[bytes, tuple[frozenset[int], list[int]]]
 
 
 class ClusterIndex:
@@ -83,12 +85,13 @@ class ClusterIndex:
 
     def _answered(self, batch: list[list[str]]) -> list[tuple[int, ...]]:
         keys = [_key(words) for words in batch]
+        texts = dict(zip(keys, batch, strict=True))
+        signed = self._signed(texts)  # which needs no database, so others may write meanwhile
         begin, end, undo = self._batch
         self._db.execute(begin)
         try:
             met = self._met(keys)
-            fresh = {key: words for key, words in zip(keys, batch, strict=True) if key not in met}
-            met |= self._place(fresh)
+            met |= self._place([key for key in texts if key not in met], signed)
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute(undo)
@@ -98,18 +101,18 @@ class ClusterIndex:
 
     def _met(self, keys: list[bytes]) -> dict[bytes, tuple[int, ...]]:
         found: dict[bytes, tuple[int, ...]] = {}
-        for wanted in _chunks(sorted(set(keys)), SIGNED):
+        for wanted in _chunks(sorted(set(keys)), ASKED):
             asked = "SELECT prompt_key, clusters FROM prompt_met WHERE prompt_key IN ({})"
             told = self._db.execute(asked.format(",".join("?" * len(wanted))), wanted)
             found |= {key: tuple(json.loads(clusters)) for key, clusters in told}
         return found
 
-    def _place(self, fresh: dict[bytes, list[str]]) -> dict[bytes, tuple[int, ...]]:
+    def _place(self, fresh: list[bytes], signed: Signed) -> dict[bytes, tuple[int, ...]]:
         """Give clusters to prompts that were never met, one after the other."""
         if not fresh:
             return {}
-        signed = self._signed({key: words for key, words in fresh.items() if len(words) >= SHINGLE_WORDS})
-        near = _Near(self._db, self._threshold, {band for _, bands in signed.values() for band in bands})
+        bands = {band for key in fresh if key in signed for band in signed[key][1]}
+        near = _Near(self._db, self._threshold, bands)
         founded = cluster_tables.last(self._db, "prompt_cluster")
         given: dict[bytes, tuple[int, ...]] = {}
         founders = []
@@ -130,9 +133,12 @@ class ClusterIndex:
         near.write()
         return given
 
-    def _signed(self, texts: dict[bytes, list[str]]) -> dict[bytes, tuple[frozenset[int], list[int]]]:
-        signed = {}
-        for keys in _chunks(list(texts), SIGNED):
+    def _signed(self, texts: dict[bytes, list[str]]) -> Signed:
+        """Sketch and bands of the prompts that were never met and have a shingle."""
+        met = self._met(list(texts))
+        long = [key for key, words in texts.items() if len(words) >= SHINGLE_WORDS and key not in met]
+        signed: Signed = {}
+        for keys in _chunks(long, SIGNED):
             found = signatures([shingles(texts[key]) for key in keys], self._rows)
             signed.update(zip(keys, found, strict=True))
         return signed
@@ -193,7 +199,7 @@ class _Near:
 
 
 def _batches(texts: Iterable[list[str]]) -> Iterator[list[list[str]]]:
-    """The texts, given as their words, in turn, as many as `BATCH_WORDS` allows; one that is longer stands alone."""
+    """The texts, given as their words, in turn: each batch until it has `BATCH_WORDS`."""
     batch: list[list[str]] = []
     total = 0
     for words in texts:
@@ -208,13 +214,6 @@ def _batches(texts: Iterable[list[str]]) -> Iterator[list[list[str]]]:
 
 def _chunks(keys: list[bytes], size: int) -> Iterator[list[bytes]]:
     return (keys[i : i + size] for i in range(0, len(keys), size))
-
-
-def side(position: float, tune: float, test: float) -> str:
-    """`test` for positions in [0, test), `tune` in [test, test + tune), else `train`."""
-    if position < test:
-        return "test"
-    return "tune" if position < test + tune else "train"
 
 
 def _key(words: list[str]) -> bytes:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from instructkit.feedback.clusters import side
 from instructkit.feedback.items import SIDES
 
 TRAIN, TUNE, TEST = range(3)
@@ -71,3 +70,10 @@ def sides(touched: Touched, held: np.ndarray, index: Any, *, tune: float, test: 
     found[np.logical_or.reduceat(tested[compact], touched.starts)] = TESTED
     found[held] = TEST
     return found
+
+
+def side(position: float, tune: float, test: float) -> str:
+    """`test` for positions in [0, test), `tune` in [test, test + tune), else `train`."""
+    if position < test:
+        return "test"
+    return "tune" if position < test + tune else "train"

@@ -18,8 +18,9 @@ from instructkit.plan.parents import Parent, parents
 from instructkit.plan.probe import Probe, probe
 from instructkit.plan.refusals import refuse_early, told_by_recipe
 from instructkit.recipe.render import to_dict
+from instructkit.runs.lock import refuse_held
 from instructkit.runs.record import RunFolder
-from instructkit.stages import checkpoints
+from instructkit.stages import resuming
 from instructkit.stages.base import Inputs, choose_machine, left_out, refuse_unfit_parents
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Plan:
     changes: list[Change] = field(default_factory=list)
     together: Change | None = None
     untried: list[str] = field(default_factory=list)
-    occupied: str | None = None
+    against: InputError | None = None
     probe: Probe | None = None
 
     @property
@@ -96,7 +97,10 @@ class Plan:
             "parameters": {"trained": found.trained[0], "all": found.trained[1]},
             "memory": self.memory.as_dict(),
             "disk": {"unit": "bytes", **self.disk},
-            "output": {"folder": self.recipe.run.output, "occupied": self.occupied},
+            "output": {
+                "folder": self.recipe.run.output,
+                "refused": self.against.message if self.against else None,
+            },
             "seconds": round(self.seconds, 1),
             "probe": self.probe.as_dict() if self.probe else None,
             "changes": [change.as_dict() for change in self.changes],
@@ -124,7 +128,7 @@ def make(
     Raises:
         InputError: for all that the run would refuse before its first step.
     """
-    inputs = collect(recipe)
+    inputs = resuming.collected(recipe, collect, resume=resume)
 
     from instructkit.plan.changes import changes
     from instructkit.plan.rehearsal import rehearse
@@ -143,7 +147,7 @@ def make(
         disk(recipe, rehearsal),
         timing.estimate(rehearsal, machine),
         parents(recipe, inputs.parents),
-        occupied=occupied(recipe, overwrite=overwrite, resume=resume),
+        against=against(recipe, inputs, overwrite=overwrite, resume=resume),
     )
     if not need.fits:
         plan.changes, plan.together, plan.untried = changes(recipe, inputs, machine, need, rehearsal)
@@ -154,17 +158,18 @@ def make(
     return plan
 
 
-def occupied(recipe: Any, *, overwrite: bool = False, resume: bool = False) -> str | None:
-    """Why the run could not begin where its folder is to be; None when nothing stands in its way."""
-    folder = RunFolder(recipe.run.output)
+def against(
+    recipe: Any, inputs: Inputs, *, overwrite: bool = False, resume: bool = False
+) -> InputError | None:
+    """What the run would be told of its folder before it could begin; None when nothing stands in its way."""
     try:
         if resume:
-            folder.unfinished(to_dict(recipe), recipe.stage)
-            checkpoints.refuse_none(folder.path, recipe.stage)
+            resuming.refuse(recipe, inputs)
         else:
-            folder.check_free(overwrite=overwrite)
+            RunFolder(recipe.run.output).check_free(overwrite=overwrite)
+            refuse_held(Path(recipe.run.output))
     except InputError as error:
-        return f"{error.message} ({error.hint})" if error.hint else error.message
+        return error
     return None
 
 
@@ -190,10 +195,8 @@ def refusal(plan: Plan) -> InputError | None:
         needed, free = gib(plan.disk["needed"]), gib(plan.disk["free"])
         told = f"about {needed} of disk are needed, and {free} are free"
         return InputError(told, hint="free some space, or give another run.output")
-    if plan.occupied is not None:
-        return InputError(
-            f"the run would be refused: {plan.occupied}", hint="choose another folder with run.output=FOLDER"
-        )
+    if plan.against is not None:
+        return InputError(f"the run would be refused: {plan.against.message}", hint=plan.against.hint)
     return None
 
 

@@ -106,7 +106,7 @@ def _time(plan: Plan) -> str:
 
 
 def _output(plan: Plan) -> str:
-    reason = f"{plan.occupied}; " if plan.occupied else ""
+    reason = f"{plan.against.message}; " if plan.against else ""
     return f"output: {plan.recipe.run.output}; {reason}nothing was trained"
 
 

@@ -34,10 +34,7 @@ class FolderLock:
             if not _lock(handle):
                 holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
                 os.close(handle)
-                raise InputError(
-                    f"{self.folder} is being written by another process (pid {holder})",
-                    hint="wait until it has ended, or choose another folder with run.output=FOLDER",
-                )
+                raise _held(self.folder, holder)
             # The last holder may have removed the file between our open and our lock: then we hold nothing.
             if _same_file(handle, self.path):
                 self._handle = handle
@@ -55,6 +52,20 @@ class FolderLock:
         _unlock(self._handle)
         os.close(self._handle)
         self._handle = None
+
+
+def refuse_held(folder: Path) -> None:
+    """Raise the `InputError` of `FolderLock.acquire` when a living process is writing the folder; takes nothing."""
+    if is_held(folder):
+        holder = lock_path(folder).read_text(encoding="ascii", errors="replace").strip() or "unknown"
+        raise _held(folder, holder)
+
+
+def _held(folder: Path, holder: str) -> InputError:
+    return InputError(
+        f"{folder} is being written by another process (pid {holder})",
+        hint="wait until it has ended, or choose another folder with run.output=FOLDER",
+    )
 
 
 def lock_path(folder: Path) -> Path:

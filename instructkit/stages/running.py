@@ -16,7 +16,7 @@ from instructkit.runs import lineage
 from instructkit.runs.metrics import write_rows
 from instructkit.runs.reading import is_run, read_record
 from instructkit.runs.record import RunFolder, read_run
-from instructkit.stages import checkpoints
+from instructkit.stages import checkpoints, resuming
 from instructkit.stages.base import (
     CHECKPOINTS,
     Frame,
@@ -58,17 +58,16 @@ def run(
     quiet_libraries()
     output = Path(recipe.run.output)
     try:
-        begun = _begun(output, recipe.stage) if options.resume else {}
-        inputs = collect(recipe, begun) if begun else collect(recipe)
+        inputs = resuming.collected(recipe, collect, resume=options.resume)
     except NothingNew as nothing:
         if not (options.if_changed and _stands(recipe, output)):
             raise
         reporter.note(f"{nothing}; nothing to do")
         return _closed(read_run(output), finish(recipe, output, reporter.note))
     refuse_unfit_parents(recipe, inputs.parents)
-    parents = _hashes(inputs)
+    parents = resuming.hashes(inputs)
     if options.if_changed:
-        reason = lineage.unchanged(output, to_dict(recipe), _data(inputs), parents)
+        reason = lineage.unchanged(output, to_dict(recipe), resuming.fingerprints(inputs), parents)
         reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
         if reason is None:
             return _closed(read_run(output), finish(recipe, output, reporter.note))
@@ -78,14 +77,6 @@ def run(
     record = read_run(output)
     reporter.table(record)
     return _closed(record, overtaken)
-
-
-def _begun(output: Path, stage: str) -> dict[str, Any]:
-    """What an unfinished run of this stage has kept of how it was begun."""
-    record = read_record(output) if is_run(output) else {}
-    if record.get("status") == "done" or record.get("stage") != stage:
-        return {}
-    return record.get("begun") or {}
 
 
 def _stands(recipe: Any, output: Path) -> bool:
@@ -128,7 +119,7 @@ def _make(
     folder = RunFolder(output)
     overwrite = options.overwrite or (options.if_changed and not options.resume)
     if options.resume:
-        lineage.refuse_other_inputs(output, _data(inputs), parents)
+        lineage.refuse_other_inputs(output, resuming.fingerprints(inputs), parents)
     else:
         folder.check_free(overwrite=overwrite)
     frame = Frame(recipe, inputs, choose_machine(recipe), output, reporter, options.resume)
@@ -180,16 +171,3 @@ def _drop_checkpoints(recipe: Any, output: Path) -> None:
     """Remove what only `--resume` needs, unless the recipe asked for checkpoints itself."""
     if not {"save_strategy", "save_steps", "save_total_limit"} & set(recipe.trainer):
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-
-
-def _data(inputs: Inputs) -> dict[str, str]:
-    """Fingerprint of the data, by role."""
-    return {role: rows.fingerprint for role, rows in inputs.data.items()}
-
-
-def _hashes(inputs: Inputs) -> dict[str, str]:
-    """What identifies each parent, by role: the run's hash, or the path or id of a model that is no run."""
-    return {
-        role: lineage.run_hash(source.run) if source.run else f"model:{source.base}"
-        for role, source in inputs.parents.items()
-    }

@@ -19,6 +19,7 @@ from instructkit.feedback import prepare as preprocessing
 from instructkit.feedback.events import content_id, rater_hash
 from instructkit.feedback.items import Prepared
 from instructkit.feedback.judgements import asked_of, prompt_form
+from instructkit.feedback.opening import in_words
 from instructkit.feedback.personal import Redactor
 from instructkit.feedback.registry import Chain
 from instructkit.feedback.store import Store
@@ -97,7 +98,8 @@ def prepared(recipe: Any, feedback: Feedback) -> Prepared:
             options["index"] = store.clusters(how.near_duplicates, keep=False)
             # What came after all that was read is the next update's to count.
             options["left_out"] = store.left_out(feedback.last, until=feedback.newest)
-        return _prepare(recipe, feedback.events, feedback.test, how, **options)
+        with in_words(store.path) if store is not None else contextlib.nullcontext():
+            return _prepare(recipe, feedback.events, feedback.test, how, **options)
 
 
 def keep_sides(recipe: Any, found: Prepared) -> None:
@@ -112,8 +114,9 @@ def keep_sides(recipe: Any, found: Prepared) -> None:
     with Store.open(recipe.feedback.events) as store:
         _pin(store, how, keep=True)
         store.runs(_root(recipe))
-        for _ in store.clusters(how.near_duplicates).touched(found.asked):
-            pass  # an index keeps what it has answered
+        with in_words(store.path):
+            for _ in store.clusters(how.near_duplicates).touched(found.asked):
+                pass  # an index keeps what it has answered
 
 
 def elsewhere(recipe: Any) -> str | None:

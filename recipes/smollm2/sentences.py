@@ -167,10 +167,10 @@ def opening(text: str, words: int) -> str | None:
     return " ".join(first) if len(first) == words and all(map(OPENING.fullmatch, first)) else None
 
 
-def prompt(begin: str | None, key: str, wordings: tuple[str, ...] = WITH_OPENING) -> list[dict[str, str]]:
+def prompt(asked: str | None, key: str, wordings: tuple[str, ...] = WITH_OPENING) -> list[dict[str, str]]:
     """The request for a sentence that begins with given words, or holds one; its wording is drawn by `key`."""
-    wordings = wordings if begin else WITHOUT_OPENING
-    text = wordings[int(chance("wording", key) * len(wordings))].format(begin)
+    wordings = wordings if asked else WITHOUT_OPENING
+    text = wordings[int(chance("wording", key) * len(wordings))].format(asked)
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
 
@@ -230,12 +230,16 @@ def comparisons(sentences: list[Sentence]) -> list[dict]:
 
 
 def words_of(sentence: Sentence) -> set[str]:
-    """The words of a sentence that can be asked for, in small letters."""
+    """The words of a sentence that can be asked for, in small letters; of "here's" that is `here`."""
     return {word for word in re.findall(r"[a-z]+", sentence.text.casefold()) if len(word) >= LETTERS}
 
 
 def pairs_by_word(sentences: list[Sentence]) -> list[tuple[str, Sentence, Sentence]]:
-    """A word, a favourable and an unfavourable sentence that both hold it; each sentence is used once, and rare words first."""
+    """
+    A word, a favourable and an unfavourable sentence that both hold it, each sentence at most once.
+
+    Of the words that a sentence shares with any that is left, the rarest is asked for.
+    """
     counts = Counter(word for sentence in sentences for word in words_of(sentence))
     bad = [s for s in shuffled(sentences, "bad") if s.rating <= -CLEAR_RATING]
     found = []

@@ -12,10 +12,8 @@ from instructkit.plan import make, memory, page
 from instructkit.plan.probe import probe
 from instructkit.ppo.trainer import PPOTrainer
 from instructkit.recipe.load import load_recipe
-from instructkit.recipe.render import to_dict
-from instructkit.runs.record import RunFolder
 from instructkit.stages import collector
-from instructkit.stages.base import CHECKPOINTS, choose_machine
+from instructkit.stages.base import choose_machine
 
 ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
 
@@ -98,29 +96,3 @@ def test_a_probe_belongs_to_a_plan(workplace, capsys) -> None:
     assert ended.value.code == 2
     assert "--probe goes with --plan" in capsys.readouterr().err
     assert not Path("out").exists()
-
-
-def test_a_plan_tells_that_its_folder_is_taken(workplace) -> None:
-    found = recipe(4)
-    assert make.occupied(found) is None
-    Path("out").mkdir()
-    Path("out/mine.txt").write_text("x", encoding="utf-8")
-    plan = make.make(found, collector(found))
-    assert "out is not empty and holds no run" in page.lines(plan)[-1]
-    assert "holds no run" in plan.as_dict()["output"]["occupied"]
-
-
-def test_a_plan_of_a_resumption_tells_why_it_would_be_refused(workplace) -> None:
-    found = recipe(4)
-    assert "out holds no run to resume" in make.occupied(found, resume=True)
-    folder = RunFolder("out")
-    with folder:
-        folder.start(to_dict(found), stage="sft", command=[])
-        before = everything(workplace)
-        assert "out has no checkpoint to resume from" in make.occupied(found, resume=True)
-        assert everything(workplace) == before
-        (Path("out") / CHECKPOINTS / "checkpoint-3").mkdir(parents=True)
-        assert "checkpoint-3 is damaged: it has no trainer_state.json" in make.occupied(found, resume=True)
-        assert "begun with another recipe: trainer" in make.occupied(recipe(5), resume=True)
-        folder.complete()
-    assert "out is finished" in make.occupied(found, resume=True)

@@ -8,13 +8,16 @@ import pytest
 from plan.test_plan import planned, real_step, recipe
 from stages.small import CHAT, LORA, rows, run
 
+from instructkit.plan import page
 from instructkit.plan.listener import Listener
 from instructkit.plan.look import look
 from instructkit.plan.rehearsal import rehearse
 from instructkit.plan.reuse import keep
+from instructkit.recipe.load import load_recipe
 from instructkit.stages import collector, lora_update
 from instructkit.stages.base import Frame, choose_machine
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
 SIGNALS = {
     "sft": [{"better": "Yes, that one."}],
@@ -50,6 +53,10 @@ def update(objective: str, *overrides: str):
     return recipe("lora-update", body, *overrides)
 
 
+def told_of(plan) -> str:
+    return "{}: {}".format(*plan.inputs.prepared.objective)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_update_is_planned_and_looked_at_whatever_its_objective(
     parent: Path, monkeypatch, objective: str
@@ -59,6 +66,9 @@ def test_an_update_is_planned_and_looked_at_whatever_its_objective(
     plan = planned(found)
     assert set(plan.rehearsal.weights) == {"model", "new adapter", "parent's adapter"}
     assert plan.rehearsal.phases["step"] > 0
+    told = page.lines(plan)
+    assert [line for line in told if line.startswith("events:")] == ["events: 24, each with one outcome"]
+    assert [line for line in told if line.startswith("objective ")] == [f"objective {told_of(plan)}"]
     seen = look(found, collector(found)(found), choose_machine(found), 1)
     assert any(token.learned for row in seen.rows for token in row.tokens)
     assert not Path("new").exists()
@@ -85,3 +95,19 @@ def test_a_probe_has_real_references(parent: Path, monkeypatch, objective: str) 
     monkeypatch.chdir(parent)
     found = update(objective)
     assert make.make(found, collector(found), probing=True).probe.steps == 1
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RECIPES.rglob("lora-update*.yaml")), ids=lambda path: path.stem + path.parent.name
+)
+def test_the_trainers_of_every_shipped_update_can_be_built(parent: Path, monkeypatch, path: Path) -> None:
+    """TRL refuses some settings in its trainer's constructor alone, so `check` cannot see them."""
+    monkeypatch.chdir(parent)
+    told = {
+        "model": "{name: sft, quantization: none}",
+        "feedback": f"{{events: {update('auto').feedback.events}, eval: 0.5, replay: chat.jsonl}}",
+        "gates": "{}",
+        "run.output": "new",
+    }
+    found = load_recipe(str(path), "lora-update", [f"{name}={value}" for name, value in told.items()])
+    assert planned(found).rehearsal.phases["step"] > 0

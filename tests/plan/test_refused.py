@@ -1,0 +1,115 @@
+"""A plan tells what the run would be told of its folder, and of its resumption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from stages.small import CHAT, rows
+
+from instructkit.cli.main import main
+from instructkit.plan import make, page
+from instructkit.recipe.load import load_recipe
+from instructkit.recipe.render import to_dict
+from instructkit.runs.record import RunFolder
+from instructkit.stages import collector, resuming
+from instructkit.stages.base import CHECKPOINTS
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, tiny_folder) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows("chat.jsonl", CHAT)
+    return tmp_path
+
+
+def recipe(steps: int = 4):
+    Path("sft.yaml").write_text(
+        "stage: sft\nmodel: {name: tiny}\ndata: {train: chat.jsonl, eval: 0.3}\n"
+        f"trainer: {{max_steps: {steps}, per_device_train_batch_size: 2}}\nrun: {{output: out}}\n",
+        encoding="utf-8",
+    )
+    return load_recipe("sft.yaml", "sft")
+
+
+def against(steps: int = 4) -> str | None:
+    """What stands against resuming the recipe."""
+    found = recipe(steps)
+    told = make.against(found, collector(found)(found), resume=True)
+    return told and told.message
+
+
+def begin() -> RunFolder:
+    """An unfinished run that nobody holds any more."""
+    found = recipe()
+    inputs = collector(found)(found)
+    data = {role: {"fingerprint": told} for role, told in resuming.fingerprints(inputs).items()}
+    parents = {role: {"hash": told} for role, told in resuming.hashes(inputs).items()}
+    folder = RunFolder("out")
+    with folder:
+        folder.start(to_dict(found), stage="sft", command=[])
+        folder.update(data=data, parents=parents)
+    return folder
+
+
+def checkpoint(step: int) -> Path:
+    """A whole one, as far as its ends tell."""
+    place = Path("out") / CHECKPOINTS / f"checkpoint-{step}"
+    place.mkdir(parents=True)
+    (place / "trainer_state.json").write_text("{}", encoding="utf-8")
+    save_file({"w": torch.zeros(1)}, place / "model.safetensors")
+    return place
+
+
+def test_a_plan_tells_that_its_folder_is_taken(workplace) -> None:
+    found = recipe()
+    inputs = collector(found)(found)
+    assert make.against(found, inputs) is None
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("x", encoding="utf-8")
+    plan = make.make(found, collector(found))
+    assert "out is not empty and holds no run" in page.lines(plan)[-1]
+    assert "holds no run" in plan.as_dict()["output"]["refused"]
+
+
+def test_a_run_with_a_whole_checkpoint_can_be_resumed(workplace) -> None:
+    begin()
+    checkpoint(3)
+    before = sorted(workplace.rglob("*"))
+    assert against() is None
+    assert sorted(workplace.rglob("*")) == before
+
+
+def test_what_the_resumed_run_would_refuse_is_told(workplace) -> None:
+    assert "out holds no run to resume" in against()
+    folder = begin()
+    assert "out has no checkpoint to resume from" in against()
+    (checkpoint(3) / "trainer_state.json").unlink()
+    assert "checkpoint-3 is damaged: it has no trainer_state.json" in against()
+    checkpoint(2)
+    assert "begun with another recipe: trainer" in against(5)
+    rows("chat.jsonl", CHAT[:-1])
+    assert "the data has changed" in against()
+    rows("chat.jsonl", CHAT)
+    with RunFolder("out") as held:
+        held._lock.acquire()
+        assert "out is being written by another process" in against()
+    assert against() is None
+    with folder:
+        folder._lock.acquire()
+        folder.complete()
+    assert "out is finished" in against()
+
+
+def test_the_way_on_is_that_of_the_run(workplace, capsys) -> None:
+    recipe()
+    with pytest.raises(SystemExit) as ended:
+        main(["sft", "sft.yaml", "--plan", "--resume", "--json"])
+    assert ended.value.code == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["output"]["refused"] == "out holds no run to resume"
+    assert "leave out --resume" in json.dumps(told)
+    assert "choose another folder" not in json.dumps(told)
