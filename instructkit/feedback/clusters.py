@@ -86,7 +86,7 @@ class ClusterIndex:
     def _answered(self, batch: list[list[str]]) -> list[tuple[int, ...]]:
         keys = [_key(words) for words in batch]
         texts = dict(zip(keys, batch, strict=True))
-        signed = self._signed(texts)  # which needs no database, so others may write meanwhile
+        signed = self._signed(texts)  # before the lock is taken: others may write meanwhile
         begin, end, undo = self._batch
         self._db.execute(begin)
         try:
