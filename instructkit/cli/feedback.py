@@ -217,6 +217,7 @@ def withdraw(
         raise InputError(
             "wanted an event's id or --rater, one of them", hint="`instructkit feedback list` shows ids"
         )
+    _refuse_empty({"rater": rater, "ID": event})
     with _open(store) as opened:
         count = opened.withdraw(event=event, rater=rater, why=why)
     typer.echo(
@@ -252,6 +253,16 @@ def _open(path: Path) -> Store:
     return Store.open(path)
 
 
+def _refuse_empty(given: dict[str, str | None]) -> None:
+    """An empty value is a variable that was not set: to take it for none would show, or withdraw, what nobody asked for."""
+    from instructkit.errors import InputError
+
+    for name, value in given.items():
+        if value is not None and not value.strip():
+            option = name if name.isupper() else f"--{name}"
+            raise InputError(f"{option} is empty", hint="leave it out, or give it a value")
+
+
 def _filter(
     since: str | None, run: str | None, rater: str | None, tag: str | None, kind: str | None, withdrawn: bool
 ) -> Filter:
@@ -259,6 +270,7 @@ def _filter(
     from instructkit.feedback.events import KINDS, moment
     from instructkit.feedback.store import Filter
 
+    _refuse_empty({"since": since, "run": run, "rater": rater, "tag": tag})
     if kind not in (None, *KINDS):
         raise InputError(f"no kind is called {kind!r}", hint=f"there are {', '.join(KINDS)}")
     try:

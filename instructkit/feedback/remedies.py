@@ -23,9 +23,13 @@ _REMEDIES = {
     "nothing memorised": "replace secrets (feedback.personal_data: redact), withdraw the events that hold them, train less",
     "judge": _LESS,
 }
-UNDECIDED = (
-    "measure on more rows (feedback.eval, feedback.general), or let undecided gates pass (gates.on_undecided)"
-)
+_PASS = "or let undecided gates pass (gates.on_undecided)"
+UNDECIDED = f"measure on more rows (feedback.eval, feedback.general), {_PASS}"
+# Gates that are measured on rows of their own.
+_UNDECIDED_ON = {
+    "no added bias": f"measure on more minimal pairs (feedback.bias_pairs), {_PASS}",
+    "groups answered alike": f"measure on more pairs of prompts (feedback.counterfactuals), {_PASS}",
+}
 
 
 def remedies(gates: Sequence[dict[str, Any]]) -> list[str]:
@@ -35,8 +39,12 @@ def remedies(gates: Sequence[dict[str, Any]]) -> list[str]:
     Args:
         gates: as a run record keeps them; `passed` is False or, of one that could not be decided, None.
     """
-    found = [UNDECIDED if gate["passed"] is None else _remedy(gate["name"]) for gate in gates]
+    found = [_undecided(gate["name"]) if gate["passed"] is None else _remedy(gate["name"]) for gate in gates]
     return list(dict.fromkeys(found))
+
+
+def _undecided(name: str) -> str:
+    return next((told for known, told in _UNDECIDED_ON.items() if name.startswith(known)), UNDECIDED)
 
 
 def _remedy(name: str) -> str:

@@ -216,8 +216,17 @@ class RunFolder:
             )
         status = read_run(self.path)["status"]
         if not overwrite:
-            raise InputError(f"{self.path} already holds a run ({_in_words(status)})", hint=_ways_on(status))
+            raise InputError(
+                f"{self.path} already holds a run ({_in_words(status)})", hint=self._ways_on(status)
+            )
         return False
+
+    def _ways_on(self, status: str) -> str:
+        other = "or choose another folder with run.output=FOLDER"
+        if status == "running":
+            return f"wait until it is done, {other}"
+        begun = status != "done" and any(self.path.glob("checkpoints/**/checkpoint-*"))
+        return f"{'go on with --resume, ' if begun else ''}replace it with --overwrite, {other}"
 
     def _move_aside(self, overwrite: bool) -> Path | None:
         """Rename what lies in the folder, if it may go; an unfinished run is deleted once the new one has begun."""
@@ -265,11 +274,3 @@ class RunFolder:
 
 def _in_words(status: str) -> str:
     return {"done": "finished", "running": "still running"}.get(status, status)
-
-
-def _ways_on(status: str) -> str:
-    if status == "running":
-        return "wait until it is done, or choose another folder with run.output=FOLDER"
-    if status == "done":
-        return "replace it with --overwrite, or choose another folder with run.output=FOLDER"
-    return "go on with --resume, replace it with --overwrite, or choose another folder with run.output=FOLDER"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
     if frame.resume:
         _set_aside_halves(trainer, frame)
     checkpoint = _last_checkpoint(trainer, frame) if frame.resume and not fresh else None
+    _no_step_behind_the_last(trainer)
     frame.reporter.stage_started(frame.recipe.stage, None)
     try:
         output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
@@ -118,6 +120,18 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
             hint="lower trainer.learning_rate, and look at the losses in metrics.jsonl",
         )
     return {name: value for name, value in output.metrics.items() if isinstance(value, int | float)}
+
+
+def _no_step_behind_the_last(trainer: Any) -> None:
+    """Trainer looks for its end behind a step alone: a run that was interrupted after its last one would take another."""
+    begin = trainer._init_training_state
+
+    def told(*args: Any, **kwargs: Any) -> tuple[int, int]:
+        epochs, batches = begin(*args, **kwargs)
+        state = trainer.state
+        return (epochs, batches) if state.global_step < state.max_steps else (sys.maxsize, 0)
+
+    trainer._init_training_state = told
 
 
 def _last_checkpoint(trainer: Any, frame: Frame) -> str:

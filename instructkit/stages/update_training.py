@@ -45,9 +45,11 @@ def load(frame: Frame) -> tuple[Any, Any]:
 
 
 def _go_on_from(model: Any, current: Path) -> None:
+    from safetensors import SafetensorError
+
     try:
         adapters.load_update(model, current / UPDATE)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         raise InputError(
             f"{current} cannot be gone on from: {error}",
             hint="give `lora:` the shape that it has, or begin a fresh adapter with feedback.mode: new",

@@ -260,6 +260,12 @@ def test_stats_as_data(run) -> None:
         (("import", "x.jsonl", "--scale=-1e308:1e308"), "--scale -1e308:1e308 is no scale"),
         (("list", "--kind", "star"), "no kind is called 'star'"),
         (("list", "--since", "soon"), "--since soon is no time"),
+        (("list", "--since", ""), "--since is empty"),
+        (("export", "--rater", ""), "--rater is empty"),
+        (("export", "--run", " "), "--run is empty"),
+        (("list", "--tag", ""), "--tag is empty"),
+        (("withdraw", "--rater", ""), "--rater is empty"),
+        (("withdraw", ""), "ID is empty"),
     ],
 )
 def test_bad_input(run, arguments: tuple[str, ...], told: str) -> None:

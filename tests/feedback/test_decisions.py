@@ -478,6 +478,8 @@ def test_every_gate_that_refuses_says_what_would_have_to_change() -> None:
     both = [{"name": "repetition", "passed": False}, {"name": "general held-out loss", "passed": False}]
     assert len(remedies(both)) == 1  # the same for both, told once
     assert remedies([{"name": "no trigger", "passed": None}]) == [UNDECIDED]
+    (told,) = remedies([{"name": "no added bias", "passed": None}])
+    assert "feedback.bias_pairs" in told and "gates.on_undecided" in told
 
 
 def conducted(n: int = 100, **fields) -> tuple[Measured, Measured]:

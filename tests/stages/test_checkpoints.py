@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from stages.small import ANYTHING, CHAT, GENERAL, LORA, MANY, PAIRS, rows, run, 
 from instructkit.cli.main import main
 from instructkit.errors import InputError
 from instructkit.runs.record import read_run
-from instructkit.stages import checkpoints, training
+from instructkit.stages import checkpoints, running, training
 
 FOUR = "trainer: {max_steps: 4, per_device_train_batch_size: 2, save_steps: 1, save_total_limit: 2}\n"
 
@@ -78,6 +79,29 @@ def test_a_checkpoint_that_was_cut_off_is_passed_by(workplace: Path, monkeypatch
     assert record["status"] == "done"
     assert "resuming from checkpoint-2" in notes
     assert len([note for note in notes if "checkpoint-3 was left incomplete" in note]) == 1
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "lora-update"])
+def test_a_run_that_ended_behind_its_last_step_takes_no_further_one(
+    workplace: Path, monkeypatch, stage: str
+) -> None:
+    """Most of an update's time is measuring, so that is where it is interrupted."""
+    body = of_stage(stage)
+
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(running, "_drop_checkpoints", stop)  # once all is trained, measured and saved
+        run(stage, body)
+    (weights,) = Path("out").glob("*.safetensors")
+    first = weights.read_bytes()
+    weights.unlink()
+    record, notes = run(stage, body, resume=True)
+    assert (record["status"], "resuming from checkpoint-4" in notes) == ("done", True)
+    assert weights.read_bytes() == first
+    lines = Path("out/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert max(json.loads(line).get("step", 0) for line in lines) <= 4
 
 
 def whole(folder: Path, *, critic: bool = False) -> Path:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from instructkit.data.sources import load_rows
-from instructkit.errors import GateRefused, InputError
+from instructkit.errors import GateRefused, InputError, InstructKitError
+from instructkit.feedback.clusters import ClusterIndex
 from instructkit.feedback.events import event_of
 from instructkit.feedback.store import Store
 
@@ -52,6 +54,31 @@ def test_withdrawn_events_are_not_learned_from(tmp_path, monkeypatch, tiny_folde
     )  # the last one came after all that was read: it is the next update's to count
     kept = json.loads(Path("update/preprocess.json").read_text(encoding="utf-8"))
     assert kept["outcomes"]["withdrawn"] == 2 and kept["report"]["events"] == EVENTS - 1
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("database disk image is malformed", "feedback.db: it is damaged"),
+        ("database is locked", "has been writing for"),
+    ],
+)
+def test_what_goes_wrong_with_the_index_of_prompts_is_told_in_words(
+    tmp_path, monkeypatch, tiny_folder, said: str, wanted: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Store.open("feedback.db", create=True) as store:
+        rated = [{"prompt": f"Say {i}.", "response": "x", "better": "y"} for i in range(EVENTS)]
+        list(store.add((event_of(row, source="chat", consent=True), row) for row in rated))
+
+    def broken(self, keys) -> None:
+        raise sqlite3.DatabaseError(said)
+
+    monkeypatch.setattr(ClusterIndex, "_met", broken)
+    body = "model: {name: tiny}\nfeedback: {events: feedback.db, eval: 0.4}\nrun: {output: update}\n"
+    with pytest.raises(InstructKitError, match=wanted):
+        run("lora-update", body)
+    assert not Path("update").exists()
 
 
 def test_a_store_that_is_not_there(tmp_path, monkeypatch) -> None:
