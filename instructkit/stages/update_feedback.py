@@ -69,6 +69,11 @@ def read(recipe: Any, last: str | None, *, until: str | None = None) -> Feedback
         "kind": "feedback", "columns": wanted.columns, "seed": seed, "skip_faults": wanted.on_fault == "skip",
     }  # fmt: skip
     if is_store(recipe):
+        if wanted.columns and not isinstance(wanted.eval, str):
+            raise InputError(
+                f"feedback.columns maps the columns of files, and {wanted.events} is a store",
+                hint="leave it out: events of a store have no columns",
+            )
         events = reading.events_after(wanted.events, last, until=until, limit=wanted.limit)
     else:
         events = sources.load_rows(wanted.events, limit=wanted.limit, **options)

@@ -81,6 +81,19 @@ def test_what_goes_wrong_with_the_index_of_prompts_is_told_in_words(
     assert not Path("update").exists()
 
 
+def test_a_store_has_no_columns_to_map(tmp_path, monkeypatch, tiny_folder) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Store.open("feedback.db", create=True) as store:
+        list(
+            store.add(
+                [(event_of({"prompt": "a", "response": "b", "rating": 1}, source="x", consent=True), {})]
+            )
+        )
+    body = "model: {name: tiny}\nfeedback: {events: feedback.db, eval: 0.4, columns: {prompt: q}}\nrun: {output: update}\n"
+    with pytest.raises(InputError, match="feedback.columns maps the columns of files"):
+        run("lora-update", body)
+
+
 def test_a_store_that_is_not_there(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no feedback store at nowhere.db"):
