@@ -20,7 +20,7 @@ from instructkit.feedback.sketches import SHINGLE_WORDS, rows_of, shingles, sign
 
 BUCKET = 8  # sketches in one band: what comes later is near one of these, or met in its other bands
 # One transaction holds prompts of about so many words. Keys and bands are hashes, so a transaction writes to pages all over the
-# tables: many small ones write each page again and again (7.6 GiB for the first 200,000 prompts, whose tables have 0.1).
+# tables: many small ones write each page again and again (7.5 GiB for the first 200,000 prompts, whose tables have 0.1).
 BATCH_WORDS = 800_000
 SIGNED = 1000  # prompts whose signatures are made at once: each holds all its shingles meanwhile
 ASKED = 1000  # keys in one question to the database
