@@ -10,7 +10,7 @@ from typing import Any
 from instructkit.errors import InputError
 from instructkit.feedback import history
 from instructkit.feedback.standing import Standing, moves, standing
-from instructkit.feedback.updates import folder_name, read_ids
+from instructkit.feedback.updates import folder_name, read_ids, refuse_changed
 from instructkit.runs import chains
 from instructkit.runs.chains import CHAINS, CURRENT, HISTORY, pointed
 from instructkit.runs.lock import is_held
@@ -46,7 +46,7 @@ class Past:
         The folder of the adapter in force; None where it is the parent itself.
 
         Raises:
-            InputError: when `current` was moved by hand to what the history does not say.
+            InputError: as `adapter` does.
         """
         return self.adapter(self.standing())
 
@@ -55,7 +55,7 @@ class Past:
         The folder of the adapter that is in force when the chain stands so; None where it is the parent itself.
 
         Raises:
-            InputError: when `current` was moved by hand to what the history does not say.
+            InputError: when `current` was moved by hand to what the history does not say, or that adapter is gone or damaged.
         """
         if found.astray is not None:
             says = folder_name(found.current) if found.current else "nothing"
@@ -63,7 +63,12 @@ class Past:
                 f"{self.folder / CURRENT} points to {found.astray or 'nothing'}, and the history says {says}",
                 hint=f"`instructkit runs rollback {self.name} --to {found.current} --why TEXT` sets it right",
             )
-        return self.folder / folder_name(found.current) if found.current else None
+        if not found.current:
+            return None
+        folder, update = self.folder / folder_name(found.current), self.updates()[found.current]
+        again = f"`instructkit runs promote {self.name} {found.current}` copies it from its run {update['run']}"
+        refuse_changed(folder, update["run_hash"], again=again)
+        return folder
 
     def standing(self) -> Standing:
         """What the history and `current` say together."""

@@ -30,11 +30,11 @@ from instructkit.feedback.updates import (
     copy_model,
     folder_name,
     forced_past,
+    refuse_changed,
     write_ids,
 )
 from instructkit.runs.chains import CURRENT, HISTORY, point
 from instructkit.runs.lock import FolderLock
-from instructkit.runs.reading import is_run
 
 __all__ = ["Chain", "Superseded", "Update", "user"]
 
@@ -100,6 +100,8 @@ class Chain(Past):
         """
         Put an update in force: copy its adapter into the chain, then move `current`.
 
+        Of the one that is in force already, a copy that is gone is made again, which is no move.
+
         Args:
             expected: number of the adapter that must be in force still, 0 for the parent itself: the update was measured against
                 it. No later look at the same test events may have come in between either. None: somebody promotes it by hand,
@@ -118,13 +120,15 @@ class Chain(Past):
         """
         with self._writing():
             update, before = self._update(number), self.standing()
+            target = self.folder / folder_name(number)
+            if number == before.current and self._restored(update, target):
+                return target
             overtaken = self._overtaken(update, expected, before.current)
             if overtaken and expected is not None:
                 told = f"`instructkit runs promote {self.name} {number} --force --why TEXT` puts it in force as it is"
                 raise Superseded(overtaken, hint=f"run it again; or {told}")
             self._refuse_where_it_is(number, before)
             forced = forced_past(update, overtaken, why, forced_by)
-            target = self.folder / folder_name(number)
             copy_model(update["run"], update["run_hash"], root=self.root, target=target)
             said = {"from": before.current, "forced": forced, "why": why}
             self._append({"kind": "promotion", "number": number, "by": forced_by or user(), **said})
@@ -182,12 +186,16 @@ class Chain(Past):
                 f"update {to} of the chain {self.name} was not in force before what is now",
                 hint=f"`instructkit runs promote {self.name} {to}` puts an update in force",
             )
-        if to and not is_run(self.folder / folder_name(to)):
-            raise InputError(
-                f"{self.folder / folder_name(to)} is not there any more",
-                hint="restore it, or choose another one with --to",
-            )
+        if to:
+            again = f"choose another one with --to, or promote {to} again when it is in force no more"
+            refuse_changed(self.folder / folder_name(to), self.updates()[to]["run_hash"], again=again)
         return to
+
+    def _restored(self, update: dict[str, Any], target: Path) -> bool:
+        """Make the copy of a promoted adapter again if it is gone, and say so; one that was changed is refused."""
+        gone = not target.exists()
+        copy_model(update["run"], update["run_hash"], root=self.root, target=target)
+        return gone
 
     def _refuse_where_it_is(self, number: int, found: Standing) -> None:
         if number == found.current and found.astray is None:

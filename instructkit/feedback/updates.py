@@ -152,11 +152,7 @@ def copy_model(run: str, run_hash: str, *, root: Path, target: Path) -> None:
         InputError: when the run is gone or was made anew, or the copy that is there is not whole.
     """
     if target.exists():
-        if not is_run(target) or lineage.run_hash(target) != run_hash:
-            raise InputError(
-                f"{target} is not what was promoted: its files were changed",
-                hint=f"delete {target}, and promote the update again from its run {run}",
-            )
+        refuse_changed(target, run_hash, again=f"promote the update again from its run {run}")
         return
     source, fresh = _source(run, run_hash, root), target.parent / f".{target.name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -166,6 +162,29 @@ def copy_model(run: str, run_hash: str, *, root: Path, target: Path) -> None:
         raise InputError(f"{source} was changed while it was copied", hint="try again when nothing writes it")
     fresh.rename(target)
     sync_folder(target.parent)
+
+
+def refuse_changed(folder: Path, run_hash: str, *, again: str) -> None:
+    """
+    Refuse the copy of a promoted adapter that is gone, or is not what was copied.
+
+    Args:
+        again: how to go on without it, in words.
+
+    Raises:
+        InputError: when it is gone, or its files were changed or damaged.
+    """
+    if not folder.exists():
+        raise InputError(f"{folder} is not there any more; it was promoted", hint=again)
+    try:
+        sound = is_run(folder) and lineage.run_hash(folder) == run_hash
+    except InputError:  # its record is damaged
+        sound = False
+    if not sound:
+        raise InputError(
+            f"{folder} is not what was promoted: its files were changed or damaged",
+            hint=f"delete {folder}, and {again}",
+        )
 
 
 def forced_past(

@@ -194,6 +194,33 @@ def test_a_copy_that_was_changed_is_not_put_in_force_again(chain: Chain) -> None
     assert chain.current() == chain.folder / "002"
 
 
+def test_a_copy_in_force_that_was_changed_is_told_until_it_is_made_again(chain: Chain) -> None:
+    copy = chain.promote(1)
+    whole = (copy / "adapter_model.safetensors").read_bytes()
+    (copy / "adapter_model.safetensors").write_bytes(whole[:-1])
+    for ask in (chain.current, lambda: chain.promote(1)):
+        with pytest.raises(InputError, match="001 is not what was promoted") as told:
+            ask()
+        assert f"delete {copy}" in told.value.hint
+    shutil.rmtree(copy)
+    with pytest.raises(InputError, match="001 is not there any more") as told:
+        chain.current()
+    assert "instructkit runs promote support 1" in told.value.hint
+    before = kinds(chain)
+    assert chain.promote(1) == copy == chain.current() and weights(copy).encode() == whole
+    assert kinds(chain) == before
+
+
+def test_a_damaged_adapter_is_rolled_back_from_and_not_to(chain: Chain) -> None:
+    for number in (1, 2):
+        chain.promote(number)
+    for number in (1, 2):
+        (chain.folder / f"00{number}" / "adapter_model.safetensors").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="001 is not what was promoted"):
+        chain.rollback(why="w")
+    assert chain.rollback(to=0, why="w") == 0 and chain.current() is None
+
+
 @pytest.mark.parametrize("number", [0, -1, 5])
 def test_an_update_that_is_not_there(chain: Chain, number: int) -> None:
     with pytest.raises(InputError, match=f"has no update {number}") as told:
