@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from instructkit import models
+from instructkit import models, naming
 from instructkit.encode import Prompt, answer_text, encode_answered, encode_sampled, same_tokens
 from instructkit.evaluate.generate import evaluating
 from instructkit.machine import Machine
@@ -70,7 +70,7 @@ class RewardScorer:
         self.__name__ = name
 
     @classmethod
-    def load(cls, source: models.Source, section: Any, machine: Machine, **options: Any) -> RewardScorer:
+    def load(cls, source: naming.Source, section: Any, machine: Machine, **options: Any) -> RewardScorer:
         """A reward model by run folder, folder or hub id, ready to score."""
         model = models.load_for_use(source, section, machine, task="SEQ_CLS")
         tokenizer = models.load_tokenizer(source, section)
@@ -79,7 +79,7 @@ class RewardScorer:
 
     @classmethod
     def on_backbone(
-        cls, policy: Any, source: models.Source, tokenizer: Any, adapter: str, **options: Any
+        cls, policy: Any, source: naming.Source, tokenizer: Any, adapter: str, **options: Any
     ) -> RewardScorer:
         """
         A reward model that is an adapter on the policy's base: no second backbone is loaded.
@@ -90,9 +90,10 @@ class RewardScorer:
         """
         from instructkit import adapters
 
-        adapters.add_saved(policy, adapter, source.adapter)
+        with models.in_words(source, source.adapter):
+            adapters.add_saved(policy, adapter, source.adapter)
+            weight = saved_head(source.adapter)
         adapters.settle(policy)
-        weight = saved_head(source.adapter)
         head = torch.nn.Linear(weight.size(1), 1, bias=False, dtype=weight.dtype, device=policy.device)
         head.weight.data.copy_(weight)
         head.requires_grad_(False)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
+from instructkit import adapters
+from instructkit.errors import InputError
 from instructkit.machine import choose
-from instructkit.models import load_for_training, locate
+from instructkit.models import load_for_training, load_for_use, load_tokenizer
+from instructkit.naming import locate
 from instructkit.recipe.schema import LoraSection, ModelSection
+from instructkit.scoring import RewardScorer
 
 
 def test_a_4bit_base_has_its_gradient_after_a_measurement(tiny_folder: Path) -> None:
@@ -31,3 +37,33 @@ def test_a_4bit_base_has_its_gradient_after_a_measurement(tiny_folder: Path) -> 
     assert before.keys() == after.keys() and any("layers.0" in name for name in before)
     for name, gradient in before.items():
         torch.testing.assert_close(after[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_model_that_was_cut_off_is_named(tiny_folder: Path, tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / file).write_bytes((folder / file).read_bytes()[:1000])
+    section = ModelSection(name=str(folder))
+    with pytest.raises(InputError, match="model cannot be loaded") as told:
+        load_tokenizer(locate(section.name), section)
+        load_for_training(locate(section.name), section, choose("auto", "none"), None)
+    assert f"check that {folder} is complete" in told.value.hint
+
+
+def test_an_adapter_that_was_cut_off_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    base, machine = ModelSection(name=str(tiny_folder)), choose("auto", "none")
+    model, lora = load_for_training(locate(base.name), base, machine, LoraSection(r=4)), LoraSection(r=4)
+    adapters.save_adapter(model, tmp_path / "adapter", base=str(tiny_folder))
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    section = ModelSection(name=str(tmp_path / "adapter"))
+    source = locate(section.name)
+    for load in (
+        lambda: load_for_training(source, section, machine, lora),
+        lambda: load_for_training(source, section, machine, None),
+        lambda: load_for_use(source, section, machine),
+        lambda: RewardScorer.on_backbone(model, source, None, "reward"),
+    ):
+        with pytest.raises(InputError, match="adapter cannot be loaded") as told:
+            load()
+        assert "is complete" in told.value.hint

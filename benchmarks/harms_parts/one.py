@@ -12,7 +12,7 @@ from typing import Any
 
 from harms_parts import harm
 
-from instructkit import models
+from instructkit import models, naming
 from instructkit.cli.main import main
 from instructkit.data.demo import harms
 from instructkit.machine import Machine
@@ -101,7 +101,7 @@ def commit() -> str | None:
 
 def load(folder: str) -> tuple[Any, Any]:
     """Model and tokenizer of a run, as `chat` loads them."""
-    source, section = models.locate(folder), ModelSection(name=folder)
+    source, section = naming.locate(folder), ModelSection(name=folder)
     return models.load_for_use(source, section, MACHINE), models.load_tokenizer(source, section)
 
 

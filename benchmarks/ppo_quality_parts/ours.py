@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from instructkit import models
+from instructkit import naming
 from instructkit.data.demo.judge import judge_batch
 from instructkit.data.sources import load_rows
 from instructkit.encode import encode_prompt
@@ -132,7 +132,7 @@ def trl(wanted: dict[str, Any]) -> str:
 
 def scorer() -> RewardScorer:
     """The seed's reward model."""
-    return RewardScorer.load(models.locate("runs/reward"), SECTION, MACHINE)
+    return RewardScorer.load(naming.locate("runs/reward"), SECTION, MACHINE)
 
 
 def prompts(source: str) -> list[dict[str, Any]]:

@@ -6,15 +6,15 @@ import sys
 from types import SimpleNamespace
 from typing import TextIO
 
-from instructkit import machine, models
+from instructkit import machine, models, naming
 from instructkit.chat.session import Session
 from instructkit.data.records import HALF_CHARACTER
 
 
 def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> Session:
     """A session with any model name that a recipe takes."""
-    source = models.locate(name)
-    models.refuse_wrong_role(source, as_reward=False)
+    source = naming.locate(name)
+    naming.refuse_wrong_role(source, as_reward=False)
     section = SimpleNamespace(
         name=name, revision=None, trust_remote_code=False, quantization="none", attn_implementation=None
     )

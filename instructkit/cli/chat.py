@@ -24,7 +24,7 @@ def chat(
     """Read lines, stream answers."""
     import warnings
 
-    from instructkit.models import locate
+    from instructkit.naming import locate
 
     locate(run)  # a wrong name is told before torch is loaded
 

@@ -66,7 +66,9 @@ class Past:
         if not found.current:
             return None
         folder, update = self.folder / folder_name(found.current), self.updates()[found.current]
-        again = f"`instructkit runs promote {self.name} {found.current}` copies it from its run {update['run']}"
+        again = (
+            f"`instructkit runs promote {self.name} {found.current}` copies it from its run {update['run']}"
+        )
         refuse_changed(folder, update["run_hash"], again=again)
         return folder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from instructkit import models
+from instructkit import models, naming
 from instructkit.errors import InputError
 
 SCORES = ("ForSequenceClassification", "RewardModel")
@@ -58,7 +58,7 @@ class Parent:
         return f"{told}: it reads answers with its own tokenizer and template"
 
 
-def parents(recipe: Any, found: dict[str, models.Source]) -> list[Parent]:
+def parents(recipe: Any, found: dict[str, naming.Source]) -> list[Parent]:
     """
     Every model of a run against the one that is trained; a reward model of another family is allowed, and said.
 
@@ -97,7 +97,7 @@ def parents(recipe: Any, found: dict[str, models.Source]) -> list[Parent]:
     return told
 
 
-def _odd(role: str, source: models.Source, config: Any, tokenizer: Any, vocabulary: int | None) -> list[str]:
+def _odd(role: str, source: naming.Source, config: Any, tokenizer: Any, vocabulary: int | None) -> list[str]:
     told = []
     if tokenizer is not None and vocabulary is not None and len(tokenizer) > vocabulary:
         told.append(
@@ -111,7 +111,7 @@ def _odd(role: str, source: models.Source, config: Any, tokenizer: Any, vocabula
     return told
 
 
-def has_trained_head(source: models.Source, config: Any) -> bool:
+def has_trained_head(source: naming.Source, config: Any) -> bool:
     """Whether a model can score: a reward run can, and what was saved with a head for scores."""
     import json
 
@@ -123,7 +123,7 @@ def has_trained_head(source: models.Source, config: Any) -> bool:
     return any(name.endswith(SCORES) for name in getattr(config, "architectures", None) or ())
 
 
-def _config(source: models.Source, recipe: Any) -> Any:
+def _config(source: naming.Source, recipe: Any) -> Any:
     from transformers import AutoConfig
 
     try:

@@ -42,10 +42,10 @@ def refuse_early(recipe: Any) -> None:
 
 def _refuse_targets(recipe: Any) -> None:
     """PEFT's own matching on a model without weights: the names that no layer has."""
-    from instructkit import models
+    from instructkit import models, naming
     from instructkit.machine import Machine
 
-    source = models.locate(recipe.model.name)
+    source = naming.locate(recipe.model.name)
     with models.weightless():
         task = "SEQ_CLS" if recipe.stage == "reward" else "CAUSAL_LM"
         body = models.load_for_training(source, recipe.model, Machine("cpu", "float32", ()), None, task=task)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from instructkit import adapters, models
+from instructkit import adapters, models, naming
 from instructkit.machine import Machine
 from instructkit.plan import rollout as ppo
 from instructkit.plan.ledger import GRADIENTS, Ledger, rehearsing
@@ -200,7 +200,7 @@ def _heaviest_step(
     return ledger.held(before)
 
 
-def _reward_of_an_update(recipe: Any, source: models.Source, machine: Machine) -> dict[str, int]:
+def _reward_of_an_update(recipe: Any, source: naming.Source, machine: Machine) -> dict[str, int]:
     """The reward model that scores answers before training and after it, and is not held in between."""
     body = models.load_for_use(source, recipe.model.of_another(), machine, task="SEQ_CLS").to("meta")
     return {"weights, reward": sum(_weights({"reward": body}, recipe.model.quantization).values())}

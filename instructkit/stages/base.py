@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from instructkit import machine as machines
-from instructkit import models
+from instructkit import naming
 from instructkit.data.sources import Rows
 from instructkit.machine import Machine
 from instructkit.runs.metrics import MetricsWriter
@@ -44,7 +44,7 @@ class Inputs:
     """What a stage reads: rows by role (`train`, `eval`, ...) and the models it stands on by role (`model`, `reward`, ...)."""
 
     data: dict[str, Rows]
-    parents: dict[str, models.Source]
+    parents: dict[str, naming.Source]
 
     def notes(self) -> list[str]:
         """What a plan tells of them beside their rows, a line each."""
@@ -98,14 +98,14 @@ class Frame:
             self.clock[what] = round(self.clock.get(what, 0.0) + time.perf_counter() - started, 2)
 
 
-def refuse_unfit_parents(recipe: Any, parents: dict[str, models.Source]) -> None:
+def refuse_unfit_parents(recipe: Any, parents: dict[str, naming.Source]) -> None:
     """A reward model may go on from any run; otherwise policies answer and reward models score."""
     for role, source in parents.items():
         if role == "critic":
             continue  # a part of a ppo run, which `critic.init` has looked for
         if role != "model" or recipe.stage != "reward":
-            models.refuse_wrong_role(source, as_reward=role != "model")
-    models.refuse_dora_above_an_adapter(parents["model"], recipe.lora)
+            naming.refuse_wrong_role(source, as_reward=role != "model")
+    naming.refuse_dora_above_an_adapter(parents["model"], recipe.lora)
 
 
 def seed_everything(seed: int) -> None:

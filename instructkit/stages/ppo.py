@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from instructkit import models
+from instructkit import models, naming
 from instructkit.data.prepare import load_split
 from instructkit.data.sources import load_rows
 from instructkit.encode import IGNORED, answer_text
@@ -35,10 +35,10 @@ def collect(recipe: Any) -> Inputs:
     if recipe.data.ptx:
         data["ptx"] = load_rows(recipe.data.ptx, kind="sft", every_column=False)
     _refuse_half_of_ptx(recipe)
-    parents = {"model": models.locate(recipe.model.name)}
+    parents = {"model": naming.locate(recipe.model.name)}
     for i, item in enumerate(recipe.reward):
         if item.model:
-            parents[f"reward[{i}]"] = models.locate(item.model)
+            parents[f"reward[{i}]"] = naming.locate(item.model)
         else:
             load_function(item.function)
     if critic := locate_earlier(recipe):

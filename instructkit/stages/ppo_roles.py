@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instructkit import models
+from instructkit import models, naming
 from instructkit.errors import InputError
 from instructkit.stages.base import Frame
 from instructkit.stages.functions import load_function
@@ -21,7 +22,7 @@ HEAD_FILE = "head.safetensors"
 class Start:
     """Where a critic begins: a saved value model and the scale of its head, or (None) as the policy with a zero head."""
 
-    source: models.Source | None
+    source: naming.Source | None
     mean: float = 0.0
     std: float = 1.0
     told: str = "begins as the policy, with a zero head"
@@ -81,7 +82,8 @@ def _head(frame: Frame, model: Any, start: Start) -> Any:
     if start.source is not None:
         from safetensors.torch import load_file
 
-        load_state(critic, load_file(str(Path(start.source.base) / HEAD_FILE)))
+        with models.in_words(start.source, start.source.base):
+            load_state(critic, load_file(str(Path(start.source.base) / HEAD_FILE)))
     return critic
 
 
@@ -91,7 +93,8 @@ def _adapter(frame: Frame, model: Any, start: Start) -> Any:
     from instructkit.scoring import saved_head
 
     folder = start.source.adapter if start.source else None
-    role = adapters.add_critic(model, folder)
+    with models.in_words(start.source, folder) if folder else contextlib.nullcontext():
+        role = adapters.add_critic(model, folder)
     return AdapterCritic(
         model.config.get_text_config().hidden_size,
         role,
@@ -148,7 +151,7 @@ def start_of_critic(frame: Frame, tokenizer: Any) -> Start:
     )
 
 
-def _reward_as_start(frame: Frame, kind: str, tokenizer: Any) -> models.Source | None:
+def _reward_as_start(frame: Frame, kind: str, tokenizer: Any) -> naming.Source | None:
     """The one learned reward model, where a critic of this kind can hold its weights and reads the same tokens."""
     recipe, parents = frame.recipe, frame.inputs.parents
     learned = [parents[f"reward[{i}]"] for i, item in enumerate(recipe.reward) if item.model]
@@ -165,7 +168,7 @@ def _reward_as_start(frame: Frame, kind: str, tokenizer: Any) -> models.Source |
     return source
 
 
-def locate_earlier(recipe: Any) -> models.Source | None:
+def locate_earlier(recipe: Any) -> naming.Source | None:
     """The critic of an earlier run that `critic.init` names, before anything is loaded."""
     name = recipe.critic.init
     if name in ("auto", "reward", "zero"):
@@ -176,13 +179,13 @@ def locate_earlier(recipe: Any) -> models.Source | None:
             f"{recipe.source}: critic.init names {name}, and there is no critic in it",
             hint="name the folder of a finished run of `instructkit ppo`, or use auto, reward or zero",
         )
-    whole = models.locate(name)
+    whole = naming.locate(name)
     if (folder / HEAD_FILE).exists():
-        return models.Source(name, str(folder), run=whole.run)
-    return replace(models.locate(str(folder)), run=whole.run)
+        return naming.Source(name, str(folder), run=whole.run)
+    return replace(naming.locate(str(folder)), run=whole.run)
 
 
-def earlier(recipe: Any, parents: dict[str, models.Source]) -> Start:
+def earlier(recipe: Any, parents: dict[str, naming.Source]) -> Start:
     """
     The start that `critic.init` names by its run.
 
@@ -205,7 +208,7 @@ def earlier(recipe: Any, parents: dict[str, models.Source]) -> Start:
     return Start(source, saved["mean"], saved["std"], f"goes on from {recipe.critic.init}")
 
 
-def save_critic(trainer: Any, tokenizer: Any, folder: Path, source: models.Source) -> None:
+def save_critic(trainer: Any, tokenizer: Any, folder: Path, source: naming.Source) -> None:
     """The critic in a folder of its own beside the policy, as `critic.init` of a next run reads it."""
     from safetensors.torch import save_file
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructkit import models
+from instructkit import models, naming
 from instructkit.data.prepare import load_split, prompt_key
 from instructkit.data.sources import Rows
 from instructkit.data.table import mapped, pick
@@ -27,7 +27,7 @@ def collect(recipe: Any) -> Inputs:
     """Comparisons to train on and to hold out, and the model whose body the reward model starts from."""
     train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
     data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return Inputs(data, {"model": models.locate(recipe.model.name)})
+    return Inputs(data, {"model": naming.locate(recipe.model.name)})
 
 
 def train(frame: Frame) -> Result:
@@ -218,8 +218,8 @@ def save(
     models.save_model(model, tokenizer, folder, source)
     (folder / models.SCORE_FILE).write_text(json.dumps(offset), encoding="utf-8")
     section = frame.recipe.model
-    saved = models.Source(str(folder), source.base, adapter=folder) if frame.recipe.lora else None
-    saved = saved or models.Source(str(folder), str(folder))
+    saved = naming.Source(str(folder), source.base, adapter=folder) if frame.recipe.lora else None
+    saved = saved or naming.Source(str(folder), str(folder))
     reloaded = models.load_for_use(saved, section, frame.machine, task="SEQ_CLS")
     scores = score_pairs(reloaded, models.load_tokenizer(saved, section), probe)
     found = [s - offset["mean"] for pair in scores for s in pair]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from instructkit import models
+from instructkit import models, naming
 from instructkit.data.prepare import load_split
 from instructkit.data.sources import Rows
 from instructkit.encode import IGNORED
@@ -19,7 +19,7 @@ def collect(recipe: Any) -> Inputs:
     """Demonstrations to train on and to hold out, and the model to start from."""
     train, held_out = load_split(recipe.data, kind="sft", seed=recipe.run.seed)
     data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return Inputs(data, {"model": models.locate(recipe.model.name)})
+    return Inputs(data, {"model": naming.locate(recipe.model.name)})
 
 
 def train(frame: Frame) -> Result:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instructkit import models
+from instructkit import naming
 from instructkit.data import prepare as splits
 from instructkit.data import sources
 from instructkit.errors import InputError
@@ -107,10 +107,10 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
         InputError: for what is at fault, and when another adapter came into force since a run was begun.
     """
     wanted, begun = recipe.feedback, begun or {}
-    parents = {"model": models.locate(recipe.model.name)}
+    parents = {"model": naming.locate(recipe.model.name)}
     parent = parents["model"]
     if recipe.gates.reward_model:
-        parents["reward"] = models.locate(recipe.gates.reward_model)
+        parents["reward"] = naming.locate(recipe.gates.reward_model)
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
     chain = Chain.at(Path(recipe.run.output).parent, wanted.chain)
@@ -153,7 +153,7 @@ def _last(recipe: Any, chain: Chain, current: Path | None) -> str | None:
     return chain.since(int(current.name)) if after else None
 
 
-def _mode(recipe: Any, current: Path | None, parent: models.Source) -> tuple[str, str, Path | None]:
+def _mode(recipe: Any, current: Path | None, parent: naming.Source) -> tuple[str, str, Path | None]:
     """How the update stands to those before it, why, and the adapter that it goes on from: the one in force, or none."""
     asked = recipe.feedback.mode
     if asked in ("new", "merge"):
@@ -176,7 +176,7 @@ def _mode(recipe: Any, current: Path | None, parent: models.Source) -> tuple[str
     return "new", told, None
 
 
-def _general_rows(recipe: Any, parent: models.Source, fresh: bool) -> dict[str, sources.Rows]:
+def _general_rows(recipe: Any, parent: naming.Source, fresh: bool) -> dict[str, sources.Rows]:
     """Rows to replay, rows of everything else that only measure, and rows for the rescue of a fresh adapter to look at."""
     wanted, seed = recipe.feedback, recipe.run.seed
     data: dict[str, sources.Rows] = {}
@@ -193,7 +193,7 @@ def _general_rows(recipe: Any, parent: models.Source, fresh: bool) -> dict[str, 
     return data
 
 
-def from_sft(parent: models.Source, role: str) -> tuple[str | list | None, dict[str, str]]:
+def from_sft(parent: naming.Source, role: str) -> tuple[str | list | None, dict[str, str]]:
     """The data of the SFT run that the parent descends from, when named by a source of its own, and its `columns`."""
     for record in lineage.chain(parent.run) if parent.run else []:
         if record["stage"] == "sft":

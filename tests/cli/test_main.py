@@ -103,7 +103,7 @@ def test_an_interrupt_exits_with_130(capsys, monkeypatch) -> None:
     monkeypatch.setattr("instructkit.stages.run_stage", stop)
     code, _, told = run("sft", "recipes/sft.yaml", capsys=capsys)
     assert (code, told.strip()) == (130, "error: interrupted\nhint: go on with --resume")
-    monkeypatch.setattr("instructkit.models.locate", stop)
+    monkeypatch.setattr("instructkit.naming.locate", stop)
     code, _, told = run("chat", "tiny", capsys=capsys)
     assert (code, told.strip()) == (130, "error: interrupted\nhint: give the command again")
 

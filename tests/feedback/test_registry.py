@@ -22,7 +22,7 @@ from instructkit.errors import GateRefused, InputError
 from instructkit.feedback import registry
 from instructkit.feedback.registry import Chain, Superseded
 from instructkit.feedback.standing import Standing, standing, story
-from instructkit.models import locate
+from instructkit.naming import locate
 from instructkit.runs import chains, lineage
 
 LETTERS = "abcd"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stages.small import CHAT, LORA, rows
 
-from instructkit import models
+from instructkit import naming
 from instructkit.cli.main import main
 from instructkit.data.sources import load_rows
 from instructkit.errors import InputError
@@ -212,7 +212,7 @@ def test_parents_are_compared_and_an_untrained_head_is_told() -> None:
     from instructkit.plan.parents import parents
 
     found = recipe()
-    tiny = models.locate("tiny")
+    tiny = naming.locate("tiny")
     own, reward = parents(found, {"model": tiny, "reward[0]": tiny})
     assert own.same_base is None and own.warnings == []
     assert (reward.same_base, reward.same_vocabulary, reward.same_template) == (True, True, True)
@@ -227,7 +227,7 @@ def test_a_reward_model_of_another_family_is_allowed_and_said(workplace) -> None
 
     from instructkit.plan.parents import parents
 
-    tiny = models.locate("tiny")
+    tiny = naming.locate("tiny")
     shutil.copytree(tiny.base, "other")
     tokenizer = AutoTokenizer.from_pretrained("other")
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
@@ -235,7 +235,7 @@ def test_a_reward_model_of_another_family_is_allowed_and_said(workplace) -> None
     config = json.loads(Path("other/config.json").read_text(encoding="utf-8"))
     config["architectures"] = ["LlamaForSequenceClassification"]
     Path("other/config.json").write_text(json.dumps(config), encoding="utf-8")
-    _, reward = parents(recipe(), {"model": tiny, "reward[0]": models.locate("other")})
+    _, reward = parents(recipe(), {"model": tiny, "reward[0]": naming.locate("other")})
     assert reward.warnings == [] and not reward.same_base and not reward.same_template
     assert reward.fit().endswith("it reads answers with its own tokenizer and template")
 
@@ -291,7 +291,7 @@ def test_a_template_without_an_end_is_told_by_the_plan_as_by_the_look(capsys) ->
 
     from transformers import AutoTokenizer
 
-    shutil.copytree(models.locate("tiny").base, "model")
+    shutil.copytree(naming.locate("tiny").base, "model")
     tokenizer = AutoTokenizer.from_pretrained("model")
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "")
     tokenizer.save_pretrained("model")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from stages.small import CHAT, LORA, PAIRS, rows
 
-from instructkit import models
+from instructkit import naming
 from instructkit.errors import InputError
 from instructkit.plan import make, memory, page
 from instructkit.plan.ledger import Ledger, rehearsing
@@ -226,7 +226,7 @@ def test_a_template_that_marks_no_answers_is_told_by_the_plan(workplace, tiny_fo
     model = workplace / "model"
     import shutil
 
-    shutil.copytree(models.locate("tiny").base, model)
+    shutil.copytree(naming.locate("tiny").base, model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(model)

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel
 from ppo.small import PROMPTS, build, fixed_rollout, logged, owned_by_critic, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from instructkit import adapters, models
+from instructkit import adapters, models, naming
 from instructkit.ppo import rollout
 from instructkit.ppo.critic import AdapterCritic, HeadCritic
 from instructkit.scoring import Offset, RewardScorer, saved_head, score_rows
@@ -217,7 +217,7 @@ def test_a_reward_model_on_the_backbone_scores_as_it_does_alone(tiny_folder, tmp
     """Hazard 6: the same scores, offset included, from the shared backbone and from the saved model."""
     place = saved_reward(tiny_folder, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    source = models.Source("reward", str(tiny_folder), adapter=place, run=place)
+    source = naming.Source("reward", str(tiny_folder), adapter=place, run=place)
     classifier = AutoModelForSequenceClassification.from_pretrained(tiny_folder, num_labels=1)
     alone = RewardScorer(
         PeftModel.from_pretrained(classifier, str(place)).eval(), tokenizer, Offset.read(place)
@@ -234,7 +234,7 @@ def test_the_reward_model_reads_the_sampled_ids_where_the_tokenizers_agree(tiny_
     place = saved_reward(tiny_folder, tmp_path)
     tokenizer, other = (AutoTokenizer.from_pretrained(tiny_folder) for _ in range(2))
     other.chat_template = other.chat_template + " "
-    source = models.Source("reward", str(tiny_folder), adapter=place, run=place)
+    source = naming.Source("reward", str(tiny_folder), adapter=place, run=place)
     letters = [i for c in "cold" for i in tokenizer(c, add_special_tokens=False)["input_ids"]]
     assert letters != tokenizer("cold", add_special_tokens=False)["input_ids"]
     asked = {
@@ -257,7 +257,7 @@ def test_scoring_leaves_the_policy_as_it_was(tiny_folder, tmp_path) -> None:
     """Hazard 8: the mode, the role and the flags of training come back."""
     model = policy(tiny_folder).train()
     place = saved_reward(tiny_folder, tmp_path)
-    source = models.Source("reward", str(tiny_folder), adapter=place, run=place)
+    source = naming.Source("reward", str(tiny_folder), adapter=place, run=place)
     scorer = RewardScorer.on_backbone(model, source, AutoTokenizer.from_pretrained(tiny_folder), "reward_0")
     before, flags = states(model), {n: p.requires_grad for n, p in model.named_parameters()}
     scorer.score(PROMPTS[:1], ["yes"])
@@ -340,7 +340,7 @@ def test_a_line_with_every_role_learns(tiny_folder, tmp_path) -> None:
     """The whole trainer with a critic and a reward model on the policy's backbone: ratios 1, KL 0, then both move."""
     model = with_parent(tiny_folder)
     place = saved_reward(tiny_folder, tmp_path)
-    source = models.Source("reward", str(tiny_folder), adapter=place, run=place)
+    source = naming.Source("reward", str(tiny_folder), adapter=place, run=place)
     scorer = RewardScorer.on_backbone(model, source, AutoTokenizer.from_pretrained(tiny_folder), "reward_0")
     trainer = build(
         tiny_folder,

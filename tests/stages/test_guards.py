@@ -11,7 +11,7 @@ from stages.small import ANYTHING, CHAT, LORA, MANY, ONE_STEP, PAIRS, rows, run,
 from transformers import AutoModelForCausalLM
 
 from instructkit.errors import GateRefused, InputError, InstructKitError
-from instructkit.models import Source, refuse_dora_above_an_adapter
+from instructkit.naming import Source, refuse_dora_above_an_adapter
 from instructkit.recipe.schema import LoraSection
 from instructkit.runs.record import read_run
 from instructkit.stages.updaters import Replay

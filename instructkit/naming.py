@@ -1,0 +1,150 @@
+"""
+What a model's name stands for, without loading anything.
+
+A name is `tiny`, a run folder, a transformers folder, a `.gguf` file or a hub id. Every one of them comes down to a base and,
+where a LoRA run stands between, one PEFT adapter on it. No heavy library is imported, so that a wrong name is reported before
+torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from instructkit.errors import InputError
+from instructkit.runs.chains import follow
+
+if TYPE_CHECKING:
+    from instructkit.recipe.schema import LoraSection
+
+_HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A name resolved: the base (folder or hub id), the adapter on it, and the run folder that it came from."""
+
+    name: str
+    base: str
+    adapter: Path | None = None
+    run: Path | None = None
+    gguf_file: str | None = None
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Where the tokenizer lies: beside the adapter when there is one, else with the base."""
+        return (
+            str(self.adapter)
+            if self.adapter and (self.adapter / "tokenizer_config.json").exists()
+            else self.base
+        )
+
+
+def cache_folder() -> Path:
+    """Where built and converted models are kept: `INSTRUCTKIT_CACHE`, else a folder in the user's cache."""
+    return Path(os.environ.get("INSTRUCTKIT_CACHE") or Path.home() / ".cache" / "instructkit")
+
+
+def locate(name: str) -> Source:
+    """
+    Say what a model name stands for, without loading anything.
+
+    Raises:
+        InputError: when a folder is missing or holds no model, or the parent run did not finish.
+    """
+    if name == "tiny":
+        from instructkit.tiny import build_tiny, tiny_key
+
+        folder = cache_folder() / f"tiny-{tiny_key()}"
+        return Source(name, str(folder if folder.is_dir() else build_tiny(folder)))
+    path = follow(Path(name))
+    if path != Path(name):
+        name = str(path)  # of a chain's `current` the folder that it means now
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(name, str(path.parent), gguf_file=path.name)
+    if path.is_dir():
+        return _locate_folder(name, path)
+    if path.is_file():
+        raise InputError(f"{name} is a file, not a model", hint="name its folder, or a .gguf file")
+    if _HUB_ID.match(name) and not _meant_as_path(name):
+        return Source(name, name)
+    raise InputError(
+        f"no model at {name}",
+        hint="model.name is `tiny`, a run folder (train it first), a transformers folder, a .gguf file or a hub id",
+    )
+
+
+def _meant_as_path(name: str) -> bool:
+    first = Path(name).parts[0]
+    return name.startswith((".", "/", "~", "runs/")) or Path(first).is_dir() or name.endswith(".gguf")
+
+
+def _locate_folder(name: str, path: Path) -> Source:
+    run = _finished_run(path)
+    if (path / "adapter_config.json").exists():
+        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path") or ""
+        if not Path(base).exists() and not _HUB_ID.match(base):
+            raise InputError(
+                f"{name} is an adapter on {base}, which is not there any more",
+                hint="restore the base folder, or train the run again",
+            )
+        return Source(name, base, adapter=path, run=run)
+    if (path / "config.json").exists():
+        return Source(name, str(path.resolve()), run=run)
+    raise InputError(
+        f"{name} holds no model", hint="a model folder has config.json or adapter_config.json in it"
+    )
+
+
+def _finished_run(path: Path) -> Path | None:
+    from instructkit.runs.record import is_run, read_run
+
+    if not is_run(path):
+        return None
+    status = read_run(path)["status"]
+    if status != "done":
+        hint = "wait until it is done" if status == "running" else "go on with --resume, or train it again"
+        raise InputError(f"the run {path} is not finished: its status is {status}", hint=hint)
+    return path
+
+
+def refuse_wrong_role(source: Source, *, as_reward: bool) -> None:
+    """
+    A reward model writes no answers, and a policy has no trained score.
+
+    Raises:
+        InputError: when a run is used as what it is not; of a model that is no run nothing is known.
+    """
+    from instructkit.runs.record import read_run
+
+    stage = read_run(source.run)["stage"] if source.run else None
+    if stage is None or (stage == "reward") == as_reward:
+        return
+    wanted = (
+        "a run of `instructkit reward` is wanted here" if as_reward else "a model that answers is wanted here"
+    )
+    raise InputError(
+        f"{source.name} is a run of `{stage}`; {wanted}", hint="`instructkit runs` lists the runs"
+    )
+
+
+def refuse_dora_above_an_adapter(source: Source, lora: LoraSection | None) -> None:
+    """
+    Adapters are joined by rank, and DoRA's magnitudes cannot be.
+
+    Raises:
+        InputError: when the parent is an adapter and it or the new one is DoRA.
+    """
+    if lora is None or source.adapter is None:
+        return
+    config = json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if lora.use_dora or config.get("use_dora"):
+        raise InputError(
+            f"{source.name} is an adapter, and DoRA cannot be joined with another adapter",
+            hint="set lora.use_dora: false in both stages, or leave out `lora:` to train all weights",
+        )
