@@ -123,7 +123,7 @@ def _make(
     else:
         folder.check_free(overwrite=overwrite)
     frame = Frame(recipe, inputs, choose_machine(recipe), output, reporter, options.resume)
-    for reason in [*frame.machine.reasons, *left_out(inputs)]:
+    for reason in [*frame.machine.reasons, *left_out(inputs), *_altered(inputs, parents)]:
         reporter.note(reason)
     if frame.machine.on_cpu:
         machines.keep_freed_memory()
@@ -137,6 +137,15 @@ def _make(
     )
     with folder:
         _carry_out(frame, folder, parents, train)
+
+
+def _altered(inputs: Inputs, parents: dict[str, str]) -> list[str]:
+    """Which parents are runs whose files are not those that they wrote, in words."""
+    return [
+        f"warning: {source.name} is not what its run wrote: its model files were changed since, or damaged"
+        for role, source in inputs.parents.items()
+        if source.run and read_run(source.run).get("hash") != parents[role]
+    ]
 
 
 def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: Train) -> None:

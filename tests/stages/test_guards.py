@@ -271,6 +271,22 @@ def test_a_run_is_not_used_as_what_it_is_not(workplace: Path) -> None:
         open_session("reward")
 
 
+def test_a_parent_that_is_not_what_its_run_wrote_is_told(workplace: Path) -> None:
+    sft("parent")
+    body = f"model: {{name: parent}}\ndata: {{train: {rows('p.jsonl', PAIRS)}, eval: 0.3}}\ngates: {{accuracy_min: 0}}\n{ONE_STEP}"
+
+    def told() -> list[str]:
+        notes = run("reward", f"{body}run: {{output: reward}}\n", overwrite=True)[1]
+        return [note for note in notes if "its model files were changed" in note]
+
+    assert not told()
+    template = Path("parent/chat_template.jinja")
+    template.write_text(template.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    assert told() == [
+        "warning: parent is not what its run wrote: its model files were changed since, or damaged"
+    ]
+
+
 def test_weights_that_are_not_finite_are_no_result(workplace: Path) -> None:
     with pytest.raises(InstructKitError, match="the weights are not finite"):
         sft("out", trainer="trainer: {max_steps: 3, learning_rate: 1.0e+9}\n")
