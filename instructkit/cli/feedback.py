@@ -116,26 +116,28 @@ def export(
 ) -> None:
     """Print events as rows that a recipe can name and `import` can read."""
     wanted = _filter(since, run, rater, tag, kind, withdrawn)
+    if salvage:
+        _salvage(store, wanted)
+        return
     with _open(store) as opened:
-        if salvage:
-            _salvage(opened, wanted)
-            return
         taken_back = _taken_back(opened, wanted)
         for event in opened.events(wanted):
             print(_row(event, taken_back))
 
 
-def _salvage(opened: Store, wanted: Filter) -> None:
+def _salvage(store: Path, wanted: Filter) -> None:
     """Print what can still be read, and end with what cannot."""
     from instructkit.errors import InstructKitError
+    from instructkit.feedback.salvage import Rest
 
     lost = []
-    withdrawals = opened.withdrawals_left()
-    for event in opened.salvage(wanted):
-        if isinstance(event, int):
-            lost.append(event)
-        else:
-            print(_row(event, {event.id} if withdrawals.cover(event) else ()))
+    with Rest.of(store) as rest:
+        withdrawals = rest.withdrawals_left()
+        for event in rest.salvage(wanted):
+            if isinstance(event, int):
+                lost.append(event)
+            else:
+                print(_row(event, {event.id} if withdrawals.cover(event) else ()))
     told = [f"{len(lost)} events could not be read: numbers {_numbers(lost)}"] if lost else []
     if withdrawals.lost is None:
         told.append("no withdrawal could be read: events that were withdrawn may be among those written")
@@ -228,10 +230,12 @@ def withdraw(
 def check(store: At = DEFAULT, json: Json = False) -> None:
     """Let SQLite read the whole file."""
     from instructkit.errors import InstructKitError
+    from instructkit.feedback.opening import PAST_READING
+    from instructkit.feedback.salvage import Rest
 
-    with _open(store) as opened:
-        found = opened.damage()
-        count = None if found else opened.count()
+    with Rest.of(store) as rest:
+        found, legible = rest.damage(), rest.is_legible()
+        count = None if found else rest.count()
     if json:
         print_data({"store": str(store), "damage": found, "events": count})
         if found:
@@ -242,7 +246,9 @@ def check(store: At = DEFAULT, json: Json = False) -> None:
             f"{store} is damaged: "
             + "; ".join(found[:5])
             + (f"; and {len(found) - 5} more" if found[5:] else ""),
-            hint="`instructkit feedback export --salvage > rest.jsonl` writes what can still be read",
+            hint="`instructkit feedback export --salvage > rest.jsonl` writes what can still be read"
+            if legible
+            else PAST_READING,
         )
     typer.echo(f"{store}: sound, {count} events")
 

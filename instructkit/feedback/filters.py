@@ -88,6 +88,8 @@ def event_from(found: tuple[Any, ...]) -> Event:
     (id_, time, source, rater, run, run_hash, sampling, prompt, response, judgement, tags, group, consent) = (
         found
     )
+    if "\0" in prompt + response:  # no event has them; a page has, of which a part is lost
+        raise sqlite3.DatabaseError(f"the event {id_} cannot be read: it holds NUL bytes")
     try:
         return Event(
             *(id_, time, source, rater, json.loads(prompt), response, json.loads(judgement), run, run_hash),

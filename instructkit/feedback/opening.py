@@ -42,7 +42,7 @@ def _make_private(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+        for file in (path, *_companions(path)):
             if file.exists():  # made by others, with the rights that they have as a rule
                 file.chmod(0o600)
     except OSError as error:
@@ -71,6 +71,26 @@ def connect(path: Path) -> tuple[sqlite3.Connection, str]:
     return _current(path, address), address
 
 
+def connect_to_the_rest(path: Path) -> tuple[sqlite3.Connection, str]:
+    """
+    As `connect`; where that fails for damage, a connection that reads what is left, also of a file that was cut off.
+
+    Raises:
+        InputError, sqlite3.Error: as `connect` does, when not even its version can be read.
+    """
+    try:
+        return connect(path)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:
+        address = f"{path.absolute().as_uri()}{READ_ONLY}"
+        connection = sqlite3.connect(address, uri=True, timeout=WAIT_SECONDS, isolation_level=None)
+        # By its size alone SQLite refuses a file that is shorter than it says, unless its schema may be mended.
+        connection.execute("PRAGMA writable_schema = ON")
+        _version(path, connection)
+        return connection, address
+
+
 def _current(path: Path, address: str) -> sqlite3.Connection:
     connection = sqlite3.connect(address, uri=True, timeout=WAIT_SECONDS, isolation_level=None)
     try:
@@ -86,7 +106,7 @@ def _current(path: Path, address: str) -> sqlite3.Connection:
 
 def _unsettled(path: Path) -> bool:
     """Whether writes are still in the log beside the file."""
-    log = path.with_name(path.name + "-wal")
+    log, _ = _companions(path)
     return log.exists() and log.stat().st_size > 0
 
 
@@ -160,10 +180,27 @@ def _told(path: Path, text: str, damaged: str) -> InstructKitError:
         )
     elif "locked" in text:
         told, hint = f"another process has been writing for {WAIT_SECONDS} s", "try again"
-    elif _unwritable(text):
-        told, hint = f"it cannot be written ({text})", "check the permissions of the file and its folder"
     elif "not a database" in text:
         return InputError(f"{path} is no feedback store", hint="give another path with --store")
+    elif _unwritable(text):
+        what = "written" if "readonly" in text else "opened"
+        return InputError(f"{path}: it cannot be {what} ({text})", hint=_permissions(path))
     else:
-        told, hint = f"it is damaged ({text})", damaged
+        return InputError(f"{path}: it is damaged ({text})", hint=damaged)
     return InstructKitError(f"{path}: {told}", hint=hint)
+
+
+def _permissions(path: Path) -> str:
+    """Whose permissions to look at: a store has companions, and those made while it was read-only stay so."""
+    closed = [
+        file
+        for file in (path, *_companions(path))
+        if file.exists() and not os.access(file, os.R_OK | os.W_OK)
+    ]
+    named = f"of {', '.join(map(str, closed))}" if closed else f"of the file and of its folder {path.parent}"
+    return f"check the permissions {named}"
+
+
+def _companions(path: Path) -> list[Path]:
+    """The files that SQLite keeps beside a store."""
+    return [path.with_name(path.name + end) for end in ("-wal", "-shm")]

@@ -25,9 +25,11 @@ def events_after(path: str, last: str | None, *, until: str | None = None, limit
 
     Raises:
         NothingNew: when there are such events, and all came before.
-        InputError: when there is no such store, or no such event in it, or nothing that may be trained on.
+        InputError: when there is no such store, or no such event in it, or nothing that may be trained on, or withdrawals
+            cannot be relied on.
     """
     with Store.open(path) as store:
+        store.refuse_damaged_withdrawals()
         rows = _rows(store.events(Filter(consent=True, after=last, until=until)), path, limit)
         before = store.count(Filter(consent=True)) if last and not rows.rows else 0
     if not rows.rows and before:

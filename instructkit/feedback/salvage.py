@@ -1,4 +1,4 @@
-"""What a damaged store still tells: row by row, those that cannot be read by their numbers."""
+"""What a damaged store still tells: row by row, and those that cannot be read by their numbers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from instructkit.feedback import opening
 from instructkit.feedback.events import Event
-from instructkit.feedback.filters import COLUMNS, event_from
+from instructkit.feedback.filters import COLUMNS, Filter, event_from
+from instructkit.feedback.opening import in_words
+from instructkit.feedback.store import Store
 
 ROWS = 1000  # read at once
 
@@ -33,7 +37,54 @@ class Withdrawals:
         return event.id in self.events or (event.rater != "" and event.rater in self.raters)
 
 
-def events(db: sqlite3.Connection) -> Iterator[Event | int]:
+class Rest(Store):
+    """What is left of a store that may be damaged; a context manager."""
+
+    @classmethod
+    def of(cls, path: str | Path) -> Rest:
+        """
+        Open a store to see what is damaged, and to read what is left of it.
+
+        Raises:
+            InputError: as a store's `open` does; of a damaged one when not even its version can be read.
+        """
+        path = Path(path)
+        opening.prepare(path, create=False)
+        with in_words(path, opening.PAST_READING):
+            return cls(path, *opening.connect_to_the_rest(path))
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong with the file, in its words, and what is lost by it; nothing for a sound one."""
+        return _damage(self._db)
+
+    def is_legible(self) -> bool:
+        """Whether `salvage` can find anything out: it can read how many events there are."""
+        return _last(self._db, "event") is not None
+
+    def salvage(self, wanted: Filter | None = None) -> Iterator[Event | int]:
+        """
+        Every wanted event that can still be read; of one that cannot, its number.
+
+        Those whose withdrawal can be read are left out, unless they are wanted too.
+
+        Raises:
+            InputError: when not even the number of events can be read.
+        """
+        wanted = wanted or Filter()
+        taken_back = self.withdrawals_left()
+        with in_words(self.path, opening.PAST_READING):
+            for event in _events(self._db):
+                if isinstance(event, int) or (
+                    wanted.takes(event, self._hashed) and (wanted.withdrawn or not taken_back.cover(event))
+                ):
+                    yield event
+
+    def withdrawals_left(self) -> Withdrawals:
+        """What of the withdrawals can still be read, and what cannot."""
+        return _withdrawals(self._db)
+
+
+def _events(db: sqlite3.Connection) -> Iterator[Event | int]:
     """
     Every event that can still be read, withdrawn or not; of one that cannot, its number.
 
@@ -46,19 +97,16 @@ def events(db: sqlite3.Connection) -> Iterator[Event | int]:
     yield from _every(db, "event", COLUMNS, last, event_from)
 
 
-def withdrawals(db: sqlite3.Connection) -> Withdrawals:
+def _withdrawals(db: sqlite3.Connection) -> Withdrawals:
     """What can still be read of the withdrawals."""
     last = _last(db, "withdrawal")
-    found = _every(db, "withdrawal", "seq, event, rater", last or 0, tuple)
+    found = list(_every(db, "withdrawal", "event, rater", last or 0, tuple))
     read = [each for each in found if not isinstance(each, int)]
-    there = {
-        number for number, *_ in read
-    }  # numbers have no gaps: nothing is removed, and none is given in vain
-    lost = None if last is None else tuple(n for n in range(1, last + 1) if n not in there)
-    return Withdrawals(frozenset(e for _, e, _ in read if e), frozenset(r for *_, r in read if r), lost)
+    lost = None if last is None else tuple(each for each in found if isinstance(each, int))
+    return Withdrawals(frozenset(e for e, _ in read if e), frozenset(r for _, r in read if r), lost)
 
 
-def damage(db: sqlite3.Connection) -> list[str]:
+def _damage(db: sqlite3.Connection) -> list[str]:
     """What SQLite finds wrong with the file, in its words, and what is lost by it; nothing for a sound one."""
     found: list[str] = []
     try:
@@ -69,10 +117,10 @@ def damage(db: sqlite3.Connection) -> list[str]:
     if found == ["ok"]:
         return []
     try:
-        found += [f"event {each} cannot be read" for each in events(db) if isinstance(each, int)]
+        found += [f"event {each} cannot be read" for each in _events(db) if isinstance(each, int)]
     except sqlite3.DatabaseError as error:
         found.append(str(error))
-    lost = withdrawals(db).lost
+    lost = _withdrawals(db).lost
     told = ["withdrawals"] if lost is None else [f"withdrawal {number}" for number in lost]
     return found + [f"{each} cannot be read" for each in told]
 
@@ -90,20 +138,29 @@ def _last(db: sqlite3.Connection, table: str) -> int | None:
 def _every(
     db: sqlite3.Connection, table: str, columns: str, last: int, made: Callable[[tuple[Any, ...]], Any]
 ) -> Iterator[Any]:
-    question = f"SELECT {columns} FROM {table} WHERE seq"
+    """
+    What is made of each row, in order; of one that cannot be read, or is not found, its number.
 
-    def read(first: int, last: int) -> list[Any]:
+    Numbers have no gaps: nothing is removed, and none is given in vain. On a page that is there in part, a search can end
+    at nothing without an error.
+    """
+    question = f"SELECT seq, {columns} FROM {table} WHERE seq"
+
+    def read(first: int, last: int) -> dict[int, Any]:
         """A range of rows; where that fails, each half of it. A range's end is found on the page behind it, one row is not."""
         try:
             if first == last:
-                return [made(found) for found in db.execute(f"{question} = ?", (first,))]
-            asked = db.execute(f"{question} BETWEEN ? AND ? ORDER BY seq", (first, last))
-            return [made(found) for found in asked]
+                asked = db.execute(f"{question} = ?", (first,))
+            else:
+                asked = db.execute(f"{question} BETWEEN ? AND ? ORDER BY seq", (first, last))
+            return {seq: made(tuple(found)) for seq, *found in asked}
         except sqlite3.DatabaseError:
             if first == last:
-                return [first]
+                return {}
             middle = (first + last) // 2
-            return [*read(first, middle), *read(middle + 1, last)]
+            return read(first, middle) | read(middle + 1, last)
 
     for first in range(1, last + 1, ROWS):
-        yield from read(first, min(first + ROWS - 1, last))
+        end = min(first + ROWS - 1, last)
+        found = read(first, end)
+        yield from (found.get(number, number) for number in range(first, end + 1))

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructkit.errors import InputError
-from instructkit.feedback import adding, opening, salvage
+from instructkit.feedback import adding, opening
 from instructkit.feedback.adding import Given
 from instructkit.feedback.events import Event, rater_hash
 from instructkit.feedback.filters import COLUMNS, NOT_WITHDRAWN, Filter, event_from
 from instructkit.feedback.opening import in_words, transaction
-from instructkit.feedback.salvage import Withdrawals
 
 if TYPE_CHECKING:
     from instructkit.feedback.clusters import ClusterIndex
@@ -50,7 +49,7 @@ class Store:
         """
         path = Path(path)
         opening.prepare(path, create=create)
-        with in_words(path, opening.PAST_READING):
+        with in_words(path):
             return cls(path, *opening.connect(path))
 
     def __enter__(self) -> Store:
@@ -112,7 +111,7 @@ class Store:
 
         Raises:
             InputError: when the event that they are to come after, or go up to, is not there.
-            InstructKitError: when the store is damaged; `salvage` gets at the rest.
+            InstructKitError: when the store is damaged; `salvage.Rest` gets at what is left.
         """
         where, values = self._question(wanted)
         with in_words(self.path):
@@ -280,28 +279,16 @@ class Store:
         with in_words(self.path):
             yield from (found for (found,) in self._db.execute(question))
 
-    def damage(self) -> list[str]:
-        """What SQLite finds wrong with the file, in its words, and what is lost by it; nothing for a sound one."""
-        return salvage.damage(self._db)
-
-    def salvage(self, wanted: Filter | None = None) -> Iterator[Event | int]:
+    def refuse_damaged_withdrawals(self) -> None:
         """
-        Every wanted event that can still be read; of one that cannot, its number.
+        Before events are learned from: look whether every withdrawal is found, in the table and by its indices.
 
-        Those whose withdrawal can be read are left out, unless they are wanted too.
+        An index that was damaged can say without an error that nothing is withdrawn.
 
         Raises:
-            InstructKitError: when not even the number of events can be read.
+            InputError: when the store is damaged there.
         """
-        wanted = wanted or Filter()
-        taken_back = self.withdrawals_left()
-        with in_words(self.path, opening.PAST_READING):
-            for event in salvage.events(self._db):
-                if isinstance(event, int) or (
-                    wanted.takes(event, self._hashed) and (wanted.withdrawn or not taken_back.cover(event))
-                ):
-                    yield event
-
-    def withdrawals_left(self) -> Withdrawals:
-        """What of the withdrawals of a damaged store can still be read, and what cannot."""
-        return salvage.withdrawals(self._db)
+        with in_words(self.path):
+            for (told,) in self._db.execute("PRAGMA integrity_check(withdrawal)"):
+                if told != "ok":
+                    raise sqlite3.DatabaseError(f"withdrawals: {told}")

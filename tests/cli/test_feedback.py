@@ -396,18 +396,42 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2])[:16])
-def test_a_store_that_cannot_be_opened_is_told_alike(run, command: tuple[str, ...]) -> None:
-    """No hint leads back to a command that needs the store open."""
-    run(
-        "import",
-        write("rows.jsonl", [*ROWS, *({**ROWS[0], "prompt": "q" * 2000 + str(i)} for i in range(50))]),
-    )
+def cut_off(run, length: int) -> int:
+    """A store in a file that ends too early; how many events it had."""
+    many = [{**ROWS[0], "prompt": "q" * 2000 + str(i)} for i in range(50)]
+    run("import", write("rows.jsonl", [*ROWS, *many]))
     path = Path("feedback.db")
-    path.write_bytes(path.read_bytes()[:30_000])
+    count = len(run("list")[1].splitlines())
+    path.write_bytes(path.read_bytes()[:length])
+    return count
+
+
+@pytest.mark.parametrize("command", COMMANDS[:6], ids=lambda command: " ".join(command[:2])[:16])
+def test_a_store_that_was_cut_off_is_told_alike(run, command: tuple[str, ...]) -> None:
+    cut_off(run, 100_000)
     code, out, err = run(*command)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "error: feedback.db: it is damaged (database disk image is malformed)" in err
+    assert "`instructkit feedback check` tells what is" in err and "--salvage" in err
+
+
+def test_of_a_store_that_was_cut_off_the_rest_is_saved(run) -> None:
+    count = cut_off(run, 100_000)
+    code, out, err = run("check")
+    assert code == 1 and "event 54 cannot be read" in run("check", "--json")[1]
+    assert "feedback.db is damaged" in err and "--salvage" in err
+    code, out, err = run("export", "--salvage")
+    saved, lost = len(out.splitlines()), int(err.split(" events could not be read")[0].split()[-1])
+    assert code == 1 and saved + lost == count and saved > 10
+    assert run("import", write("rest.jsonl", map(json.loads, out.splitlines())), "--store", "new.db")[0] == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS[6:], ids=lambda command: " ".join(command[:2])[:16])
+def test_a_store_that_is_past_reading_is_told_alike(run, command: tuple[str, ...]) -> None:
+    """No hint leads back to a command that needs something to read."""
+    cut_off(run, 3000)
+    code, out, err = run(*command)
+    assert (code, out) == (1 if command == ("check",) else 2, "") and "damaged" in err
     assert "hint: restore it from a copy" in err and "feedback check" not in err and "--salvage" not in err
 
 
@@ -425,7 +449,8 @@ def test_damage_is_told_with_its_path(run, command: tuple[str, ...]) -> None:
         content[place : place + 4096] = b"\xff" * 4096
     Path("feedback.db").write_bytes(content)
     code, _, err = run(*command)
-    assert code == 1 and "feedback.db" in err and "damaged" in err and "please report it" not in err
+    assert code == (1 if command == ("check",) else 2)
+    assert "feedback.db" in err and "damaged" in err and "please report it" not in err
     if command[0] == "check":
         assert "feedback check" not in err and "--salvage" in err
     elif "--salvage" in command:

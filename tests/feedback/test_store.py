@@ -21,6 +21,7 @@ from instructkit.errors import InputError, InstructKitError, NothingNew
 from instructkit.feedback import migrations, opening
 from instructkit.feedback.events import content_id, event_of
 from instructkit.feedback.reading import events_after
+from instructkit.feedback.salvage import Rest
 from instructkit.feedback.store import Filter, Store
 
 ROOT = Path(__file__).parents[2]
@@ -297,6 +298,51 @@ def test_a_store_that_may_only_be_read(common: Path, folder: int) -> None:
     common.chmod(0o755)
 
 
+def damage(path: Path) -> list[str]:
+    with Rest.of(path) as rest:
+        return rest.damage()
+
+
+def salvaged(path: Path) -> list:
+    with Rest.of(path) as rest:
+        return list(rest.salvage())
+
+
+def test_events_that_are_known_use_up_no_number(path) -> None:
+    """A number that no event has looks like an event that is lost."""
+    with Store.open(path, create=True) as store:
+        for count in (3, 3, 5):
+            added(store, rows(count))
+        assert store._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone() == (5,)
+        assert all(not isinstance(each, int) for each in salvaged(store.path))
+
+
+def test_an_index_that_finds_no_withdrawal_stops_an_update(path) -> None:
+    with Store.open(path, create=True) as store:
+        added(store, rows(3))
+        store.withdraw(event=next(store.events()).id)
+        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        asked = "SELECT rootpage FROM sqlite_master WHERE name = 'withdrawal_of_event'"
+        place = 4096 * (store._db.execute(asked).fetchone()[0] - 1)
+    assert len(events_after(str(path), None).rows) == 2
+    content = bytearray(path.read_bytes())
+    content[place + 3 : place + 5] = bytes(2)  # the page says that it has no entry
+    path.write_bytes(content)
+    with Store.open(path) as store:
+        assert store.count() == 3  # by itself SQLite does not notice
+    with pytest.raises(InputError, match="it is damaged .withdrawals: ") as told:
+        events_after(str(path), None)
+    assert "feedback check" in told.value.hint
+
+
+def test_an_event_with_a_part_missing_is_lost(path) -> None:
+    with Store.open(path, create=True) as store:
+        added(store, rows(3))
+        store._db.execute("DROP TRIGGER event_is_final")
+        store._db.execute("UPDATE event SET response = 'a' || char(0) WHERE seq = 2")
+        assert [isinstance(each, int) for each in salvaged(store.path)] == [False, True, False]
+
+
 def test_an_event_that_is_garbled_is_damage(path) -> None:
     with Store.open(path, create=True) as store:
         added(store, rows(3))
@@ -310,7 +356,7 @@ def test_an_event_that_is_garbled_is_damage(path) -> None:
                 ) as told:
                     read()
                 assert "--salvage" in told.value.hint
-            assert [getattr(each, "prompt", each) for each in store.salvage()] == ["q0", 2, "q2"]
+            assert [getattr(each, "prompt", each) for each in salvaged(store.path)] == ["q0", 2, "q2"]
 
 
 def test_a_withdrawal_covers_what_a_rater_says_later(path) -> None:
@@ -363,7 +409,7 @@ def test_a_store_of_version_one_is_brought_up_to_date(path) -> None:
         assert [event.id for event in store.events()] == ["01"]
         assert store.salt == bytes([1, 2, 3, 4, 5, 6, 7, 8])
         assert store.withdraw(event="01") == 1
-        assert store.damage() == []
+        assert damage(store.path) == []
 
 
 def test_every_version_leads_to_the_same_schema(path) -> None:
@@ -428,7 +474,7 @@ def test_two_writers_and_a_reader_at_once(path) -> None:
             time.sleep(0.01)
         assert [writer.returncode for writer in writers] == [0, 0]
         assert store.count() == 6000
-        assert store.damage() == []
+        assert damage(store.path) == []
 
 
 WRITER = """
@@ -465,7 +511,7 @@ def killed_at_random(path: Path, seed: int) -> None:
     writer.wait()
     acknowledged = max(int(line) for line in lines if line.strip())
     with Store.open(path) as store:
-        assert store.damage() == []
+        assert damage(store.path) == []
         there = [event.prompt for event in store.events()]
     assert there[:acknowledged] == [f"q{i}" for i in range(acknowledged)]
     assert len(there) % 50 == 0  # a batch is there whole, or not at all
@@ -499,12 +545,12 @@ def damaged(path: Path) -> list[int]:
 def test_a_damaged_page_is_named_and_the_rest_is_saved(path) -> None:
     lost = damaged(path)
     with Store.open(path) as store:
-        told = store.damage()
+        told = damage(store.path)
         assert "malformed" in told[0] and "event 1000 cannot be read" in told
         with pytest.raises(InstructKitError, match="damaged") as error:
             list(store.events())
         assert "--salvage" in error.value.hint
-        found = list(store.salvage())
+        found = salvaged(store.path)
     unread = [item for item in found if isinstance(item, int)]
     assert unread == lost
     saved = [item.prompt for item in found if not isinstance(item, int)]

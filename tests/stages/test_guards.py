@@ -273,7 +273,8 @@ def test_a_run_is_not_used_as_what_it_is_not(workplace: Path) -> None:
 
 def test_a_parent_that_is_not_what_its_run_wrote_is_told(workplace: Path) -> None:
     sft("parent")
-    body = f"model: {{name: parent}}\ndata: {{train: {rows('p.jsonl', PAIRS)}, eval: 0.3}}\ngates: {{accuracy_min: 0}}\n{ONE_STEP}"
+    data = f"data: {{train: {rows('p.jsonl', PAIRS)}, eval: 0.3}}\n"
+    body = f"model: {{name: parent}}\n{data}gates: {{accuracy_min: 0}}\n{ONE_STEP}"
 
     def told() -> list[str]:
         notes = run("reward", f"{body}run: {{output: reward}}\n", overwrite=True)[1]
