@@ -165,7 +165,11 @@ def _print(told: dict[str, Any]) -> None:
     console = Console(highlight=False)
     in_force = f"update {told['current']} is in force" if told["current"] else "nothing is promoted"
     console.print(f"{told['chain']}: {in_force}", style="bold", markup=False)
-    console.print(_table(told["updates"]))
+    table = _table(told["updates"])
+    if not console.is_terminal:  # a file or a pipe has no edge
+        wide = console.options.update(max_width=1000)
+        console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table)
     lines = [line for update in told["updates"] for line in _in_words(update)]
     for line in [*lines, *told["notes"]]:
         console.print(line, markup=False, soft_wrap=True)
@@ -192,7 +196,12 @@ def _table(updates: list[dict[str, Any]]) -> Table:
         "look",
         "state",
     ):
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+        table.add_column(
+            name,
+            justify="right" if name in numbers else "left",
+            overflow="fold",
+            no_wrap=name not in ("run", "gates failed", "state"),
+        )
     for update in updates:
         cells = (
             *(update["number"], update["time"][:16].replace("T", " "), update["run"], update["verdict"]),
@@ -213,10 +222,16 @@ def _state(update: dict[str, Any]) -> str:
 
 
 def _in_words(update: dict[str, Any]) -> list[str]:
-    """Who forced it or rolled it back and why, and what it has learned from that was withdrawn since."""
+    """Who promoted, forced or rolled it back and why, and what it has learned from that was withdrawn since."""
     number, lines = update["number"], []
-    for what in ("forced", "rolled back"):
-        for move in update[what]:
+    forced = [move["time"] for move in update["forced"]]
+    reasoned = [move for move in update["promoted"] if move["why"] and move["time"] not in forced]
+    for what, moves in (
+        ("promoted", reasoned),
+        ("forced", update["forced"]),
+        ("rolled back", update["rolled back"]),
+    ):
+        for move in moves:
             when = move["time"][:16].replace("T", " ")
             lines.append(f"update {number} was {what} by {move['by']} on {when}: {move['why']}")
     if count := update["trained_on_withdrawn"]:

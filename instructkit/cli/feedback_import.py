@@ -55,6 +55,10 @@ def import_(
     from instructkit.feedback.store import Store
     from instructkit.feedback.storing import put
 
+    if total and not store.exists() and not any(True for _ in _events(files, how)):
+        raise DataError(
+            faults, total, hint="every row has a fault; nothing was imported, and no store was made"
+        )
     with Store.open(store, create=True) as opened:
         done = put(opened, _events(files, how), keep_raw=keep_raw)
         rescaled = _rescaled(opened, files, how) if done.new else []
@@ -152,8 +156,8 @@ def add(
     from instructkit.feedback.store import Store
     from instructkit.feedback.storing import put
 
-    text = sys.stdin.read() if event == "-" else event
     try:
+        text = sys.stdin.read() if event == "-" else event
         rows = [{**each, "id": ulid()} for each in rows_of(parsed(text), Reading())]
         made = [(event_of(each, source="api", consent=consent), each) for each in rows]
     except ValueError as error:

@@ -26,6 +26,8 @@ def parsed(text: str) -> Row:
     Raises:
         ValueError: in words, when it holds none, or one with a name that is given twice or that nothing reads.
     """
+    if not text.strip():
+        raise ValueError("nothing was given; wanted a JSON object")
     try:
         row = json.loads(text, object_pairs_hook=_once)
     except RecursionError:

@@ -40,6 +40,8 @@ _MAILBOX_CHARACTERS = 64  # RFC 5321, 4.5.3.1.1
 _NOBODYS_ADDRESS = re.compile(r"127\.|0\.|255\.|::1?(/\d+)?$")  # of this machine, of none, or a mask
 # Slices of Python, as `a[::2]` and `a[1::2]`, have the form of IPv6.
 _IS_NO_SLICE = re.compile(r"[0-9A-Fa-f]{4}:.*[0-9A-Fa-f]|[0-9A-Fa-f]:.*[0-9A-Fa-f]{4}")
+_DECIMAL = re.compile(r"(?:0|[1-9]\d*)\.\d+")
+_BEFORE_THE_POINT = re.compile(r"(?<![\d.])\d+\.\Z")
 _BOOK = re.compile(r"\bIS[BS]N(?:-1[03])?:?\s*$", re.IGNORECASE)
 
 _KEYS = (
@@ -202,6 +204,8 @@ def _looks_random(token: str) -> bool:
 def _means_somebody(text: str, span: Span) -> bool:
     """Whether what has the form of an address or a number is one: what machines and books are numbered by is not."""
     value = text[span.start : span.end]
+    if span.kind in ("PHONE", "CARD") and _is_decimal(text, span):
+        return False
     if span.kind == "IP":
         if _NOBODYS_ADDRESS.match(value) or not _DIGIT.search(value):  # words may have its form, `bad::cafe`
             return False
@@ -212,6 +216,12 @@ def _means_somebody(text: str, span: Span) -> bool:
         # A second since 1970 or a count has no separator, and no area begins with 1.
         return not re.fullmatch(r"1\d+|\d{,8}|(\d{1,3}\.){3}\d{1,3}", value)
     return True
+
+
+def _is_decimal(text: str, span: Span) -> bool:
+    """Whether digits are a number with a point, or the part behind the point: of 0.5 on, and 17.25, but of no area as 030."""
+    behind = _BEFORE_THE_POINT.search(text, max(0, span.start - 32), span.start)
+    return behind is not None or _DECIMAL.fullmatch(text, span.start, span.end) is not None
 
 
 def _settled(spans: Iterator[Span]) -> list[Span]:

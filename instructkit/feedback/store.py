@@ -279,6 +279,16 @@ class Store:
         with in_words(self.path):
             yield from (found for (found,) in self._db.execute(question))
 
+    def refuse_unwritable(self) -> None:
+        """
+        Refuse a store that cannot be written; nothing is.
+
+        Raises:
+            InstructKitError: in words, also when another process writes all the time.
+        """
+        with in_words(self.path), transaction(self._db):
+            self._db.execute("DELETE FROM about WHERE 0")  # of a read-only file a transaction alone may be begun
+
     def refuse_damaged_withdrawals(self) -> None:
         """
         Before events are learned from: look whether every withdrawal is found, in the table and by its indices.

@@ -19,7 +19,8 @@ def _about_shares(feedback: Any) -> Told:
     found: Told = []
     if isinstance(feedback.eval, float) and feedback.eval + feedback.tune >= 1:
         told = f"`feedback.eval` {feedback.eval:g} and `tune` {feedback.tune:g} leave no events to learn from"
-        found.append((("feedback", "tune"), told, "keep their sum below 1"))
+        place = "tune" if "tune" in feedback.model_fields_set else "eval"
+        found.append((("feedback", place), told, "keep their sum below 1"))
     for name in feedback.balance:
         if not any(name.startswith(kind) and name != kind for kind in _BALANCED):
             told = f"`feedback.balance` names {name!r}; wanted `group:NAME` or `tag:NAME`"

@@ -28,10 +28,11 @@ def changes(run: dict[str, Any]) -> list[str]:
     if moved.get("topics"):
         told = ", ".join(f"{name} {gain:+.2f}" for name, gain in moved["topics"].items())
         lines.append(f"{INDENT}gain by group and tag (nats/token): {told}")
-    for loss in moved["largest_losses"][:LOSSES]:
-        said = f"{loss['gain']:+.2f} on {_asked(loss['prompt'])} -> {_short(loss['wanted'])}"
-        lines.append(f"{INDENT}among the largest losses: {said}")
-    return lines
+    losses = (
+        f"{INDENT}among the largest losses: {loss['gain']:+.2f} on {_asked(loss['prompt'])} -> {_short(loss['wanted'])}"
+        for loss in moved["largest_losses"]
+    )
+    return lines + list(dict.fromkeys(losses))[:LOSSES]  # several people may have wanted the same
 
 
 def _asked(prompt: str | list[dict[str, Any]]) -> str:

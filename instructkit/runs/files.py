@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+_TEMPORARY = ".tmp"
+
 
 def plain(value: Any) -> Any:
     """
@@ -38,7 +40,7 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write `text` in UTF-8 to a temporary name beside `path`, force it to disk, and rename it into place."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -51,6 +53,12 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left beside the files of a folder that nobody else writes."""
+    for left in folder.glob(f".*{_TEMPORARY}"):
+        left.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from instructkit.errors import InputError
 from instructkit.runs import surroundings
-from instructkit.runs.files import write_json_atomic
+from instructkit.runs.files import sweep, write_json_atomic
 from instructkit.runs.lineage import recipe_changes, recipe_hash, run_hash
 from instructkit.runs.lock import FolderLock
 from instructkit.runs.reading import FORMAT, RECORD, is_run, read_record, read_run
@@ -267,6 +267,7 @@ class RunFolder:
         old = self.unfinished(fresh["recipe"], fresh["stage"])
         if refuse is not None:
             refuse()
+        sweep(self.path)
         kept = {"started": old["started"], "previous": old.get("previous")}
         self.record = {**fresh, **kept, "resumed": [*old.get("resumed", []), fresh["started"]]}
         write_json_atomic(self.path / RECORD, self.record)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from instructkit import machine as machines
-from instructkit.errors import GateRefused, NothingNew
+from instructkit.errors import GateRefused, InstructKitError, NothingNew
 from instructkit.feedback.gates import stands_against
 from instructkit.feedback.remedies import remedies
 from instructkit.recipe.render import to_dict
@@ -135,8 +138,22 @@ def _make(
         resume=options.resume,
         refuse=lambda: checkpoints.refuse_none(output, recipe.stage),
     )
-    with folder:
+    with folder, _full_disk_in_words(output):
         _carry_out(frame, folder, parents, train)
+
+
+@contextlib.contextmanager
+def _full_disk_in_words(output: Path) -> Iterator[None]:
+    """What writes files says in many ways that there is no space left, and mostly not where."""
+    try:
+        yield
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise InstructKitError(
+            f"{output}: the disk is full, so the run ended",
+            hint="free some space, then go on with --resume if a checkpoint was written, or run it again with --overwrite",
+        ) from error
 
 
 def _altered(inputs: Inputs, parents: dict[str, str]) -> list[str]:

@@ -74,6 +74,8 @@ def read(recipe: Any, last: str | None, *, until: str | None = None) -> Feedback
                 f"feedback.columns maps the columns of files, and {wanted.events} is a store",
                 hint="leave it out: events of a store have no columns",
             )
+        with Store.open(wanted.events) as store:
+            store.refuse_unwritable()  # a training keeps the sides of its events in it
         events = reading.events_after(wanted.events, last, until=until, limit=wanted.limit)
     else:
         events = sources.load_rows(wanted.events, limit=wanted.limit, **options)

@@ -98,6 +98,20 @@ def test_a_history(run, chain: Chain) -> None:
     assert run("history", "support")[1].startswith("support: nothing is promoted\n")
 
 
+def test_a_reason_to_promote_again_is_told_and_no_line_is_broken_in_a_pipe(
+    run, chain: Chain, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run("promote", "support", "1")
+    run("rollback", "support", "--why", "too short")
+    run("promote", "support", "1", "--why", "it was the prompt")
+    lines = run("history", "support")[1].splitlines()
+    assert [line.partition(": ")[::2] for line in lines if line.startswith("update 1 was promoted")] == [
+        ("update 1 was promoted by ann on 2026-11-02 10:20", "it was the prompt")
+    ]
+    assert len([line for line in lines if "2026-11-02 10:20  runs/" in line]) == 3
+
+
 def test_a_history_as_data(run, chain: Chain) -> None:
     chain.promote(1)
     found = json.loads(run("history", "support", "--json")[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -296,6 +297,19 @@ def test_a_file_without_a_row_is_not_imported(run, name: str, held: bytes, told:
     assert (code, out) == (2, "")
     assert told in err and "nothing was imported" in err and "trained" not in err
     assert not Path("feedback.db").exists()
+
+
+def test_of_faulty_rows_alone_no_store_is_made(run) -> None:
+    code, out, err = run("import", write("rows.jsonl", [{"prompt": "q"}] * 3), "--skip-faults")
+    assert (code, out) == (2, "") and "every row has a fault" in err and "rows.jsonl:1" in err
+    assert not Path("feedback.db").exists()
+
+
+@pytest.mark.parametrize(("given", "told"), [(b"", "nothing was given"), (b"\xff\xfe", "utf-8")])
+def test_no_event_on_standard_input(run, monkeypatch, given: bytes, told: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+    code, out, err = run("add", "-")
+    assert (code, out) == (2, "") and told in err and "please report it" not in err
 
 
 def test_a_file_that_comes_again_on_another_scale_is_told(run) -> None:

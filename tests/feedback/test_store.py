@@ -292,7 +292,11 @@ def test_a_store_that_may_only_be_read(common: Path, folder: int) -> None:
         assert len(list(store.events())) == store.count() == 3
         assert store.left_out() == {"withdrawn": 0, "without consent": 0}
         assert list(store.clusters(0.8, keep=False).touched(["q", "p"])) == [(1,), (2,)]
-        for write in (lambda: added(store, rows(4)), lambda: store.withdraw(event=next(store.events()).id)):
+        for write in (
+            lambda: added(store, rows(4)),
+            lambda: store.withdraw(event=next(store.events()).id),
+            store.refuse_unwritable,
+        ):
             with pytest.raises(InstructKitError, match="cannot be written"):
                 write()
     common.chmod(0o755)

@@ -205,7 +205,7 @@ def test_an_update_tells_what_it_changed_in_words() -> None:
         "phrases": ["Enjoy !"],
         "topics": {"group:home": 1.5, "tag:law": -0.25},
         "largest_gains": [],
-        "largest_losses": [{"prompt": "What is [bold]law[/bold]?", "wanted": "x " * 400, "gain": -0.75}],
+        "largest_losses": [{"prompt": "What is [bold]law[/bold]?", "wanted": "x " * 400, "gain": -0.75}] * 2,
     }
     text = shown(run_table(record("update", stage="lora-update", verdict="REFUSED", moved=moved)), width=300)
     lines = [line.strip() for line in text.splitlines()]
@@ -220,4 +220,5 @@ def test_an_update_tells_what_it_changed_in_words() -> None:
     ]
     assert lines[start + 7].startswith("among the largest losses: -0.75 on What is [bold]law[/bold]? -> x x")
     assert lines[start + 7].endswith("...") and len(lines[start + 7]) < 260
+    assert text.count("among the largest losses") == 1  # two people wanted the same
     assert "what has changed" not in shown(run_table(record("sft")))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 from stages.small import ANYTHING, CHAT, GENERAL, LORA, MANY, PAIRS, rows, run, sft
 
 from instructkit.cli.main import main
-from instructkit.errors import InputError
+from instructkit.errors import InputError, InstructKitError
 from instructkit.runs.record import read_run
 from instructkit.stages import checkpoints, running, training
 
@@ -75,10 +77,22 @@ def test_a_checkpoint_that_was_cut_off_is_passed_by(workplace: Path, monkeypatch
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     (folder / "checkpoint-3").mkdir()
     (folder / "checkpoint-3" / "README.md").write_text("a model", encoding="utf-8")
+    left = Path("out/.run.json.x1y2.tmp")
+    left.write_text("{", encoding="utf-8")
     record, notes = run(stage, body, resume=True)
-    assert record["status"] == "done"
+    assert record["status"] == "done" and not left.exists()
     assert "resuming from checkpoint-2" in notes
     assert len([note for note in notes if "checkpoint-3 was left incomplete" in note]) == 1
+
+
+def test_a_full_disk_is_told_with_the_run(workplace: Path, monkeypatch) -> None:
+    def fill(*_) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(running, "_drop_checkpoints", fill)
+    with pytest.raises(InstructKitError, match="^out: the disk is full") as told:
+        run("sft", of_stage("sft"))
+    assert "--resume" in told.value.hint and read_run("out")["status"] == "failed"
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "lora-update"])

@@ -11,6 +11,7 @@ import pytest
 
 from instructkit.data.sources import load_rows
 from instructkit.errors import GateRefused, InputError, InstructKitError
+from instructkit.feedback import opening
 from instructkit.feedback.clusters import ClusterIndex
 from instructkit.feedback.events import event_of
 from instructkit.feedback.store import Store
@@ -79,6 +80,23 @@ def test_what_goes_wrong_with_the_index_of_prompts_is_told_in_words(
     with pytest.raises(InstructKitError, match=wanted):
         run("lora-update", body)
     assert not Path("update").exists()
+
+
+def test_a_store_that_cannot_be_written_is_told_before_anything_begins(
+    tmp_path, monkeypatch, tiny_folder
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(opening, "WAIT_SECONDS", 0)
+    with Store.open("feedback.db", create=True) as store:
+        rated = [{"prompt": f"Say {i}.", "response": "x", "better": "y"} for i in range(EVENTS)]
+        list(store.add((event_of(row, source="chat", consent=True), row) for row in rated))
+    other = sqlite3.connect("feedback.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    body = "model: {name: tiny}\nfeedback: {events: feedback.db, eval: 0.4}\nrun: {output: update}\n"
+    with pytest.raises(InstructKitError, match="another process has been writing"):
+        run("lora-update", body)
+    assert not Path("update").exists()
+    other.close()
 
 
 def test_a_store_has_no_columns_to_map(tmp_path, monkeypatch, tiny_folder) -> None:
