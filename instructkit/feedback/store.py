@@ -287,7 +287,9 @@ class Store:
             InstructKitError: in words, also when another process writes all the time.
         """
         with in_words(self.path), transaction(self._db):
-            self._db.execute("DELETE FROM about WHERE 0")  # of a read-only file a transaction alone may be begun
+            self._db.execute(
+                "DELETE FROM about WHERE 0"
+            )  # of a read-only file a transaction alone may be begun
 
     def refuse_damaged_withdrawals(self) -> None:
         """

@@ -19,6 +19,9 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 
 WINDOW = 5  # logged figures that must agree before anything is said
+# Of a ratio from 1. Rounding alone, between two layouts of a batch, is 1.2e-5 to 1.7e-5 over the tokens of a rollout of
+# SmolLM2-135M in float32; dropout, another temperature or wrong positions are hundredths at least.
+FIRST_PASS, FIRST_PASS_OF_16_BITS = 1e-4, 1e-2
 
 Figures = dict[str, deque]
 
@@ -70,15 +73,17 @@ def _score_fades(figures: Figures, config: Any) -> bool:
 
 def _first_pass(figures: Figures, config: Any) -> bool:
     values = figures["policy/first_pass_ratio_error"]
-    return bool(values) and max(values) > (1e-2 if config.bf16 or config.fp16 else 1e-5)
+    return bool(values) and max(values) > (
+        FIRST_PASS_OF_16_BITS if config.bf16 or config.fp16 else FIRST_PASS
+    )
 
 
 RULES = (
     Rule(
         "the first pass over a rollout has ratios other than 1",
         _first_pass,
-        "the rollout and its update do not score alike. The usual causes: dropout is on, positions are wrong under padding, or "
-        "the number formats differ",
+        "the rollout and its update do not score alike. The usual causes: dropout is on, the temperatures differ, positions "
+        "are wrong under padding, or the number formats differ",
     ),
     Rule(
         "the KL to the reference stays negative",
@@ -92,8 +97,8 @@ RULES = (
         "raise max_completion_length, or missing_eos_penalty if answers should be shorter",
     ),
     Rule(
-        "more than 30 % of tokens are clipped",
-        _above("policy/clipfrac_avg", 0.3),
+        "more than 20 % of tokens are clipped",
+        _above("policy/clipfrac_avg", 0.2),
         "the policy moves too far on one rollout: lower learning_rate or num_iterations, or enlarge the batch",
     ),
     Rule(
@@ -142,16 +147,30 @@ class Guidance(TrainerCallback):
         self.told: set[str] = set()
         self.figures: Figures = defaultdict(lambda: deque(maxlen=WINDOW))
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Of a run that is resumed, take in what was logged before it was interrupted, and told then."""
+        for logs in state.log_history:
+            self._take_in(args, logs["step"], logs)
+            self.told.update(rule.name for rule in self._broken(args))
+
     def on_log(self, args, state, control, logs=None, **kwargs):  # noqa: D102 - transformers' signature
-        if not logs or "objective/scores" not in logs:
+        if not self._take_in(args, state.global_step, logs or {}):
             return
+        for rule in self._broken(args):
+            self.told.add(rule.name)
+            self.warn(f"{rule.name}: {rule.advice}")
+
+    def _broken(self, args: Any) -> list[Rule]:
+        return [rule for rule in RULES if rule.name not in self.told and rule.broken(self.figures, args)]
+
+    def _take_in(self, args: Any, step: int, logs: dict[str, Any]) -> bool:
+        """Keep the figures of a line of the log, if it is one of a rollout."""
+        if "objective/scores" not in logs:
+            return False
         for name, value in logs.items():
             if isinstance(value, int | float) and value == value:
                 self.figures[name].append(value)
                 if not self.figures["first " + name]:
                     self.figures["first " + name].append(value)
-        self.figures["rollouts"].append(state.global_step / (args.num_iterations * args.mini_batches))
-        for rule in RULES:
-            if rule.name not in self.told and rule.broken(self.figures, args):
-                self.told.add(rule.name)
-                self.warn(f"{rule.name}: {rule.advice}")
+        self.figures["rollouts"].append(step / (args.num_iterations * args.mini_batches))
+        return True

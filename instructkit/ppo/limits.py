@@ -21,7 +21,13 @@ _ABOVE_0 = (
     "tokens_per_pass",
     "ptx_rows_per_episode",
     "vllm_importance_sampling_cap",
+    "epsilon",
+    "epsilon_high",
+    "cliprange_value",
+    "max_grad_norm",
+    "temperature",
 )
+_NOT_BELOW_0 = ("beta", "vf_coef", "missing_eos_penalty", "ptx_coef", "value_warmup_steps")
 
 Faults = list[tuple[str, str]]
 
@@ -78,6 +84,9 @@ def _ranges(given: Mapping[str, Any]) -> Faults:
         (name, f"{name} ({given[name]}) must be above 0")
         for name in _ABOVE_0
         if given[name] is not None and given[name] <= 0
+    ]
+    found += [
+        (name, f"{name} ({given[name]}) must not be below 0") for name in _NOT_BELOW_0 if given[name] < 0
     ]
     if given["dual_clip"] is not None and given["dual_clip"] <= 1:
         told = f"dual_clip ({given['dual_clip']}) must be above 1, or it would cut the plain loss"

@@ -162,7 +162,9 @@ class Sampling:
 
     def _adapt_beta(self, logprobs: Tensor, reference: Tensor, mask: Tensor) -> None:
         """Steer the coefficient towards the wanted KL, equally on all processes (K-3)."""
-        if self.args.target_kl_per_sequence is None:
+        if (
+            self.args.target_kl_per_sequence is None or self._warming_up()
+        ):  # a frozen policy has no KL to steer
             return
         observed = self.accelerator.gather(torch.where(mask, kl.k1(logprobs, reference), 0.0).sum(1))
         self.state_of_ppo.beta = kl.next_beta(

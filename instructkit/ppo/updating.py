@@ -71,10 +71,15 @@ class Updating:
     def _learn(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """The loss of what one pass holds; its figures are kept for those of the step."""
         if self._unwrapped_critic().reads == "role":
-            value, loss = self._learn_in_role(model, inputs), self._nothing()
+            value = self._learn_in_role(
+                model, inputs
+            )  # its gradient is there already; the figure is of the whole loss
+            loss = self._nothing() + self.args.vf_coef * value.loss
             reading = None if self._warming_up() else self._read_for_update(model, inputs)
+            kept = None
         else:
-            reading, values = self._first_pass() or self._read_both(model, inputs)
+            kept = self._first_pass()
+            reading, values = kept or self._read_both(model, inputs)
             value = self._value_loss(values, inputs)
             loss = self.args.vf_coef * value.loss
         policy = None
@@ -82,10 +87,9 @@ class Updating:
             policy = self._policy_loss(reading, inputs)
             loss = loss + policy.loss
             if self.args.entropy_coef:
-                mean = masked_mean(reading.entropies, *self._policy_tokens(inputs))
-                loss = loss - self.args.entropy_coef * mean
+                loss = loss - self.args.entropy_coef * self._entropy(reading, inputs)
         mask, _ = self._policy_tokens(inputs)
-        gap = None if policy is None else self._first_gap(reading, inputs)
+        gap = None if policy is None else self._first_gap(reading, inputs, itself=kept is not None)
         self._of_step.add(policy, value, mask.sum(), inputs["response_mask"].sum(), gap)
         return loss
 
@@ -155,6 +159,12 @@ class Updating:
             weights=weights,
             denominator=tokens,
         )
+
+    def _entropy(self, reading: Reading, inputs: dict[str, Tensor]) -> Tensor:
+        """Entropy of the policy in nats, over the same mean of tokens or responses as its loss."""
+        mask, tokens = self._policy_tokens(inputs)
+        weights = self._weights(mask, tokens, inputs["policy_responses_in_step"])
+        return masked_mean(reading.entropies * (1.0 if weights is None else weights), mask, tokens)
 
     def _policy_tokens(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The actions that the policy learns from, and how many the optimizer step holds."""
@@ -231,8 +241,10 @@ class Updating:
         """
         policy = self.accelerator.clip_grad_norm_(self.policy_parameters(), self.args.max_grad_norm)
         value = self.accelerator.clip_grad_norm_(self.critic_parameters(), self.args.max_grad_norm)
-        self._note("grad_norm/policy", policy)
-        self._note("grad_norm/value", value)
+        if not self._left_early:  # after that no step is taken, and norms of 0 would drown those that were
+            if not self._warming_up():
+                self._note("grad_norm/policy", policy)
+            self._note("grad_norm/value", value)
         if self._norm_of_text:
             self._note("grad_norm/ptx_ratio", self._norm_of_text / float(policy))
             self._norm_of_text = 0.0
@@ -256,12 +268,20 @@ class Updating:
             self._left_early = far > EARLY_STOP_FACTOR * self.args.target_kl
             self._note("policy/left_early", self._left_early)
 
-    def _first_gap(self, reading: Reading, inputs: dict[str, Tensor]) -> Tensor | None:
-        """How far the ratios of a rollout's first step are from 1, which is how sampling and training differ (3.12)."""
+    def _first_gap(self, reading: Reading, inputs: dict[str, Tensor], *, itself: bool) -> Tensor | None:
+        """
+        How far the ratios of a rollout's first step are from 1, which is how sampling and training differ (3.12).
+
+        Args:
+            itself: whether this is the very reading that the old log-probabilities come from: it shows nothing beside itself.
+        """
         into_rollout = self._step % (self.args.steps_per_generation * self.num_iterations)
         if into_rollout >= self.args.gradient_accumulation_steps:
             return None
-        before = inputs["old_logprobs"] if self._second_reading is None else self._second_reading
-        self._second_reading = None
+        before, self._second_reading = self._second_reading, None
+        if before is None:
+            if itself:
+                return None
+            before = inputs["old_logprobs"]
         gap = torch.where(inputs["response_mask"], reading.logprobs.detach() - before, 0.0)
         return torch.expm1(gap).abs().max()

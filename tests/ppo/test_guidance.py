@@ -66,6 +66,31 @@ def test_each_sign_is_told_once_with_what_to_change(figures: dict, config: dict,
     assert says in said[0]
 
 
+def test_the_self_check_names_its_four_causes_and_lets_rounding_pass() -> None:
+    """1.7e-5: SmolLM2-135M in float32, read in two layouts of a batch."""
+    (said,) = told({"policy/first_pass_ratio_error": 0.1})
+    assert all(cause in said for cause in ("dropout", "temperature", "positions", "number formats"))
+    assert told({"policy/first_pass_ratio_error": 1.7e-5}) == []
+    assert told({"policy/first_pass_ratio_error": 2e-4})
+    assert told({"policy/first_pass_ratio_error": 5e-3}, bf16=True) == []
+
+
+def test_a_resumed_run_goes_on_from_what_was_logged_and_told_before() -> None:
+    said: list[str] = []
+    guidance, settings = Guidance(said.append), SimpleNamespace(**CONFIG, **STEPS)
+    before = [
+        {**HEALTHY, "policy/entropy_avg": 2.0, "policy/clipfrac_avg": 0.5, "step": i} for i in range(WINDOW)
+    ]
+    guidance.on_train_begin(
+        settings, SimpleNamespace(log_history=[*before, {"eval_loss": 1.0, "step": 9}]), None
+    )
+    assert said == []
+    for step in range(WINDOW):
+        logs = {**HEALTHY, "policy/entropy_avg": 0.05, "policy/clipfrac_avg": 0.5}
+        guidance.on_log(settings, SimpleNamespace(global_step=10 + step), None, logs=logs)
+    assert len(said) == 1 and "entropy" in said[0]
+
+
 def test_entropy_is_compared_with_its_start() -> None:
     assert "beta" in told({"policy/entropy_avg": 0.05}, first={"policy/entropy_avg": 2.0})[0]
     assert told({"policy/entropy_avg": 0.05}, first={"policy/entropy_avg": 0.06}) == []
