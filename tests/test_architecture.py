@@ -69,7 +69,8 @@ LIBRARY = " ".join(
     ]
 )
 SHARED_STAGES = (
-    "stages.base stages.datasets stages.functions stages.ppo_measures stages.ppo_roles stages.replay stages.running "
+    "stages.base stages.datasets stages.functions stages.ppo_measures stages.ppo_prompts stages.ppo_rewards "
+    "stages.ppo_roles stages.replay stages.running "
     "stages.training stages.update_measures stages.updaters"
 )
 

@@ -28,8 +28,12 @@ class PPOConfig(RLOOConfig):
     Adam's epsilon of 1e-5 follows "The N Implementation Details of RLHF with PPO" (2023).
     """
 
-    learning_rate: float = field(default=3e-6, metadata={"help": "Learning rate of the policy."})
-    value_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the critic."})
+    learning_rate: float = field(
+        default=3e-6, metadata={"help": "Learning rate of the policy; a recipe with `lora:` begins at 1e-5."}
+    )
+    value_learning_rate: float = field(
+        default=1e-5, metadata={"help": "Learning rate of the critic; a recipe with `lora:` begins at 5e-5."}
+    )
     adam_epsilon: float = field(default=1e-5, metadata={"help": "Epsilon of Adam, both parameter groups."})
     max_grad_norm: float = field(
         default=1.0, metadata={"help": "Largest gradient norm; policy and critic each."}
@@ -99,10 +103,20 @@ class PPOConfig(RLOOConfig):
         },
     )
     missing_eos_penalty: float = field(
-        default=1.0, metadata={"help": "Penalty for a response that did not end, in units of the used score."}
+        default=1.0,
+        metadata={
+            "help": "Penalty for a response that did not end, in units of the used score; 0 in a recipe whose rewards are all "
+            "functions and that names neither this nor a mode."
+        },
     )
     missing_eos_mode: str = field(
-        default="subtract", metadata={"help": "One of subtract, replace, scale, mask, none."}
+        default="subtract", metadata={"help": "One of subtract, replace, scale, mask, overlong, none."}
+    )
+    overlong_buffer: int | None = field(
+        default=None,
+        metadata={
+            "help": "For overlong: the last tokens before max_completion_length, within which the penalty grows from 0."
+        },
     )
     length_penalty: float = field(
         default=0.0, metadata={"help": "Taken from the used score for each token of a response."}

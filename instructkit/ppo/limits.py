@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-MISSING_EOS_MODES = ("subtract", "replace", "scale", "mask", "none")
+MISSING_EOS_MODES = ("subtract", "replace", "scale", "mask", "overlong", "none")
 AGGREGATIONS = ("token", "sequence")
 _ABOVE_0 = (
     "length_adaptive_alpha",
@@ -102,6 +102,13 @@ def _pairs(given: Mapping[str, Any]) -> Faults:
             f"missing_eos_penalty ({penalty}) is the factor of missing_eos_mode scale; it must lie in [0, 1)"
         )
         found.append(("missing_eos_penalty", told))
+    buffer, longest = given["overlong_buffer"], given["max_completion_length"]
+    if (given["missing_eos_mode"] == "overlong") != (buffer is not None):
+        told = "missing_eos_mode overlong and overlong_buffer need each other: set both or neither"
+        found.append(("overlong_buffer", told))
+    elif buffer is not None and not 1 <= buffer <= longest:
+        told = f"overlong_buffer ({buffer}) must lie in 1 to max_completion_length ({longest})"
+        found.append(("overlong_buffer", told))
     if given["score_norm"] and not given["score_scaling"]:
         found.append(("score_norm", "score_norm needs score_scaling: true"))
     if given["target_kl_per_sequence"] and not given["beta"]:

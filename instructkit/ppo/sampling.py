@@ -99,6 +99,9 @@ class Sampling:
         used = scores.penalise_missing_eos(
             used, ended, penalty=args.missing_eos_penalty, mode=args.missing_eos_mode
         )
+        if args.missing_eos_mode == "overlong":
+            limits = {"longest": args.max_completion_length, "buffer": args.overlong_buffer}
+            used = used - scores.overlong_penalty(lengths, **limits, penalty=args.missing_eos_penalty)
         return used - scores.length_penalty(lengths, per_token=args.length_penalty)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:

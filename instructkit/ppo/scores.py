@@ -61,6 +61,23 @@ def length_penalty(lengths: Tensor, *, per_token: float) -> Tensor:
     return lengths * per_token
 
 
+def overlong_penalty(lengths: Tensor, *, longest: int, buffer: int, penalty: float) -> Tensor:
+    """
+    What a response pays that comes near the longest one: nothing before the last `buffer` tokens, then in proportion (S-5).
+
+    `penalty * clamp(|y| - (longest - buffer), 0, buffer) / buffer`.
+
+    Args:
+        lengths: tokens of each response, `(B,)`.
+        longest: tokens at which a response is cut off.
+        buffer: tokens within which the penalty grows, 1 to `longest`.
+        penalty: of a response that fills it, in units of the used score.
+
+    Source: Yu et al. 2025 (2503.14476), "DAPO", equation 13.
+    """
+    return penalty * (lengths - (longest - buffer)).clamp(0, buffer) / buffer
+
+
 def penalise_missing_eos(scores: Tensor, finished: Tensor, *, penalty: float, mode: str) -> Tensor:
     """
     Change the score of responses that were cut off (S-5).
@@ -70,7 +87,7 @@ def penalise_missing_eos(scores: Tensor, finished: Tensor, *, penalty: float, mo
         finished: True where a response ended with a stop token, `(B,)`.
         penalty: in units of the used score; for `scale` a factor in [0, 1].
         mode: `subtract` the penalty, `replace` the score by its negative, `scale` positive scores, or `none`; with
-            `mask` the score stays as well, and the policy does not learn from the response.
+            `mask` the score stays as well, and the policy does not learn from the response, and `overlong` charges by length.
 
     Raises:
         ValueError: for another mode.
@@ -78,6 +95,7 @@ def penalise_missing_eos(scores: Tensor, finished: Tensor, *, penalty: float, mo
     changed = {
         "none": scores,
         "mask": scores,
+        "overlong": scores,  # see `overlong_penalty`
         "subtract": scores - penalty,
         "replace": torch.full_like(scores, -penalty),
         # scaling a negative score would raise it

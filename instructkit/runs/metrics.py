@@ -26,6 +26,15 @@ class MetricsWriter:
         self._file.write(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
+    def cut_after(self, row: dict[str, Any]) -> None:
+        """Take out what was written after a row, its last occurrence; nothing where it is not there."""
+        rows, wanted = read_metrics(self.path), plain(row)
+        end = max((i for i, each in enumerate(rows, start=1) if each == wanted), default=len(rows))
+        if end < len(rows):
+            self._file.close()
+            write_rows(self.path, rows[:end])
+            self._file = self.path.open("a", encoding="utf-8")
+
     def close(self) -> None:
         """Close the file; closing twice is fine."""
         self._file.close()

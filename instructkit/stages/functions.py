@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from instructkit.errors import InputError
+from instructkit.errors import InputError, InstructKitError
+
+WANTED = "wanted is a list with a number, None or a list of numbers for each answer"
 
 
 def load_function(place: str) -> Callable[..., Any]:
@@ -34,8 +40,82 @@ def load_function(place: str) -> Callable[..., Any]:
         else:
             module = importlib.import_module(module_name)
         return getattr(module, name)
-    except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
+    except Exception as error:  # a module is a program of somebody else's, which may end in anything
         raise InputError(
-            f"no function at {place}: {error}",
+            f"no function at {place}: {told(error)}",
             hint="name it `module:function` or `path/to/file.py:function`; the module must be importable from here",
         ) from error
+
+
+def scoring_function(place: str) -> Callable[..., Any]:
+    """
+    A function that scores answers, sync or async, with its faults told by its name.
+
+    What it gives is a list with, for each answer, a float, None, or a list of floats (tensors and arrays are made lists); it
+    raises `InputError` for anything else, and `InstructKitError` for what is raised within.
+
+    Raises:
+        InputError: as `load_function` does.
+    """
+    function = load_function(place)
+    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+
+        async def ask(*given: Any, **named: Any) -> list[Any]:
+            with _faults_of(place):
+                found = await function(*given, **named)
+            return _scores(place, found, _answers(given, named))
+
+    else:
+
+        def ask(*given: Any, **named: Any) -> list[Any]:
+            with _faults_of(place):
+                found = function(*given, **named)
+            return _scores(place, found, _answers(given, named))
+
+    ask.__name__ = getattr(function, "__name__", place.rpartition(":")[2])
+    return ask
+
+
+def told(error: Exception) -> str:
+    """An error in a line: its kind and what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@contextmanager
+def _faults_of(place: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise InstructKitError(
+            f"{place} failed: {told(error)}", hint="run again with --debug to see where in it"
+        ) from error
+
+
+def _answers(given: tuple[Any, ...], named: dict[str, Any]) -> int:
+    """How many answers a function was asked about."""
+    return len(given[0] if given else named["prompts"])
+
+
+def _scores(place: str, found: Any, wanted: int) -> list[Any]:
+    found = _plain(found)
+    if not isinstance(found, list) or len(found) != wanted:
+        gave = f"{len(found)} scores" if isinstance(found, list) else f"a {type(found).__name__}"
+        raise InputError(f"{place} gave {gave} for {wanted} answers", hint=WANTED)
+    return [_score(place, _plain(each)) for each in found]
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tensors and tuples as lists, their numbers as Python's."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _score(place: str, value: Any) -> float | list[float] | None:
+    if value is None:
+        return None
+    numbers = [_plain(each) for each in value] if isinstance(value, list) else [value]
+    for number in numbers:
+        if not isinstance(number, Real) or not math.isfinite(number):
+            raise InputError(f"{place} gave {number!r} as a score", hint=WANTED)
+    return [float(number) for number in numbers] if isinstance(value, list) else float(value)

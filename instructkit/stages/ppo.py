@@ -12,8 +12,10 @@ from instructkit.encode import IGNORED, answer_text
 from instructkit.errors import InputError
 from instructkit.stages.base import Frame, Inputs, Result
 from instructkit.stages.datasets import as_dataset, common_columns
-from instructkit.stages.functions import load_function
+from instructkit.stages.functions import load_function, scoring_function
 from instructkit.stages.ppo_measures import answers, answers_keeper, compare, kl_to_reference, samples
+from instructkit.stages.ppo_prompts import keep_to_context
+from instructkit.stages.ppo_rewards import scorers
 from instructkit.stages.ppo_roles import (
     CRITIC_FOLDER,
     Start,
@@ -21,7 +23,6 @@ from instructkit.stages.ppo_roles import (
     earlier,
     locate_earlier,
     save_critic,
-    scorer,
     start_of_critic,
 )
 
@@ -65,13 +66,13 @@ def train(frame: Frame) -> Result:
     from instructkit.stages.training import fit
 
     source = frame.inputs.parents["model"]
-    trainer, tokenizer, scorers = prepare(frame)
+    trainer, tokenizer, rewards = prepare(frame)
     before = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
     figures = fit(trainer, frame)
     after = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
     kl = frame.timed("measure", lambda: kl_to_reference(trainer, after))
 
-    lines, checks = compare(frame, scorers, before, after, kl, trainer.state)
+    lines, checks = compare(frame, rewards, before, after, kl, trainer.state)
     return Result(
         save=lambda folder: save(trainer, tokenizer, folder, source),
         measurements=lines,
@@ -87,11 +88,11 @@ def prepare(frame: Frame) -> tuple[Any, Any, list[Any]]:
     tokenizer = models.load_tokenizer(source, recipe.model)
     tokenizer.padding_side = "left"
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
-    scorers = [scorer(frame, i, model, tokenizer) for i in range(len(recipe.reward))]
-    return build_trainer(frame, model, tokenizer, scorers), tokenizer, scorers
+    rewards = scorers(frame, model, tokenizer)
+    return build_trainer(frame, model, tokenizer, rewards), tokenizer, rewards
 
 
-def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) -> Any:
+def build_trainer(frame: Frame, model: Any, tokenizer: Any, rewards: list[Any]) -> Any:
     """Our trainer; the reference is the parent, whether that is an adapter, the base or a frozen copy."""
     from instructkit import adapters
     from instructkit.ppo.config import PPOConfig
@@ -105,17 +106,20 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
     if "value_warmup_steps" not in recipe.trainer:
         args.value_warmup_steps = warm_up_of(start, args.rollouts(len(data["train"].rows)))
     peft = recipe.lora is not None
+    if costs_nothing_to_be_cut_off(recipe):
+        frame.reporter.note("missing_eos_penalty 0: functions score on scales of their own")
     if peft and recipe.lora.dropout and args.disable_dropout:
         frame.reporter.note(
             "lora.dropout plays no part: PPO scores a response with the very policy that wrote it"
         )
-    judge = load_function(recipe.gates.judge) if recipe.gates.judge else None
+    keep_to_context(frame, model, tokenizer, args.max_completion_length)
+    judge = scoring_function(recipe.gates.judge) if recipe.gates.judge else None
     return build(
         PPOTrainer,
         frame,
         model=model,
         args=args,
-        reward_funcs=list(scorers),
+        reward_funcs=list(rewards),
         train_dataset=as_dataset(data["train"], common_columns(data["train"])),
         eval_dataset=as_dataset(data["eval"], common_columns(data["eval"])) if "eval" in data else None,
         processing_class=tokenizer,
@@ -132,10 +136,20 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, scorers: list[Any]) 
 
 def defaults_of(recipe: Any) -> dict[str, Any]:
     """What this stage prefers where the recipe is silent."""
-    return {
-        "reward_weights": [item.weight for item in recipe.reward],
-        "missing_eos_penalty": 1.0 if any(item.model for item in recipe.reward) else 0.0,
-    }
+    found: dict[str, Any] = {"reward_weights": [item.weight for item in recipe.reward]}
+    if costs_nothing_to_be_cut_off(recipe):
+        found["missing_eos_penalty"] = 0.0
+    if (
+        recipe.lora is not None
+    ):  # adapters start at nothing and learn slower; no sweep stands behind these two
+        found.update(learning_rate=1e-5, value_learning_rate=5e-5)
+    return found
+
+
+def costs_nothing_to_be_cut_off(recipe: Any) -> bool:
+    """Functions score on scales of their own, so nothing is taken from them for a missing end unless the recipe says how."""
+    asked = {"missing_eos_penalty", "missing_eos_mode"} & set(recipe.trainer)
+    return not asked and not any(item.model for item in recipe.reward)
 
 
 def warm_up_of(start: Start, rollouts: float) -> int:

@@ -12,7 +12,7 @@ from instructkit.feedback import gates
 from instructkit.runs.metrics import MetricsWriter
 from instructkit.stages.base import Frame, measurement
 from instructkit.stages.datasets import common_columns
-from instructkit.stages.functions import load_function
+from instructkit.stages.functions import scoring_function
 
 EVALUATED = "eval_samples.jsonl"  # beside `samples.jsonl`, which has the answers before and after training
 
@@ -108,7 +108,7 @@ def compare(
 
 def judged(frame: Frame, before: list, after: list) -> tuple[list[dict[str, Any]], metrics.Interval]:
     """What the judge says of both models' answers, as it is and at equal length; and the gain with its interval."""
-    judge, prompts = load_function(frame.recipe.gates.judge), held_out_prompts(frame)
+    judge, prompts = scoring_function(frame.recipe.gates.judge), held_out_prompts(frame)
     first, second = (list(judge(prompts, [a.text for a in part])) for part in (before, after))
     change = metrics.paired_difference(first, second, seed=frame.seed)
     spans = [metrics.bootstrap_mean(scores, seed=frame.seed)[1:] for scores in (first, second)]

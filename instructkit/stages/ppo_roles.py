@@ -1,10 +1,9 @@
-"""Who is who in PPO: the critic and the reward models, on the policy's backbone where they can be."""
+"""The critic of PPO: on the policy's backbone where it can be, beginning as the reward model where it can."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from instructkit import models, naming
 from instructkit.errors import InputError
 from instructkit.stages.base import Frame
-from instructkit.stages.functions import load_function
 
 CRITIC_FOLDER = "critic"
 HEAD_FILE = "head.safetensors"
@@ -26,30 +24,6 @@ class Start:
     mean: float = 0.0
     std: float = 1.0
     told: str = "begins as the policy, with a zero head"
-
-
-# -- rewards ----------------------------------------------------------------------------------------------------------
-
-
-def scorer(frame: Frame, index: int, policy: Any, tokenizer: Any) -> Callable[..., Any]:
-    """One entry of the recipe's `reward:` list as a callable of TRL's form."""
-    from instructkit.evaluate.generate import end_ids
-    from instructkit.scoring import RewardScorer
-
-    item = frame.recipe.reward[index]
-    if item.function:
-        return load_function(item.function)
-    options = {
-        "batch_size": frame.recipe.trainer.get("reading_batch_size", 32),
-        "policy_tokenizer": tokenizer,
-        "ends": end_ids(policy, tokenizer),
-    }
-    source = frame.inputs.parents[f"reward[{index}]"]
-    if frame.recipe.lora is not None and source.adapter and source.base == frame.inputs.parents["model"].base:
-        frame.reporter.note(f"reward {source.name}: an adapter on the policy's backbone")
-        own = models.load_tokenizer(source, frame.recipe.model)
-        return RewardScorer.on_backbone(policy, source, own, f"reward_{index}", **options)
-    return RewardScorer.load(source, frame.recipe.model.of_another(), frame.machine, **options)
 
 
 # -- the critic -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ _SHOWN = {
     "rewards/accuracies": "accuracy",
 }
 
+# Trainer divides the losses since a resumption by all steps, so of a resumed run this figure would be too small.
+_OF_ALL_STEPS = "train_loss"
+
 
 def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any) -> Any:
     """
@@ -119,7 +122,14 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
             "the weights are not finite after training, so there is no model to keep",
             hint="lower trainer.learning_rate, and look at the losses in metrics.jsonl",
         )
-    return {name: value for name, value in output.metrics.items() if isinstance(value, int | float)}
+    told = _row(output.metrics)
+    if checkpoint is not None:
+        told.pop(_OF_ALL_STEPS, None)
+    return told
+
+
+def _row(logs: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in logs.items() if isinstance(value, int | float)}
 
 
 def _no_step_behind_the_last(trainer: Any) -> None:
@@ -158,16 +168,21 @@ class _Progress(TrainerCallback):
         self.reporter = frame.reporter
         self.writer = metrics_writer(frame)
         self.started = self.tokens = 0.0
+        self.resumed = False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
+        self.started, self.resumed = time.perf_counter(), state.global_step > 0
+        if self.resumed and state.log_history:  # the steps behind the checkpoint are taken once more
+            self.writer.cut_after(_row(state.log_history[-1]))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.reporter.step(state.global_step, state.max_steps, {})
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
-        self.writer.write({"step": state.global_step, **numbers})
+        numbers = _row({"step": state.global_step, **(logs or {})})
+        if self.resumed:
+            numbers.pop(_OF_ALL_STEPS, None)
+        self.writer.write(numbers)
         shown = {label: numbers[name] for name, label in _SHOWN.items() if name in numbers}
         seconds = time.perf_counter() - self.started
         if "num_tokens" in numbers and seconds > 0:

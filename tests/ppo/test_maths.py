@@ -137,6 +137,7 @@ def test_kl_estimators_average_to_the_enumerated_kl() -> None:
         ("scale", [2.0, 1.0, -1.0]),
         ("none", [2.0, 2.0, -1.0]),
         ("mask", [2.0, 2.0, -1.0]),
+        ("overlong", [2.0, 2.0, -1.0]),
     ],
 )
 def test_missing_ends_by_hand(mode: str, wanted: list[float]) -> None:
@@ -144,8 +145,14 @@ def test_missing_ends_by_hand(mode: str, wanted: list[float]) -> None:
     assert found.tolist() == wanted
 
 
+def test_an_overlong_penalty_by_hand() -> None:
+    """DAPO, equation 13, with 10 tokens at most and a buffer of 4: behind the sixth a quarter of the penalty for each."""
+    found = scores.overlong_penalty(torch.tensor([3, 6, 7, 9, 10]), longest=10, buffer=4, penalty=2.0)
+    assert found.tolist() == [0.0, 0.0, 0.5, 1.5, 2.0]
+
+
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of none, mask, subtract, replace, scale"):
+    with pytest.raises(ValueError, match="one of none, mask, overlong, subtract, replace, scale"):
         scores.penalise_missing_eos(T([1.0]), T([True]), penalty=1, mode="skip")
 
 

@@ -40,6 +40,13 @@ def ready(folder, place, **settings):
         ("score_norm", True, "needs score_scaling"),
         ("gamma", 0, r"must lie in \(0, 1\]"),
         ("target_kl", -1.0, "must be above 0"),
+        ("cliprange_value", -1.0, "must be above 0"),
+        ("epsilon_high", -1.0, "must be above 0"),
+        ("max_grad_norm", 0.0, "must be above 0"),
+        ("missing_eos_penalty", -1.0, "must not be below 0"),
+        ("beta", -0.1, "must not be below 0"),
+        ("missing_eos_mode", "overlong", "overlong_buffer need each other"),
+        ("overlong_buffer", 2, "overlong_buffer need each other"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, name: str, value: object, says: str) -> None:
@@ -281,6 +288,25 @@ def test_a_step_in_many_passes_is_the_step_in_one(tiny_folder, tmp_path, critic)
     assert logged(divided, "loss") == pytest.approx(
         logged(plain, "loss"), abs=1.1e-4
     )  # Trainer tells four digits
+
+
+def test_the_entropy_bonus_is_a_mean_of_responses_where_the_loss_is_one(tiny_folder, tmp_path) -> None:
+    """O-11: each response counts alike, whatever its length."""
+    trainer, inputs = ready(tiny_folder, tmp_path, loss_aggregation="sequence", entropy_coef=0.5)
+    reading = rollout.read(trainer.model, inputs, temperature=1.0, entropy=True)
+    each = [row[mask].mean() for row, mask in zip(reading.entropies, inputs["response_mask"], strict=True)]
+    lengths = inputs["response_mask"].sum(1)
+    assert lengths.min() < lengths.max()
+    torch.testing.assert_close(trainer._entropy(reading, inputs), torch.stack(each).mean())
+
+
+def test_an_overlong_response_pays_by_its_length(tiny_folder, tmp_path) -> None:
+    trainer = build(
+        tiny_folder, tmp_path, missing_eos_mode="overlong", overlong_buffer=4, missing_eos_penalty=2.0
+    )
+    raw, lengths = torch.ones(4), torch.tensor([1, 2, 4, 6])  # of at most 6: the buffer begins behind 2
+    used = trainer._used_scores(raw, torch.tensor([True, True, True, False]), lengths)
+    assert used.tolist() == [1.0, 1.0, 0.0, -1.0]
 
 
 def test_entropy_bonus_raises_the_gradient_towards_the_uniform_law(tiny_folder, tmp_path) -> None:

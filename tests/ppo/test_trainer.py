@@ -243,6 +243,58 @@ def test_value_warmup_leaves_the_policy_bit_identical(tiny_folder, tmp_path) -> 
     assert moved(seen[4], seen[8]) == {True, False}
 
 
+def test_beta_stays_while_the_policy_does(tiny_folder, tmp_path) -> None:
+    """Of a frozen policy the KL is 0, which says nothing of the coefficient; from the third rollout on it is steered."""
+    settings = {"num_iterations": 1, "steps_per_generation": 2, "max_steps": 8, "learning_rate": 1e-2}
+    trainer = build(
+        tiny_folder, tmp_path, value_warmup_steps=2, target_kl_per_sequence=6.0, kl_horizon=40, **settings
+    )
+    trainer.train()
+    first, second, third, fourth = logged(trainer, "objective/kl_coef")
+    assert (first, second, third) == pytest.approx((0.05, 0.05, 0.05)) and fourth < 0.0495
+
+
+@pytest.mark.parametrize("critic", ["head", "separate"])
+def test_a_reading_is_not_compared_with_itself(tiny_folder, tmp_path, critic: str) -> None:
+    """Where the rollout's own reading is the first pass, its error is measured once, by reading again, and else not told."""
+    trainer = build(
+        tiny_folder,
+        tmp_path,
+        critic=critic,
+        per_device_train_batch_size=8,
+        steps_per_generation=1,
+        num_iterations=1,
+        max_steps=3,
+    )
+    trainer.train()
+    told = [row for row in trainer.state.log_history if "policy/first_pass_ratio_error" in row]
+    assert [row["step"] for row in told] == ([1] if critic == "head" else [1, 2, 3])
+    assert all(row["policy/first_pass_ratio_error"] <= 1e-5 for row in told)
+
+
+@pytest.mark.parametrize(("lora", "critic"), [(True, "head"), (True, "adapter"), (False, "separate")])
+def test_the_loss_that_is_told_is_of_policy_and_critic(
+    tiny_folder, tmp_path, lora: bool, critic: str
+) -> None:
+    trainer = build(tiny_folder, tmp_path, lora=lora, critic=critic, vf_coef=0.5, max_steps=2)
+    trainer.train()
+    both = zip(logged(trainer, "loss/policy_avg"), logged(trainer, "loss/value_avg"), strict=True)
+    wanted = [policy + 0.5 * value for policy, value in both]
+    assert logged(trainer, "loss") == pytest.approx(wanted, abs=1.1e-4)  # Trainer tells four digits
+
+
+def test_norms_are_those_of_steps_that_were_taken(tiny_folder, tmp_path) -> None:
+    trainer = build(tiny_folder, tmp_path, value_warmup_steps=1, max_steps=8, target_kl=1e-9)
+    trainer.train()
+    by_step = {row["step"]: row for row in trainer.state.log_history}
+    assert [("grad_norm/policy" in by_step[i], "grad_norm/value" in by_step[i]) for i in (1, 4, 5, 8)] == [
+        (False, True),
+        (False, True),
+        (True, True),
+        (False, False),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [("max_steps", 4, "never be trained"), ("steps_per_generation", 4, "fewer than one rollout")],

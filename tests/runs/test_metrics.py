@@ -30,6 +30,17 @@ def test_a_line_torn_by_a_kill_is_left_out_and_then_cut(tmp_path: Path) -> None:
     assert read_metrics(file) == [{"step": 1}, {"step": 2}]
 
 
+def test_what_was_written_after_a_row_is_cut(tmp_path: Path) -> None:
+    file, rows = tmp_path / "metrics.jsonl", [{"step": i, "loss": 0.1 * i} for i in (1, 2, 1, 2, 3)]
+    write_rows(file, rows)
+    with MetricsWriter(file) as writer:
+        writer.cut_after({"loss": 0.7, "step": 2})  # is not there
+        assert read_metrics(file) == rows
+        writer.cut_after({"loss": 0.1, "step": 1})
+        writer.write({"step": 9})
+    assert read_metrics(file) == [*rows[:3], {"step": 9}]
+
+
 def test_unusual_text_stays_one_row(tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
     rows = [{"answer": "line\nbreak, \u2028 separator, \u00e4"}, {"answer": ""}]

@@ -18,7 +18,7 @@ from instructkit.errors import InputError, InstructKitError
 from instructkit.runs.record import read_run
 from instructkit.stages import checkpoints, running, training
 
-FOUR = "trainer: {max_steps: 4, per_device_train_batch_size: 2, save_steps: 1, save_total_limit: 2}\n"
+FOUR = "trainer: {max_steps: 4, per_device_train_batch_size: 2, save_steps: 1, save_total_limit: 2, logging_steps: 1}\n"
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, body: str, stage: str, *, after: int = 3) -> None:
@@ -82,6 +82,9 @@ def test_a_checkpoint_that_was_cut_off_is_passed_by(workplace: Path, monkeypatch
     record, notes = run(stage, body, resume=True)
     assert record["status"] == "done" and not left.exists()
     assert "resuming from checkpoint-2" in notes
+    logged = [json.loads(line) for line in Path("out/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in logged if "loss" in row or "rewards/accuracies" in row] == [1, 2, 3, 4]
+    assert not any("train_loss" in row for row in logged) and "train_loss" not in record["metrics"]
     assert len([note for note in notes if "checkpoint-3 was left incomplete" in note]) == 1
 
 
