@@ -39,11 +39,21 @@ def keep_to_context(frame: Frame, model: Any, tokenizer: Any, response: int) -> 
             raise DataError(
                 faults[:20],
                 len(faults),
-                hint="shorten or remove these prompts, lower trainer.max_completion_length, or leave them out with "
+                hint=f"{_shorter_responses(positions, found)}shorten or remove these prompts, or leave them out with "
                 "data.on_fault: skip; nothing was trained",
             )
         data[role] = rows.pick([i for i in range(len(rows.rows)) if i not in found])
         frame.dropped[f"data.{role}: a prompt that with {told}"] = len(found)
+
+
+def _shorter_responses(positions: int, found: dict[int, int]) -> str:
+    """The way on that keeps every prompt, where there is one."""
+    longest = max(found.values())
+    return (
+        f"set trainer.max_completion_length to {positions - longest} or lower, "
+        if longest < positions
+        else ""
+    )
 
 
 def _too_long(rows: Rows, tokenizer: Any, room: int) -> dict[int, int]:

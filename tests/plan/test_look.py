@@ -74,7 +74,8 @@ def test_every_stage_can_be_looked_at(line, monkeypatch) -> None:  # noqa: F811
     pairs = seen(recipe("reward", f"model: {{name: sft}}\ndata: {{train: pairs.jsonl, eval: 0.3}}\n{one}"), 1)
     assert [row.title for row in pairs.rows] == ["row 1, chosen", "row 1, rejected"]
     body = (
-        f"model: {{name: sft}}\nreward: [{{model: reward}}]\ndata: {{train: asked.jsonl, eval: null}}\n{one}"
+        f"model: {{name: sft}}\nreward: [{{model: reward}}]\ndata: {{train: asked.jsonl, eval: null}}\n"
+        f"{one.replace('4}', '4, max_completion_length: 9}')}"
     )
     asked = seen(recipe("ppo", body), 1)
     assert not any(token.learned for token in asked.rows[0].tokens)

@@ -78,7 +78,9 @@ def test_a_checkpoint_that_was_cut_off_is_passed_by(workplace: Path, monkeypatch
     (folder / "checkpoint-3").mkdir()
     (folder / "checkpoint-3" / "README.md").write_text("a model", encoding="utf-8")
     with Path("out/metrics.jsonl").open("a", encoding="utf-8") as metrics:
-        metrics.write('{"step": 3, "loss": 9.0}\n')  # of a step behind the checkpoint, which is taken once more
+        metrics.write(
+            '{"step": 3, "loss": 9.0}\n'
+        )  # of a step behind the checkpoint, which is taken once more
     left = Path("out/.run.json.x1y2.tmp")
     left.write_text("{", encoding="utf-8")
     record, notes = run(stage, body, resume=True)

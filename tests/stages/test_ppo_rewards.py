@@ -57,14 +57,16 @@ def functions(workplace: Path) -> None:
 
 
 def ppo(
-    rewards: str, *, trainer: str = "", data: str = "", prompts: list | None = None, body: str = ""
+    rewards: str, *, data: str = "", prompts: list | None = None, longest: int = 5
 ) -> tuple[dict, list[str]]:
     asked = rows("p.jsonl", prompts or [{"prompt": row["messages"][:1]} for row in CHAT])
-    settings = "max_steps: 2, per_device_train_batch_size: 4, num_iterations: 1, max_completion_length: 5"
+    settings = (
+        f"max_steps: 2, per_device_train_batch_size: 4, num_iterations: 1, max_completion_length: {longest}"
+    )
     return run(
         "ppo",
-        f"model: {{name: tiny}}\nreward: [{rewards}]\n{body}data: {{train: {asked}, eval: 0.3{data}}}\n"
-        f"trainer: {{{settings}{trainer}}}\nrun: {{output: out, compare: 2}}\n",
+        f"model: {{name: tiny}}\nreward: [{rewards}]\ndata: {{train: {asked}, eval: 0.3{data}}}\n"
+        f"trainer: {{{settings}}}\nrun: {{output: out, compare: 2}}\n",
         overwrite=True,
     )
 
@@ -159,6 +161,17 @@ def test_a_prompt_without_room_for_a_response_is_refused() -> None:
     ) as told:
         ppo("{function: fun.py:score}", prompts=LONG)
     assert "data.on_fault: skip" in told.value.hint and 0 < told.value.total < 24
+
+
+def test_or_a_shorter_response_is_asked_for() -> None:
+    with pytest.raises(DataError) as told:
+        ppo("{function: fun.py:score}", prompts=LONG[:15], longest=500)
+    longest = max(
+        int(line.split(" tokens")[0].split()[-1])
+        for line in told.value.message.splitlines()
+        if "tokens" in line
+    )
+    assert f"set trainer.max_completion_length to {512 - longest} or lower" in told.value.hint
 
 
 def test_or_left_out_and_counted() -> None:
