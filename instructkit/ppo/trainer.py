@@ -183,7 +183,11 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         pieces = self.args.steps_per_generation
         if self._rollout is None or self._step % (pieces * self.num_iterations) == 0:
             started = time.perf_counter()
-            if self._rollout is not None:
+            if self._rollout is None:
+                self._started = (
+                    started  # what was done before the first rollout is no part of its episodes' time
+                )
+            else:
                 self._note("time/update", started - self._rollout_done)
             self._rollout = self._generate_and_score_completions(generation_batch)
             self._rollout_done, self._left_early = time.perf_counter(), False

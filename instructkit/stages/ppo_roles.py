@@ -117,11 +117,14 @@ def start_of_critic(frame: Frame, tokenizer: Any) -> Start:
     offset, weight = Offset.read(source.run), recipe.reward[0].weight
     if weight == 0:
         return Start(None)
+    scaled = {"score_scaling", "score_clip"} & set(recipe.trainer)
+    told = (
+        f"scaled as its scores are before {' and '.join(sorted(scaled))}"
+        if scaled
+        else "scaled like the scores"
+    )
     return Start(
-        source,
-        offset.mean,
-        offset.std / weight,
-        f"begins as the reward model {source.name}, scaled like the scores",
+        source, offset.mean, offset.std / weight, f"begins as the reward model {source.name}, {told}"
     )
 
 
