@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 At = Annotated[Path, typer.Option("--store", help="The feedback store, one file.")]
 DEFAULT = Path("feedback.db")
 Json = Annotated[bool, typer.Option("--json", help="As data.")]
+Scale = Annotated[str | None, typer.Option(help="Lowest and highest rating, as 1:5.")]
 KeepRaw = Annotated[
     bool, typer.Option("--keep-raw", help="Store personal data as it is; updates still learn without it.")
 ]
@@ -29,7 +30,7 @@ def import_(
         list[str], typer.Argument(metavar="FILE...", help="JSONL, JSON, CSV or Parquet; .gz too; globs.")
     ],
     store: At = DEFAULT,
-    scale: Annotated[str | None, typer.Option(help="Lowest and highest rating, as 1:5.")] = None,
+    scale: Scale = None,
     field: Annotated[
         str | None, typer.Option(help="The field, question or score that is the rating.")
     ] = None,
@@ -53,19 +54,23 @@ def import_(
             faults, total, hint="mend these rows, or leave them out with --skip-faults; nothing was imported"
         )
     from instructkit.feedback.store import Store
-    from instructkit.feedback.storing import put
+    from instructkit.feedback.storing import Stored, put
 
     if total and not store.exists() and not any(True for _ in _events(files, how)):
         raise DataError(
             faults, total, hint="every row has a fault; nothing was imported, and no store was made"
         )
     with Store.open(store, create=True) as opened:
-        done = put(opened, _events(files, how), keep_raw=keep_raw)
+        # File by file, so that a row in two of them is one event, as it is when they are imported one after the other.
+        done = sum((put(opened, _events([name], how), keep_raw=keep_raw) for name in files), Stored())
         rescaled = _rescaled(opened, files, how) if done.new else []
     for warning in rescaled:
         typer.echo(f"warning: {warning}", err=True)
     personal = {"kept" if keep_raw else "replaced": dict(done.personal)}
+    if done.clashes:
+        typer.echo(f"warning: {_about_clashes(done.clashes)}", err=True)
     numbers = {"new": done.new, "known": done.known, "withdrawn": done.withdrawn, "faults": total}
+    numbers["clashes"] = len(done.clashes)
     told = {"store": str(store), **numbers, **personal}
     if json:
         print_data(told)
@@ -77,6 +82,14 @@ def import_(
     )
     for fault in faults:
         typer.echo(f"  {fault}", err=True)
+
+
+def _about_clashes(ids: list[str]) -> str:
+    shown = ", ".join(ids[:3]) + (" ..." if len(ids) > 3 else "")
+    return (
+        f"{len(ids)} rows left out: their ids are those of events that say something else ({shown}); an event never changes, "
+        "so give what is said anew another id, or none"
+    )
 
 
 def _about_personal(found: Counter[str], keep_raw: bool) -> str:
@@ -145,6 +158,7 @@ def add(
         str, typer.Argument(metavar="JSON", help='{"prompt", "response", "rating"}, or - for standard input.')
     ],
     store: At = DEFAULT,
+    scale: Scale = None,
     consent: Annotated[bool, typer.Option("--consent/--no-consent", help="May it be trained on?")] = True,
     keep_raw: KeepRaw = False,
 ) -> None:
@@ -156,9 +170,10 @@ def add(
     from instructkit.feedback.store import Store
     from instructkit.feedback.storing import put
 
+    how = Reading(_scale(scale))
     try:
         text = sys.stdin.read() if event == "-" else event
-        rows = [{**each, "id": ulid()} for each in rows_of(parsed(text), Reading())]
+        rows = [{**each, "id": ulid()} for each in rows_of(parsed(text), how)]
         made = [(event_of(each, source="api", consent=consent), each) for each in rows]
     except ValueError as error:
         raise InputError(

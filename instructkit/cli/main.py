@@ -27,23 +27,32 @@ runs.register(app)
 chat.register(app)
 
 INTERRUPTED = 130
+OWN_DEBUG = (
+    *train.ABOUT,
+    "chat",
+)  # commands that let the libraries speak as well; of all others it shows tracebacks
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; 0 done, 1 a run failed, 2 the input is at fault, 3 a gate said no, 130 interrupted."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    debug = "--debug" in arguments
+    if debug and arguments[0] not in OWN_DEBUG:
+        arguments = [each for each in arguments if each != "--debug"] or ["--help"]
     try:
         code = app(args=arguments, prog_name="instructkit", standalone_mode=False)
     except InstructKitError as error:
-        if "--debug" in arguments:
+        if debug:
             raise
         sys.exit(tell(error))
     except typer.Abort:
         code = INTERRUPTED
     except Exception as error:
-        if "--debug" in arguments:
+        if hasattr(error, "format_message"):
+            sys.exit(_usage(error))
+        if debug:
             raise
-        sys.exit(_usage(error) if hasattr(error, "format_message") else _unexpected(error))
+        sys.exit(_unexpected(error))
     if code == INTERRUPTED:  # what Typer returns for Ctrl-C
         again = "go on with --resume" if arguments[0] in train.ABOUT else "give the command again"
         print(f"error: interrupted\nhint: {again}", file=sys.stderr)

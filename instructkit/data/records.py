@@ -233,6 +233,8 @@ def _check_prompt(row: Row, shape: tuple[str, ...]) -> list[str]:
 
 def _check_feedback(row: Row, shape: tuple[str, ...]) -> list[str]:
     prompt = row.get("prompt") if row.get("prompt") is not None else row.get("messages")
+    if row.get("prompt") is not None and row.get("messages") is not None:
+        return ["has both `prompt` and `messages`; wanted one of them"]
     faults = ["wanted `prompt` or `messages`"] if prompt is None else _prompt(prompt)
     faults += _text("response", row["response"])
     given = [field for field in ("rating", "better", "preferred") if row.get(field) is not None]

@@ -18,7 +18,7 @@ def forget_met(db: sqlite3.Connection) -> None:
     db.execute("DELETE FROM met")
 
 
-def add(db: sqlite3.Connection, batch: list[Given], salt: bytes) -> tuple[list[Event], list[str]]:
+def add(db: sqlite3.Connection, batch: list[Given], salt: bytes) -> tuple[list[Event], list[str], list[str]]:
     """
     Add events, in a transaction that the caller has begun.
 
@@ -27,20 +27,24 @@ def add(db: sqlite3.Connection, batch: list[Given], salt: bytes) -> tuple[list[E
         salt: what raters' names are hashed with.
 
     Returns:
-        The events that were new, and the ids of known ones that are withdrawn by it, for they came without consent.
+        The events that were new, the ids of known ones that are withdrawn by it, for they came without consent, and the ids that
+        other events have, so that theirs were left out.
     """
-    new, taken_back = [], []
+    new, taken_back, clashes = [], [], []
     for given, row, *others in batch:
         event = hashed(given, salt)
         same = [event, *(hashed(each, salt) for each in others)]
         keys = [_numbered(db, content_key(each, row)) for each in same]
         # Asked first: an insertion in vain would use up a number, and a gap looks like a lost event in a damaged store.
-        if not (any(has(db, "content_key", key) for key in keys) or has(db, "id", event.id)):
+        known = any(has(db, "content_key", key) for key in keys)
+        if not known and not has(db, "id", event.id):
             _insert(db, event, keys[0])
             new.append(given)
+        elif not known and not _says(db, same):
+            clashes.append(event.id)
         elif not event.consent:
             taken_back += _take_back(db, event, keys)
-    return new, taken_back
+    return new, taken_back, clashes
 
 
 def withdraw(db: sqlite3.Connection, event: str | None, rater: str | None, why: str) -> None:
@@ -76,14 +80,27 @@ def _take_back(db: sqlite3.Connection, event: Event, keys: list[bytes]) -> list[
     return found
 
 
+def _says(db: sqlite3.Connection, same: list[Event]) -> bool:
+    """Whether the event with this id says what one of these does, of whomever and whenever."""
+    question = "SELECT prompt, response, judgement FROM event WHERE id = ?"
+    kept = db.execute(question, (same[0].id,)).fetchone()
+    return any(kept == _words(event) for event in same)
+
+
+def _words(event: Event) -> tuple[str, str, str]:
+    """Prompt, response and judgement as the table has them."""
+    judgement = json.dumps(event.judgement, sort_keys=True, ensure_ascii=False)
+    return json.dumps(event.prompt, ensure_ascii=False), event.response, judgement
+
+
 def _insert(db: sqlite3.Connection, event: Event, key: bytes) -> None:
+    prompt, response, judgement = _words(event)
     values = (
         event.id,
         key,
         *(event.time, event.source, event.rater, event.run, event.run_hash),
         None if event.sampling is None else json.dumps(event.sampling, sort_keys=True),
-        *(json.dumps(event.prompt, ensure_ascii=False), event.response, event.kind),
-        json.dumps(event.judgement, sort_keys=True, ensure_ascii=False),
+        *(prompt, response, event.kind, judgement),
         json.dumps(event.tags, ensure_ascii=False),
         *(event.group, int(event.consent)),
     )

@@ -90,7 +90,7 @@ def event_of(row: Row, *, source: str, consent: bool) -> Event:
         id=row["id"] if is_ulid(row.get("id")) else ulid(),
         time=moment(row.get("time")) or now(),
         source=row.get("source") or source,
-        rater=str(row.get("rater") or ""),
+        rater="" if row.get("rater") is None else str(row["rater"]),
         prompt=row["prompt"] if row.get("prompt") is not None else row["messages"],
         response=row["response"],
         judgement={name: row[name] for name in JUDGEMENTS if row.get(name) is not None},
@@ -201,7 +201,10 @@ def moment(value: Any) -> str | None:
         except (OverflowError, OSError) as error:
             raise ValueError(value) from error
     found = datetime.fromisoformat(str(value))
-    return _told(found if found.tzinfo else found.replace(tzinfo=UTC))
+    try:
+        return _told(found if found.tzinfo else found.replace(tzinfo=UTC))
+    except OverflowError as error:  # in UTC it would lie before the year 1, or after 9999
+        raise ValueError(value) from error
 
 
 def _told(when: datetime) -> str:

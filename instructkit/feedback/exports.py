@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,6 +145,7 @@ def langfuse(row: Row, how: Reading) -> list[Row]:
 
 
 def _langfuse_prompt(told: Any) -> Row:
+    told = _unpacked(told)
     if isinstance(told, dict):
         told = next((told[name] for name in ("messages", *_ASKED) if told.get(name) is not None), None)
     if told is None:
@@ -151,7 +153,22 @@ def _langfuse_prompt(told: Any) -> Row:
     return {"prompt" if isinstance(told, str) else "messages": told}
 
 
+def _unpacked(told: Any) -> Any:
+    """Messages, or what holds a prompt or an answer, where an export has them as a text of JSON; any other text as it is."""
+    if not isinstance(told, str) or told.lstrip()[:1] not in ("[", "{"):
+        return told
+    try:
+        found = json.loads(told)
+    except (ValueError, RecursionError):
+        return told
+    messages = found if isinstance(found, list) else [found]
+    known = {"role", "messages", "content", *_ASKED, *_ANSWERED}
+    said = messages and all(isinstance(each, dict) and known & set(each) for each in messages)
+    return found if said else told
+
+
 def _langfuse_answer(told: Any) -> Any:
+    told = _unpacked(told)
     if isinstance(told, list) and told:
         told = told[-1]
     if isinstance(told, dict):

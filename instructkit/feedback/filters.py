@@ -88,9 +88,9 @@ def event_from(found: tuple[Any, ...]) -> Event:
     (id_, time, source, rater, run, run_hash, sampling, prompt, response, judgement, tags, group, consent) = (
         found
     )
-    if "\0" in prompt + response:  # no event has them; a page has, of which a part is lost
-        raise sqlite3.DatabaseError(f"the event {id_} cannot be read: it holds NUL bytes")
     try:
+        if "\0" in prompt + response:  # no event has them; a page has, of which a part is lost
+            raise ValueError("it holds NUL bytes")
         return Event(
             *(id_, time, source, rater, json.loads(prompt), response, json.loads(judgement), run, run_hash),
             None if sampling is None else json.loads(sampling),

@@ -45,6 +45,9 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
         except ValueError as error:
             yield Fault(place, str(error))
             continue
+        except (TypeError, AttributeError, KeyError) as error:
+            yield Fault(place, f"a field is not of the kind that the format of its row has there: {error}")
+            continue
         yield from made
     if empty:
         hint = "check the file; each line of a .jsonl is one row; nothing was imported"

@@ -14,7 +14,10 @@ from instructkit.feedback import migrations
 WAIT_SECONDS = 30  # for another writer
 READ_ONLY = "?mode=ro"
 _STILL_OPENS = "`instructkit feedback check` tells what is, and `feedback export --salvage` writes what can still be read"
-PAST_READING = "restore it from a copy, or import the same files again into a new store, with --store"
+PAST_READING = (
+    "restore it from a copy, or import the same files again into a new store, with --store, and withdraw "
+    "again what was withdrawn"
+)
 
 
 def prepare(path: Path, *, create: bool) -> None:
@@ -33,7 +36,12 @@ def prepare(path: Path, *, create: bool) -> None:
         raise InputError(
             f"no feedback store at {path}", hint="`instructkit feedback import FILE --store PATH` makes one"
         )
-    if not there or path.stat().st_size == 0:
+    empty = there and path.stat().st_size == 0
+    if empty and not create:
+        raise InputError(
+            f"{path} is an empty file: nothing was stored in it yet, or it was cut off", hint=PAST_READING
+        )
+    if not there or empty:
         _make_private(path)
 
 

@@ -56,8 +56,10 @@ def rating_of(name: str, value: Any, how: Reading) -> float:
         return 1.0 if value.strip().lower() in GOOD else -1.0
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"`{name}` is {value!r}; wanted a number, true or false, or up or down") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"`{name}` is {str(value)[:60]!r}; wanted a number, true or false, or up or down"
+        ) from None
     low, high = how.ends
     if not low <= number <= high:
         hint = "" if how.scale else "; say the scale of the file, as --scale 1:5"

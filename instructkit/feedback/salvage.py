@@ -114,9 +114,8 @@ def _damage(db: sqlite3.Connection) -> list[str]:
             found += text.splitlines()
     except sqlite3.DatabaseError as error:
         found.append(str(error))
-    if found == ["ok"]:
-        return []
-    try:
+    found = [] if found == ["ok"] else found
+    try:  # what is sound to SQLite may still hold bytes that are no text
         found += [f"event {each} cannot be read" for each in _events(db) if isinstance(each, int)]
     except sqlite3.DatabaseError as error:
         found.append(str(error))

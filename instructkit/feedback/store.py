@@ -74,6 +74,7 @@ class Store:
         events: Iterable[Given],
         on_new: Callable[[Event], None] | None = None,
         on_taken_back: Callable[[str], None] | None = None,
+        on_clash: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[int, int]]:
         """
         Add events, a batch at a time.
@@ -86,6 +87,7 @@ class Store:
                 it is known too: as it was before personal data was taken out of it, or without it.
             on_new: told of each event that is added.
             on_taken_back: told the id of each event that is withdrawn.
+            on_clash: told the id of each event that is left out because another one, which says something else, has it.
 
         Yields:
             After each batch, which is then on disk: how many of its events were new, and how many were known.
@@ -98,12 +100,11 @@ class Store:
             adding.forget_met(self._db)
             while batch := list(itertools.islice(waiting, BATCH)):
                 with transaction(self._db):
-                    new, taken_back = adding.add(self._db, batch, salt)
-                for each in new if on_new else ():
-                    on_new(each)
-                for each in taken_back if on_taken_back else ():
-                    on_taken_back(each)
-                yield len(new), len(batch) - len(new)
+                    new, taken_back, clashes = adding.add(self._db, batch, salt)
+                for found, tell in ((new, on_new), (taken_back, on_taken_back), (clashes, on_clash)):
+                    for each in found if tell else ():
+                        tell(each)
+                yield len(new), len(batch) - len(new) - len(clashes)
 
     def events(self, wanted: Filter | None = None) -> Iterator[Event]:
         """

@@ -21,12 +21,23 @@ class Stored:
         new, known: events that were added, and that were there.
         withdrawn: known ones that came again without consent, and might have been trained on until now.
         personal: personal data found in the new ones, by kind.
+        clashes: ids of events that were left out, because another event, which says something else, has them.
     """
 
     new: int = 0
     known: int = 0
     withdrawn: int = 0
     personal: Counter[str] = field(default_factory=Counter)
+    clashes: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Stored) -> Stored:
+        return Stored(
+            self.new + other.new,
+            self.known + other.known,
+            self.withdrawn + other.withdrawn,
+            self.personal + other.personal,
+            self.clashes + other.clashes,
+        )
 
 
 def put(store: Store, events: Iterable[tuple[Event, Row]], *, keep_raw: bool) -> Stored:
@@ -55,7 +66,9 @@ def put(store: Store, events: Iterable[tuple[Event, Row]], *, keep_raw: bool) ->
     def added(event: Event) -> None:
         told.personal.update(waiting.get(event.id, ()))
 
-    for new, known in store.add(worded(), on_new=added, on_taken_back=taken_back):
+    for new, known in store.add(
+        worded(), on_new=added, on_taken_back=taken_back, on_clash=told.clashes.append
+    ):
         told.new, told.known = told.new + new, told.known + known
         waiting.clear()
     return told

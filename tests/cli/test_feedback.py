@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,10 @@ def write(name: str, rows: list) -> str:
 ROWS = [{"prompt": f"q{i}", "response": "a", "rating": 1, "rater": f"r{i % 3}"} for i in range(9)]
 
 
+ONE_ROW = {"prompt": "q", "response": "a", "rating": 1}
+PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
 def test_a_file_is_imported_once(run) -> None:
     source = write("rows.jsonl", ROWS)
     assert run("import", source) == (
@@ -50,6 +55,7 @@ def test_a_file_is_imported_once(run) -> None:
         "new": 0,
         "known": 9,
         "withdrawn": 0,
+        "clashes": 0,
         "faults": 0,
         "replaced": {},
     }
@@ -297,6 +303,77 @@ def test_a_file_without_a_row_is_not_imported(run, name: str, held: bytes, told:
     assert (code, out) == (2, "")
     assert told in err and "nothing was imported" in err and "trained" not in err
     assert not Path("feedback.db").exists()
+
+
+def test_a_row_is_one_event_however_often_its_file_is_named(run) -> None:
+    rows, more = write("rows.jsonl", ROWS), write("more.jsonl", [*ROWS[:2], ONE_ROW])
+    assert "9 new events, 9 known already" in run("import", rows, rows)[1]
+    assert "1 new events, 2 known already" in run("import", more)[1]
+    both = run("import", rows, more, "--store", "other.db")[1]
+    assert both.startswith("other.db: 10 new events, 2 known already")
+
+
+def test_another_event_with_a_known_id_is_told(run) -> None:
+    id_ = run("add", json.dumps(ONE_ROW))[1].strip()
+    again = [{**ONE_ROW, "id": id_, **more} for more in ({}, {"consent": False}, {"response": "changed"})]
+    code, out, err = run("import", write("again.jsonl", again))
+    assert code == 0 and "0 new events, 2 known already" in out and id_ in err
+    assert err.startswith("warning: 1 rows left out: their ids are those of events that say something else")
+    assert json.loads(run("import", "again.jsonl", "--json")[1])["clashes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({**ONE_ROW, "time": "0001-01-01T00:00:00+14:00"}, "`time` is '0001-01-01"),
+        ({**ONE_ROW, "rating": int("9" * 400)}, "`rating` is '999"),
+        ({**ONE_ROW, "messages": [{"role": "user", "content": "q"}]}, "has both `prompt` and `messages`"),
+        ({"winner": [], "conversation_a": PAIR, "conversation_b": PAIR}, "not of the kind"),
+        ({"fields": {"prompt": "q", "response": "a"}, "responses": [5]}, "not of the kind"),
+        ({"input": "q", "output": "a", "scores": [5]}, "not of the kind"),
+    ],
+)
+def test_rows_of_odd_kinds_are_faults_with_a_place(run, row: dict, told: str) -> None:
+    code, out, err = run("import", write("odd.jsonl", [ROWS[0], row]))
+    assert (code, out) == (2, "") and "odd.jsonl:2: " in err and told in err
+    assert run("import", "odd.jsonl", "--skip-faults")[1].startswith("feedback.db: 1 new events")
+
+
+def test_an_empty_file_is_no_sound_store(run) -> None:
+    Path("feedback.db").touch()
+    for command in (("check",), ("list",), ("export", "--salvage")):
+        code, out, err = run(*command)
+        assert (code, out) == (2, "") and "feedback.db is an empty file" in err
+    assert Path("feedback.db").stat().st_size == 0
+
+
+def test_bytes_that_are_no_text_are_damage(run) -> None:
+    run("import", write("rows.jsonl", [*ROWS, {**ROWS[0], "prompt": "find me here"}]))
+    with Store.open("feedback.db") as store:
+        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path = Path("feedback.db")
+    path.write_bytes(path.read_bytes().replace(b"find me here", b"find\xff\xfe  here"))
+    code, out, err = run("check")
+    assert (code, out) == (1, "") and "event 10 cannot be read" in err
+    assert len(run("export", "--salvage")[1].splitlines()) == 9
+
+
+def test_a_judgement_on_another_scale_is_added(run) -> None:
+    row = json.dumps({**ONE_ROW, "rating": 5})
+    assert "--scale 1:5" in run("add", row)[2]
+    assert run("add", row, "--scale", "1:5")[0] == 0
+    assert json.loads(run("list", "--json")[1])["rating"] == 1.0
+
+
+@pytest.mark.parametrize("length", range(4096, 230_000, 9_001))
+def test_wherever_a_store_was_cut_off_nothing_is_lost_in_silence(run, length: int) -> None:
+    count = cut_off(run, length)
+    code, out, err = run("export", "--salvage")
+    assert "please report it" not in err and code in (0, 1, 2)
+    if code == 1:
+        lost = re.search(r"(\d+) events could not be read", err)
+        assert len(out.splitlines()) + (int(lost[1]) if lost else 0) == count
+    assert "please report it" not in run("check")[2]
 
 
 def test_of_faulty_rows_alone_no_store_is_made(run) -> None:

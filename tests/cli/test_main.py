@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from instructkit.cli.main import main
+from instructkit.errors import InputError
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "pandas")
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,16 @@ def test_an_interrupt_exits_with_130(capsys, monkeypatch) -> None:
 def test_a_file_is_no_model(capsys) -> None:
     code, _, told = run("chat", str(ROOT / "README.md"), capsys=capsys)
     assert code == 2 and "README.md is a file, not a model" in told
+
+
+@pytest.mark.parametrize("words", [["feedback", "check", "--debug"], ["--debug", "feedback", "check"]])
+def test_every_command_knows_debug(words: list[str], capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no feedback store"):
+        main(words)
+    with pytest.raises(SystemExit) as ended:
+        main(["feedback", "chekc", "--debug"])
+    assert ended.value.code == 2 and "Traceback" not in capsys.readouterr().err
 
 
 def test_the_unforeseen_is_one_line_unless_debugging(capsys, monkeypatch) -> None:

@@ -103,13 +103,14 @@ def test_nobody_else_may_read_it(path) -> None:
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
-@pytest.mark.parametrize("create", [True, False])
-def test_an_empty_file_that_others_may_read_becomes_private(path, create: bool) -> None:
+def test_an_empty_file_that_others_may_read_becomes_private(path) -> None:
     files = [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
     for file in files:
         file.touch()
         file.chmod(0o644)
-    with Store.open(path, create=create) as store:
+    with pytest.raises(InputError, match="is an empty file"):
+        Store.open(path)
+    with Store.open(path, create=True) as store:
         added(store, rows(1))
         assert sorted(path.parent.iterdir()) == sorted(files)
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
