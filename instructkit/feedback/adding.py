@@ -36,12 +36,12 @@ def add(db: sqlite3.Connection, batch: list[Given], salt: bytes) -> tuple[list[E
         same = [event, *(hashed(each, salt) for each in others)]
         keys = [_numbered(db, content_key(each, row)) for each in same]
         # Asked first: an insertion in vain would use up a number, and a gap looks like a lost event in a damaged store.
-        known = any(has(db, "content_key", key) for key in keys)
-        if not known and not has(db, "id", event.id):
+        named = has(db, "id", event.id)
+        if named and not _says(db, same):
+            clashes.append(event.id)
+        elif not named and not any(has(db, "content_key", key) for key in keys):
             _insert(db, event, keys[0])
             new.append(given)
-        elif not known and not _says(db, same):
-            clashes.append(event.id)
         elif not event.consent:
             taken_back += _take_back(db, event, keys)
     return new, taken_back, clashes
@@ -83,24 +83,19 @@ def _take_back(db: sqlite3.Connection, event: Event, keys: list[bytes]) -> list[
 def _says(db: sqlite3.Connection, same: list[Event]) -> bool:
     """Whether the event with this id says what one of these does, of whomever and whenever."""
     question = "SELECT prompt, response, judgement FROM event WHERE id = ?"
-    kept = db.execute(question, (same[0].id,)).fetchone()
-    return any(kept == _words(event) for event in same)
-
-
-def _words(event: Event) -> tuple[str, str, str]:
-    """Prompt, response and judgement as the table has them."""
-    judgement = json.dumps(event.judgement, sort_keys=True, ensure_ascii=False)
-    return json.dumps(event.prompt, ensure_ascii=False), event.response, judgement
+    prompt, response, judgement = db.execute(question, (same[0].id,)).fetchone()
+    kept = (json.loads(prompt), response, json.loads(judgement))
+    return any(kept == (event.prompt, event.response, event.judgement) for event in same)
 
 
 def _insert(db: sqlite3.Connection, event: Event, key: bytes) -> None:
-    prompt, response, judgement = _words(event)
     values = (
         event.id,
         key,
         *(event.time, event.source, event.rater, event.run, event.run_hash),
         None if event.sampling is None else json.dumps(event.sampling, sort_keys=True),
-        *(prompt, response, event.kind, judgement),
+        *(json.dumps(event.prompt, ensure_ascii=False), event.response, event.kind),
+        json.dumps(event.judgement, sort_keys=True, ensure_ascii=False),
         json.dumps(event.tags, ensure_ascii=False),
         *(event.group, int(event.consent)),
     )

@@ -111,12 +111,7 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
     checkpoint = _last_checkpoint(trainer, frame) if frame.resume and not fresh else None
     _no_step_behind_the_last(trainer)
     frame.reporter.stage_started(frame.recipe.stage, None)
-    try:
-        output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
-    except EOFError as error:
-        raise InputError(
-            f"{checkpoint} is damaged: a file in it ends too early", hint="start again with --overwrite"
-        ) from error
+    output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
     if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
         raise InstructKitError(
             "the weights are not finite after training, so there is no model to keep",

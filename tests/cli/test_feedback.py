@@ -320,6 +320,11 @@ def test_another_event_with_a_known_id_is_told(run) -> None:
     assert code == 0 and "0 new events, 2 known already" in out and id_ in err
     assert err.startswith("warning: 1 rows left out: their ids are those of events that say something else")
     assert json.loads(run("import", "again.jsonl", "--json")[1])["clashes"] == 1
+    run("import", write("rows.jsonl", ROWS), "--store", "other.db")
+    rows = list(map(json.loads, run("export", "--store", "other.db")[1].splitlines()))
+    assert "9 known already" in run("import", write("as-it-was.jsonl", rows), "--store", "other.db")[1]
+    changed = write("changed.jsonl", [{**row, "rating": -1} for row in rows])
+    assert run("import", changed, "--store", "other.db")[2].startswith("warning: 9 rows left out")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,18 @@ FORMATS = {
         },
         [(ASKED, "a", {"rating": 1.0})],
     ),
+    "Langfuse as text": (
+        {
+            "input": json.dumps({"messages": ASKED}),
+            "output": json.dumps({"role": "assistant", "content": "a"}),
+            "scores": [{"name": "user", "value": 1}],
+        },
+        [(ASKED, "a", {"rating": 1.0})],
+    ),
+    "Langfuse about JSON": (
+        {"input": '{"a": 1}', "output": "[1, 2]", "scores": [{"name": "user", "value": 1}]},
+        [('{"a": 1}', "[1, 2]", {"rating": 1.0})],
+    ),
     "an arena": (
         {
             "model_a": "x",
@@ -99,6 +111,13 @@ def test_formats(name: str, tmp_path) -> None:
     found = list(read(write(tmp_path, row), Reading()))
     assert [(event.prompt, event.response, event.judgement) for event, _ in found] == expected
     assert all(event.source == "import:rows.jsonl" for event, _ in found)
+
+
+def test_a_rater_may_be_the_number_0(tmp_path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"prompt": "q", "response": "a", "rating": 1, "rater": 0}\n', encoding="utf-8")
+    ((event, _),) = read(str(source), Reading())
+    assert event.rater == "0"
 
 
 def test_what_else_a_row_says_is_kept(tmp_path) -> None:
