@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructkit.feedback import opening
+from instructkit.feedback import opening, pages
 from instructkit.feedback.events import Event
 from instructkit.feedback.filters import COLUMNS, Filter, event_from
 from instructkit.feedback.opening import in_words
@@ -73,11 +73,23 @@ class Rest(Store):
         wanted = wanted or Filter()
         taken_back = self.withdrawals_left()
         with in_words(self.path, opening.PAST_READING):
-            for event in _events(self._db):
+            for event in self._found():
                 if isinstance(event, int) or (
                     wanted.takes(event, self._hashed) and (wanted.withdrawn or not taken_back.cover(event))
                 ):
                     yield event
+
+    def _found(self) -> Iterator[Event | int]:
+        """Every event, by the tree of the table or else by the pages of the file; of one that is in neither, its number."""
+        lost = {each for each in _events(self._db) if isinstance(each, int)}
+        if not lost:
+            yield from _events(self._db)
+            return
+        by_page = pages.rows(self.path, lost, COLUMNS)
+        for each in _events(self._db):
+            with contextlib.suppress(sqlite3.DatabaseError):
+                each = event_from(by_page[each]) if isinstance(each, int) and each in by_page else each
+            yield each
 
     def withdrawals_left(self) -> Withdrawals:
         """What of the withdrawals can still be read, and what cannot."""

@@ -547,6 +547,33 @@ def damaged(path: Path) -> list[int]:
     return lost
 
 
+@pytest.mark.parametrize("text", ["short", "a long answer of many words " * 700])
+def test_behind_a_broken_root_every_event_is_still_found(path, text: str) -> None:
+    """The long ones go on over several pages, and over the 64 KiB of one varint."""
+    said = [
+        {
+            "messages": [{"role": "user", "content": f"¿{i}?"}],
+            "response": text + str(i),
+            "rating": i % 2,
+            "rater": f"r{i}",
+        }
+        for i in range(60)
+    ] + [
+        {"prompt": f"q{i}", "response": "a", "better": text, "time": 1.7e9 + i, "tags": ["x"]}
+        for i in range(200)
+    ]
+    with Store.open(path, create=True) as store:
+        added(store, said)
+        before = list(store.events())
+        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        root = store._db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'event'").fetchone()[0]
+    content = bytearray(path.read_bytes())
+    content[(root - 1) * 4096 : root * 4096] = random.Random(1).randbytes(4096)
+    path.write_bytes(content)
+    assert any("cannot be read" in each for each in damage(path))
+    assert salvaged(path) == before
+
+
 def test_a_damaged_page_is_named_and_the_rest_is_saved(path) -> None:
     lost = damaged(path)
     with Store.open(path) as store:
