@@ -32,15 +32,17 @@ _UNDECIDED_ON = {
 }
 
 
-def remedies(gates: Sequence[dict[str, Any]]) -> list[str]:
+def remedies(gates: Sequence[dict[str, Any]], look: int = 1) -> list[str]:
     """
     One remedy for each of these gates that stand against an update, none twice.
 
     Args:
         gates: as a run record keeps them; `passed` is False or, of one that could not be decided, None.
+        look: which look at its test events the decision was.
     """
     found = [_undecided(gate["name"]) if gate["passed"] is None else _remedy(gate["name"]) for gate in gates]
-    return list(dict.fromkeys(found))
+    worn = f"this was look {look} at the same test events, and each is stricter; import new feedback, which brings fresh ones"
+    return [*dict.fromkeys(found), *([worn] if look > 1 else [])]
 
 
 def _undecided(name: str) -> str:

@@ -97,7 +97,10 @@ def _closed(record: dict[str, Any], overtaken: GateRefused | None) -> dict[str, 
     against = [gate for gate in record["gates"] if stands_against(gate, record)]
     failed = [gate["text"] for gate in against]
     if record.get("verdict") == "REFUSED":
-        told = ["the adapter is kept for study; what would have to change:", *remedies(against)]
+        told = [
+            "the adapter is kept for study; what would have to change:",
+            *remedies(against, (record.get("look") or {}).get("number") or 1),
+        ]
         raise GateRefused(f"{record['name']} is REFUSED: " + "; ".join(failed), hint="\n  - ".join(told))
     if failed:
         raise GateRefused(

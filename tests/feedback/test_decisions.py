@@ -478,6 +478,9 @@ def test_every_gate_that_refuses_says_what_would_have_to_change() -> None:
     both = [{"name": "repetition", "passed": False}, {"name": "general held-out loss", "passed": False}]
     assert len(remedies(both)) == 1  # the same for both, told once
     assert remedies([{"name": "no trigger", "passed": None}]) == [UNDECIDED]
+    assert remedies([{"name": "no trigger", "passed": None}], 3)[1].startswith(
+        "this was look 3 at the same test events"
+    )
     (told,) = remedies([{"name": "no added bias", "passed": None}])
     assert "feedback.bias_pairs" in told and "gates.on_undecided" in told
 
