@@ -153,7 +153,7 @@ def _compose(path: str, text: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = _best_mark(error)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        problem = " ".join(part for part in (error.context, error.problem) if part)
+        problem = " ".join(part for part in (_context(error, line), error.problem) if part)
         told = f"not YAML: {problem}{_pointed(text, line, column)}"
         hint = _yaml_hint(path, problem, text)
         raise RecipeError([Fault(f"{path}:{line}:{column}", told, hint)]) from error
@@ -165,14 +165,30 @@ def _compose(path: str, text: str) -> yaml.Node | None:
         raise RecipeError([Fault(f"{path}:1", "not a recipe: it is nested too deeply")]) from error
 
 
+def _context(error: yaml.MarkedYAMLError, line: int) -> str | None:
+    """What was being read, and where that begins if it is another line: a brace that nobody closed."""
+    begun = error.context_mark
+    if not (error.context or "").startswith("while ") or begun is None or begun.line + 1 == line:
+        return error.context
+    return f"{error.context} that begins on line {begun.line + 1}"
+
+
 def _yaml_hint(path: str, problem: str, text: str) -> str | None:
     if "'\\t'" in problem:
         return "indent with spaces; YAML takes no tabs"
+    if "undefined alias" in problem:
+        return "a text that begins with `*` needs quotes; an alias needs `&NAME` before it"
+    if "another document" in problem:
+        return "a file is one recipe: remove the line `---` and what comes behind it"
     if re.search(r"^<{7} ", text, re.MULTILINE):
         return "the file holds an unresolved merge; keep one side"
     if re.search(r"[{,:] *\$\{[^}\n]*\}[^\n]*\}", text):
         return "within braces a reference `${NAME}` needs quotes, or a line of its own"
-    return _data_hint(path)
+    if (found := _data_hint(path)) is not None:
+        return found
+    if "flow mapping" in problem or "flow sequence" in problem:
+        return "close what was opened with `{` or `[`"
+    return None
 
 
 def _best_mark(error: yaml.MarkedYAMLError) -> yaml.Mark | None:

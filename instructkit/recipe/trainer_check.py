@@ -23,6 +23,16 @@ _CHECKS = {
     "any": lambda v: True,
 }
 
+_IN_WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list",
+    "dict": "a section",
+    "any": "anything",
+}
+
 
 def check(document: Document, stage: str) -> list[Found]:
     """Faults of the `trainer:` section: unknown names with the nearest right one, and values of the wrong type."""
@@ -98,7 +108,7 @@ def _wanted(value: Any, kinds: list[str]) -> str:
     """The kinds that a field takes; of a number that is none, that it be one."""
     if isinstance(value, float) and not math.isfinite(value) and {"int", "float"} & set(kinds):
         return "a finite number"
-    return " or ".join(kinds)
+    return " or ".join(_IN_WORDS.get(kind, kind) for kind in kinds)
 
 
 def _remedy(key: str, section: str, stage: str, fields: str) -> str:

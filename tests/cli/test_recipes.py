@@ -44,7 +44,7 @@ def test_faults_as_data() -> None:
     assert found["faults"] == [
         {
             "where": "command line: trainer.max_steps=many",
-            "message": "`trainer.max_steps` is 'many'; wanted int",
+            "message": "`trainer.max_steps` is 'many'; wanted a whole number",
             "hint": None,
         }
     ]

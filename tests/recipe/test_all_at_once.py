@@ -72,7 +72,7 @@ def test_settings_of_ppo_are_told_beside_other_faults() -> None:
         "r.yaml:4: `reward.0` is a mapping: wanted exactly one of `model` and `function`",
         "r.yaml:6: `trainer.gamma` (3) must lie in (0, 1]",
         "r.yaml:6: `trainer.lam` (7) must lie in [0, 1]",
-        "r.yaml:6: `trainer.max_steps` is 'x'; wanted int",
+        "r.yaml:6: `trainer.max_steps` is 'x'; wanted a whole number",
     ]
 
 

@@ -123,7 +123,7 @@ def test_a_plain_reference_may_be_a_number_and_a_quoted_one_is_a_text(tmp_path: 
     path = files(tmp_path, r=BASE.replace("1.0e-4", "${RATE}"))
     assert load_recipe(path, "sft").trainer["learning_rate"] == 3e-5
     path = files(tmp_path, r=BASE.replace("1.0e-4", '"${RATE}"'))
-    assert "`trainer.learning_rate` is '3e-5'; wanted float" in str(check_recipe(path).faults[0])
+    assert "`trainer.learning_rate` is '3e-5'; wanted a number" in str(check_recipe(path).faults[0])
 
 
 def test_a_base_that_many_share_is_read_once_and_merged_as_ever(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ run:
         "r.yaml:8: unknown key `learning_rate` (it belongs under `trainer:`)",
         "r.yaml:9: unknown key `rewards` (allowed are data, gates, lora, model, run, stage, trainer)",
         "r.yaml:11: unknown key `learning_rat` in `trainer` (did you mean `learning_rate`?)",
-        "r.yaml:12: `trainer.max_steps` is 'many'; wanted int",
+        "r.yaml:12: `trainer.max_steps` is 'many'; wanted a whole number",
         "r.yaml:15: `output` is given twice, first at r.yaml:14 (keep one of them)",
         "command line: nonsense: an override is `section.key=value`",
         "command line: run.seed=-1: `run.seed` is -1; it must not be below 0",
@@ -102,8 +102,8 @@ def test_a_section_of_another_stage_is_named_as_such(tmp_path: Path) -> None:
 
 def test_yaml_faults_have_line_column_and_a_caret(tmp_path: Path) -> None:
     told = faults(write(tmp_path, "stage: sft\nmodel: {name: tiny\ndata: 3\n"))
-    assert told[0].startswith("r.yaml:3:5: not YAML:")
-    assert told[1:] == ["  data: 3", "      ^"]
+    assert told[0].startswith("r.yaml:3:5: not YAML: while parsing a flow mapping that begins on line 2")
+    assert told[1:] == ["  data: 3", "      ^ (close what was opened with `{` or `[`)"]
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words\n"])
