@@ -70,8 +70,7 @@ def import_(
     if done.clashes:
         typer.echo(f"warning: {_about_clashes(done.clashes)}", err=True)
     numbers = {"new": done.new, "known": done.known, "withdrawn": done.withdrawn, "faults": total}
-    numbers["clashes"] = len(done.clashes)
-    told = {"store": str(store), **numbers, **personal}
+    told = {"store": str(store), **numbers, "clashes": len(done.clashes), **personal}
     if json:
         print_data(told)
         return

@@ -27,10 +27,8 @@ runs.register(app)
 chat.register(app)
 
 INTERRUPTED = 130
-OWN_DEBUG = (
-    *train.ABOUT,
-    "chat",
-)  # commands that let the libraries speak as well; of all others it shows tracebacks
+# Commands whose own `--debug` lets the libraries speak as well; of all others it shows tracebacks.
+OWN_DEBUG = (*train.ABOUT, "chat")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -93,9 +93,13 @@ def connect_to_the_rest(path: Path) -> tuple[sqlite3.Connection, str]:
     except sqlite3.DatabaseError:
         address = f"{path.absolute().as_uri()}{READ_ONLY}"
         connection = sqlite3.connect(address, uri=True, timeout=WAIT_SECONDS, isolation_level=None)
-        # By its size alone SQLite refuses a file that is shorter than it says, unless its schema may be mended.
-        connection.execute("PRAGMA writable_schema = ON")
-        _version(path, connection)
+        try:
+            # By its size alone SQLite refuses a file that is shorter than it says, unless its schema may be mended.
+            connection.execute("PRAGMA writable_schema = ON")
+            _version(path, connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection, address
 
 

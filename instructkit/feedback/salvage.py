@@ -81,15 +81,19 @@ class Rest(Store):
 
     def _found(self) -> Iterator[Event | int]:
         """Every event, by the tree of the table or else by the pages of the file; of one that is in neither, its number."""
-        lost = {each for each in _events(self._db) if isinstance(each, int)}
-        if not lost:
-            yield from _events(self._db)
-            return
-        by_page = pages.rows(self.path, lost, COLUMNS)
+        by_page: dict[int, Any] | None = None  # a sound store is read once
         for each in _events(self._db):
-            with contextlib.suppress(sqlite3.DatabaseError):
-                each = event_from(by_page[each]) if isinstance(each, int) and each in by_page else each
+            if isinstance(each, int):
+                if by_page is None:
+                    by_page = pages.rows(self.path, self._lost(), COLUMNS)
+                with contextlib.suppress(KeyError, sqlite3.DatabaseError):
+                    yield event_from(by_page[each])
+                    continue
             yield each
+
+    def _lost(self) -> set[int]:
+        """The numbers of the events that the tree of the table does not lead to."""
+        return {each for each in _events(self._db) if isinstance(each, int)}
 
     def withdrawals_left(self) -> Withdrawals:
         """What of the withdrawals can still be read, and what cannot."""

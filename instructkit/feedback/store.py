@@ -288,9 +288,8 @@ class Store:
             InstructKitError: in words, also when another process writes all the time.
         """
         with in_words(self.path), transaction(self._db):
-            self._db.execute(
-                "DELETE FROM about WHERE 0"
-            )  # of a read-only file a transaction alone may be begun
+            # Of a read-only file SQLite begins a transaction for writing all the same; the first write is refused.
+            self._db.execute("DELETE FROM about WHERE 0")
 
     def refuse_damaged_withdrawals(self) -> None:
         """

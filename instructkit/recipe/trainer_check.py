@@ -9,6 +9,7 @@ from typing import Any
 from instructkit.errors import Fault
 from instructkit.recipe import homes, trainer_fields
 from instructkit.recipe.document import Document, Place, dotted
+from instructkit.recipe.wording import IN_WORDS
 
 Found = tuple[Place, Fault]
 
@@ -21,16 +22,6 @@ _CHECKS = {
     "dict": lambda v: isinstance(v, dict),
     "null": lambda v: v is None,
     "any": lambda v: True,
-}
-
-_IN_WORDS = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "list": "a list",
-    "dict": "a section",
-    "any": "anything",
 }
 
 
@@ -108,7 +99,7 @@ def _wanted(value: Any, kinds: list[str]) -> str:
     """The kinds that a field takes; of a number that is none, that it be one."""
     if isinstance(value, float) and not math.isfinite(value) and {"int", "float"} & set(kinds):
         return "a finite number"
-    return " or ".join(_IN_WORDS.get(kind, kind) for kind in kinds)
+    return " or ".join(IN_WORDS.get(kind, kind) for kind in kinds)
 
 
 def _remedy(key: str, section: str, stage: str, fields: str) -> str:

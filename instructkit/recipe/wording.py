@@ -35,14 +35,19 @@ _ALIASES = {
     "rm": "reward",
     "rlhf": "ppo",
 }
+IN_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a section",
+    "any": "anything",
+}
 _KINDS = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "list_type": "a list",
-    "dict_type": "a section",
-    "model_type": "a section",
+    **{f"{kind}_type": told for kind, told in IN_WORDS.items()},
+    "string_type": IN_WORDS["str"],
+    "model_type": IN_WORDS["dict"],
     "none_required": "null",
 }
 _BOUNDS = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +41,7 @@ def load_function(place: str) -> Callable[..., Any]:
         return getattr(module, name)
     except Exception as error:  # a module is a program of somebody else's, which may end in anything
         raise InputError(
-            f"no function at {place}: {told(error)}",
+            f"no function at {place}: {_told(error)}",
             hint="name it `module:function` or `path/to/file.py:function`; the module must be importable from here",
         ) from error
 
@@ -57,8 +56,10 @@ def scoring_function(place: str) -> Callable[..., Any]:
     Raises:
         InputError: as `load_function` does.
     """
+    from trl.trainer.utils import is_async_callable
+
     function = load_function(place)
-    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+    if is_async_callable(function):
 
         async def ask(*given: Any, **named: Any) -> list[Any]:
             with _faults_of(place):
@@ -76,7 +77,7 @@ def scoring_function(place: str) -> Callable[..., Any]:
     return ask
 
 
-def told(error: Exception) -> str:
+def _told(error: Exception) -> str:
     """An error in a line: its kind and what it says."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
@@ -87,7 +88,7 @@ def _faults_of(place: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise InstructKitError(
-            f"{place} failed: {told(error)}", hint="run again with --debug to see where in it"
+            f"{place} failed: {_told(error)}", hint="run again with --debug to see where in it"
         ) from error
 
 

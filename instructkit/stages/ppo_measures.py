@@ -142,7 +142,7 @@ def scored(
     found = score(prompts=prompts, completions=told, completion_ids=ids, **columns, **unheard)
     if inspect.isawaitable(found):
         found = asyncio.run(_awaited(found))
-    return [float(sum(x)) if isinstance(x, list | tuple) else x if x is None else float(x) for x in found]
+    return [float(sum(x)) if isinstance(x, list) else x if x is None else float(x) for x in found]
 
 
 async def _awaited(answer: Any) -> Any:

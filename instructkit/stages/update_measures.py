@@ -18,7 +18,7 @@ from instructkit.feedback.leaning import met, of_ratings
 from instructkit.feedback.measured import Bias, Feedback, General, Measured, Memory, Triggers
 from instructkit.stages import update_secrets
 from instructkit.stages.base import Frame, prompt_of
-from instructkit.stages.functions import load_function
+from instructkit.stages.functions import scoring_function
 from instructkit.stages.replay import encoded_demonstrations, last_answer
 from instructkit.stages.update_sides import Side, side_of
 from instructkit.stages.update_warnings import warnings
@@ -161,7 +161,7 @@ class Measurer:
         if not (self.limits.judge and about.prompts):
             return []
         told = answer(self.model, self.tokenizer, about.prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
-        return list(load_function(self.limits.judge)(about.prompts, [a.text for a in told]))
+        return list(scoring_function(self.limits.judge)(about.prompts, [a.text for a in told]))
 
     def _bias(self, about: Side) -> Bias | None:
         from instructkit.evaluate import bias, sets
