@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from instructkit import adapters
@@ -78,29 +79,16 @@ def contrasts(
     """
     found: dict[str, list[list[float]]] = {"length": [], "sentiment": [], "refusal": []}
     single: dict[str, list[float]] = {name: [] for name in found}
-    draws = seed
+    # One call a batch, each from its own seed: the next batch's numbers must not hang on how long this one's ran.
+    seeds, limits = itertools.count(seed), {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     with adapters.folded(model):
         for start in range(0, len(prompts), batch_size):
-            part = [
-                tuple(asked(tokenizer, side) for side in pair) for pair in prompts[start : start + batch_size]
-            ]
+            part = prompts[start : start + batch_size]
             told: list[list[dict[str, float]]] = [[] for _ in part]
             for _ in range(samples):
-                # One call a batch, each from its own seed: the next batch's numbers must not hang on how long this one's ran.
-                sides = [
-                    answer(
-                        model,
-                        tokenizer,
-                        [pair[i] for pair in part],
-                        max_new_tokens=max_new_tokens,
-                        seed=draws,
-                        batch_size=batch_size,
-                    )
-                    for i in (0, 1)
-                ]
-                draws += 1
-                for kept, first, second in zip(told, *sides, strict=True):
-                    one, other = (_figures(side, feeling, refuses) for side in (first, second))
+                both = _answered(model, tokenizer, part, seed=next(seeds), **limits)
+                for kept, pair in zip(told, both, strict=True):
+                    one, other = (_figures(side, feeling, refuses) for side in pair)
                     kept.append({name: one[name] - other[name] for name in found})
                     for name, values in single.items():
                         values += [one[name], other[name]]
@@ -108,6 +96,17 @@ def contrasts(
                 values += [[figures[name] for figures in kept] for kept in told]
     contrast = {name: [statistics.fmean(values) for values in pairs] for name, pairs in found.items()}
     return contrast, {name: statistics.pstdev(values) if values else 0.0 for name, values in single.items()}
+
+
+def _answered(
+    model: Any, tokenizer: Any, prompts: Sequence[tuple[Prompt, Prompt]], **options: Any
+) -> Iterator[tuple[Answer, Answer]]:
+    """The answers to both prompts of each pair, drawn with the same random numbers."""
+    sides = zip(*prompts, strict=True)
+    return zip(
+        *(answer(model, tokenizer, [asked(tokenizer, one) for one in side], **options) for side in sides),
+        strict=True,
+    )
 
 
 def _figures(

@@ -59,8 +59,25 @@ class Prepared:
     Attributes:
         train, tune, test: items by side; a cluster of prompts is on one side for ever. Of training those that are learned from.
         outcomes: every event counted into exactly one outcome; the counts add up to all events.
-        report: figures of each step, plain values, as `preprocess.json` keeps them.
-        redacted: distinct personal data found and replaced, as (kind, value).
+        report: figures of each step, plain values, as `preprocess.json` keeps them:
+            `events`: how many there were. `seed`: as given.
+            `personal_data`: how many of each kind.
+            `clusters`: `prompts` read, the `clusters` they touch, the `largest` one's share of the prompts.
+            `sides`: of each side `items`, `clusters`, named `raters`.
+            `reliability`: `raters` with shared items, `judgements` of them, their `mean` agreement, `prior` judgements;
+                the `lowest` weight and the `highest`; None where it is switched off.
+            `conflicts`: `answers` judged both ways, those `set_aside`, `agreement` of the others, on average.
+            `position`: `choices` with known positions, share of `first_chosen`, its exact two-sided `probability`, whether
+                `corrected`, and the `first_weight` in the end.
+            `recency`: `half_life_days`, events `without_time`; None where it is switched off.
+            `balance`: by name the share `wanted`, `before` and `after`.
+            `shares`: by group and tag, of judgements `before` and of weight `after`.
+            `caps`: for `rater` and `cluster` the `limit` (None: off, for the reason `off`), the largest share `before` and
+                `after`; how many `raters`, and the `anonymous` share.
+            `weight`: `total`, and `effective` number of judgements (Kish).
+            With an objective, `objective` tells it and the reason, and the figures from `position` on stand under `phases`,
+            by objective: each is weighed for itself.
+        redacted: distinct personal data found and replaced, as (kind, value), up to 1000.
         learned: ids of all events that training items are made of: of those that stand for them and of those merged into them.
         objective: what is learned by, and why; None where none was asked for.
         asked: prompts of all events that ask for something, but held-out ones, as a cluster index is asked for them.

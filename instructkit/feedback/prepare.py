@@ -76,24 +76,7 @@ def prepare(
         left_out: events that the store has left out already, by reason.
 
     Returns:
-        Items by side, outcomes, up to 1000 distinct redacted values, and a report of plain values:
-            `events`: how many there were. `seed`: as given.
-            `personal_data`: how many of each kind.
-            `clusters`: `prompts` read, the `clusters` they touch, the `largest` one's share of the prompts.
-            `sides`: of each side `items`, `clusters`, named `raters`.
-            `reliability`: `raters` with shared items, `judgements` of them, their `mean` agreement, `prior` judgements;
-                the `lowest` weight and the `highest`; None where it is switched off.
-            `conflicts`: `answers` judged both ways, those `set_aside`, `agreement` of the others, on average.
-            `position`: `choices` with known positions, share of `first_chosen`, its exact two-sided `probability`, whether
-                `corrected`, and the `first_weight` in the end.
-            `recency`: `half_life_days`, events `without_time`; None where it is switched off.
-            `balance`: by name the share `wanted`, `before` and `after`.
-            `shares`: by group and tag, of judgements `before` and of weight `after`.
-            `caps`: for `rater` and `cluster` the `limit` (None: off, for the reason `off`), the largest share `before` and
-                `after`; how many `raters`, and the `anonymous` share.
-            `weight`: `total`, and `effective` number of judgements (Kish).
-            With an objective, `objective` tells it and the reason, and the figures from `position` on stand under `phases`,
-            by objective: each is weighed for itself.
+        Items by side, with what became of the rest and a report.
 
     Raises:
         InputError: when a setting names no writing system, or nothing can be learned by the objective.
