@@ -115,11 +115,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path, source: Source) -> None
     """Write a run's model so that transformers or peft load the folder as it is."""
     from peft import PeftModel
 
-    from instructkit import adapters
+    from instructkit import adapter_files
 
     tokenizer.save_pretrained(str(folder))
     if isinstance(model, PeftModel):
-        adapters.save_adapter(model, folder, base=source.base)
+        adapter_files.save_adapter(model, folder, base=source.base)
     else:
         model.save_pretrained(str(folder))
 

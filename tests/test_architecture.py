@@ -48,9 +48,7 @@ FLOOR_1 = (
     "evaluate.metrics evaluate.inference feedback.gates"
 )
 FLOOR_2 = f"{FLOOR_1} data.files data.readers data.reading data.sources data.detect data.prepare feedback"
-FLOOR_3 = (
-    f"{FLOOR_2} machine encode scoring adapters naming models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
-)
+FLOOR_3 = f"{FLOOR_2} machine encode scoring adapter_files adapters naming models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses ppo.scores"
 TRAINER_PARTS = (
     *("config", "figures", "guidance", "heldout", "keeping", "prefix", "ptx", "reader"),
@@ -115,6 +113,7 @@ ROOMS = {
     "encode": room(FLOOR_3, TORCH_KIND, "trl"),
     "scoring": room(f"{FLOOR_3} ppo.masks", TORCH_KIND, "trl"),
     "adapters": room(FLOOR_3, TORCH_KIND),
+    "adapter_files": room(FLOOR_3, TORCH_KIND),
     "naming": room("errors recipe runs tiny"),
     "models": room(FLOOR_3, TORCH_KIND, "trl"),
     "tiny": room(FLOOR_3, TORCH_KIND, "trl"),

@@ -19,7 +19,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from instructkit import adapters, machine, naming
+from instructkit import adapter_files, adapters, machine, naming
 from instructkit.ppo import rollout
 from instructkit.ppo.config import PPOConfig
 from instructkit.ppo.critic import AdapterCritic, HeadCritic
@@ -117,7 +117,7 @@ def lora(task: str) -> LoraConfig:
 def saved_reward(model: str, folder: Path) -> naming.Source:
     """A reward model's run: a fresh adapter and head on the same base."""
     classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
-    adapters.save_adapter(adapters.add_lora(classifier, lora("SEQ_CLS"), None), folder / "reward", model)
+    adapter_files.save_adapter(adapters.add_lora(classifier, lora("SEQ_CLS"), None), folder / "reward", model)
     return naming.Source("reward", model, adapter=folder / "reward")
 
 

@@ -101,11 +101,11 @@ def _may_rescue(frame: Frame, measurer: Measurer) -> bool:
 
 def _scaled(frame: Frame, measurer: Measurer, before: Measured) -> float:
     """Leave the adapter at the largest scale that harms nothing on the tune side; at its own when none does."""
-    from instructkit import adapters
+    from instructkit import adapter_files
 
     acting = 1.0
     for scale in SCALES:
-        adapters.rescale(measurer.model, scale / acting)
+        adapter_files.rescale(measurer.model, scale / acting)
         acting = scale
         checks = decisions.decide(
             before, measurer.after("tune"), frame.recipe.gates, level=TUNE_LEVEL, seed=frame.seed
@@ -118,16 +118,16 @@ def _scaled(frame: Frame, measurer: Measurer, before: Measured) -> float:
                 )
             return scale
         frame.reporter.note(f"tune side at scale {scale:g}: " + "; ".join(gate.name for gate in failed))
-    adapters.rescale(measurer.model, 1 / acting)
+    adapter_files.rescale(measurer.model, 1 / acting)
     return 1.0
 
 
 def _save(frame: Frame, model: Any, tokenizer: Any, folder: Path, entry: dict[str, Any]) -> None:
     """The model that the update makes, the adapter of the update alone, what became of the events, the entry for the chain."""
-    from instructkit import adapters
+    from instructkit import adapter_files
 
     source = frame.inputs.parents["model"]
-    adapters.save_update(model, folder / UPDATE, source.base)
+    adapter_files.save_update(model, folder / UPDATE, source.base)
     if frame.inputs.mode[0] == "merge":
         models.save_model(model.merge_and_unload(), tokenizer, folder, source)
     else:

@@ -189,7 +189,7 @@ def save_critic(trainer: Any, tokenizer: Any, folder: Path, source: naming.Sourc
     """The critic in a folder of its own beside the policy, as `critic.init` of a next run reads it."""
     from safetensors.torch import save_file
 
-    from instructkit import adapters
+    from instructkit import adapter_files
     from instructkit.ppo.critic import copy_state
 
     critic = trainer.accelerator.unwrap_model(trainer.critic)
@@ -199,7 +199,7 @@ def save_critic(trainer: Any, tokenizer: Any, folder: Path, source: naming.Sourc
     if kind == "head":
         save_file(copy_state(critic), folder / HEAD_FILE)
     elif kind == "adapter":
-        adapters.save_critic(policy, critic.head, critic.role, folder, source.base)
+        adapter_files.save_critic(policy, critic.head, critic.role, folder, source.base)
     else:
         models.save_model(critic.classifier, tokenizer, folder, source)
     scale = {"mean": getattr(critic, "mean", 0.0), "std": getattr(critic, "std", 1.0)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from instructkit import adapters, models
+from instructkit import adapter_files, models
 from instructkit.errors import InputError
 from instructkit.feedback import objectives
 from instructkit.feedback import prepare as preprocessing
@@ -48,7 +48,7 @@ def _go_on_from(model: Any, current: Path) -> None:
     from safetensors import SafetensorError
 
     try:
-        adapters.load_update(model, current / UPDATE)
+        adapter_files.load_update(model, current / UPDATE)
     except (ValueError, OSError, SafetensorError) as error:
         raise InputError(
             f"{current} cannot be gone on from: {error}",

@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from instructkit import adapters
+from instructkit import adapter_files, adapters
 from instructkit.feedback import objectives
 from instructkit.feedback.items import Item, Phase
 from instructkit.stages import updaters
@@ -35,7 +35,7 @@ def parent(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent")
     torch.manual_seed(0)  # half of a fresh adapter is random
     model = adapters.add_lora(AutoModelForCausalLM.from_pretrained(tiny_folder), SETTINGS, None)
-    adapters.save_update(shaken(model, "default"), folder, base=str(tiny_folder))
+    adapter_files.save_update(shaken(model, "default"), folder, base=str(tiny_folder))
     return folder
 
 
