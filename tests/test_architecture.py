@@ -44,10 +44,13 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 
 FLOOR_1 = (
-    "errors recipe recipe.paths data.records data.shapes data.table data.demo runs "
+    "errors recipe recipe.paths data.records data.checks data.turns data.shapes data.table data.demo runs "
     "evaluate.metrics evaluate.inference feedback.gates"
 )
-FLOOR_2 = f"{FLOOR_1} data.files data.readers data.reading data.sources data.detect data.prepare feedback"
+FLOOR_2 = (
+    f"{FLOOR_1} data.lines data.json_files data.csv_files data.parquet_files data.files data.readers data.reading "
+    "data.sources data.detect data.prepare feedback"
+)
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapter_files adapters naming models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses ppo.scores"
 TRAINER_PARTS = (
@@ -85,7 +88,9 @@ ROOMS = {
     "recipe.generate": room("errors recipe ppo.config", "", ANYTHING),
     "data": room("errors"),
     "data.records": room("errors"),
-    "data.shapes": room("errors data.records"),
+    "data.checks": room("errors data.records"),
+    "data.turns": room("errors data.records data.checks"),
+    "data.shapes": room("errors data.records data.checks data.turns"),
     "data.demo": room("errors"),
     "runs": room("errors"),
     "evaluate.metrics": room("errors", "numpy"),
@@ -100,7 +105,11 @@ ROOMS = {
     "ppo.losses": room("ppo.masks ppo.kl", "torch"),
     "ppo.scores": room("", "torch"),
     # Floor 2: datasets and what reads files inside function bodies.
-    "data.files": room("errors data.records recipe.paths", "", "pyarrow"),
+    "data.lines": room("errors data.records recipe.paths"),
+    "data.json_files": room("errors data.records data.lines"),
+    "data.csv_files": room("errors data.records data.lines"),
+    "data.parquet_files": room("errors data.records data.lines", "", "pyarrow"),
+    "data.files": room("errors data.lines data.json_files data.csv_files data.parquet_files"),
     "data.readers": room(FLOOR_2, "", "datasets"),
     "data.reading": room(FLOOR_2),
     "data.sources": room(FLOOR_2),

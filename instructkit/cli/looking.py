@@ -78,7 +78,7 @@ def _meant(rows: list[dict[str, Any]]) -> str | None:
 
 def _has(row: dict[str, Any], fields: set[str]) -> bool:
     """Whether a row has these fields; a label that is a class of something is none of an answer."""
-    labelled = str(row.get("label")).lower() in ("true", "false")
+    labelled = str(row.get("label")).lower() in ("true", "false", "1", "0", "1.0", "0.0")
     return fields <= set(row) and ("label" not in fields or labelled)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from instructkit.data.checks import check_rows
 from instructkit.data.readers import read_source
 from instructkit.data.reading import ours
-from instructkit.data.records import CONTEXT, SHAPES, SYNONYMS, WANTED, Row, check_rows, into_alpaca, unread
+from instructkit.data.records import CONTEXT, SHAPES, SYNONYMS, WANTED, Row, into_alpaca, unread
 from instructkit.errors import Fault, InputError
 
 KINDS = (

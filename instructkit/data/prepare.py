@@ -38,15 +38,15 @@ def load_split(section: Any, *, kind: str, seed: int) -> tuple[Rows, Rows | None
         check_leak(train, held_out, or_else=way, by_prompt=by_prompt)
         return train, held_out
     train, held_out = split(train, section.eval, seed)
-    held_out = held_out.pick(range(len(held_out.rows))[: section.eval_limit])
-    return train, replace(held_out, skipped=())  # they are told once, with the source that they stand in
+    return train, held_out.pick(range(len(held_out.rows))[: section.eval_limit]).told_elsewhere()
 
 
 def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     """
     Hold out about a share of the prompts; all rows of one prompt go to one side.
 
-    A prompt's side depends on the prompt and the seed alone, so adding rows moves no old one.
+    A prompt's side depends on the prompt and the seed alone, so adding rows moves no old one; but for rows that would be held
+    out and are trained on all the same, as the beginning of a longer conversation or with other capitals: these are trained on.
 
     Raises:
         InputError: when one side would be empty.
@@ -54,6 +54,13 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     sides = array("Q"), array("Q")
     for i, row in enumerate(rows.rows):
         sides[_position(row, seed) < share].append(i)
+    if all(sides):
+        train, held_out = (rows.pick(side) for side in sides)
+        met = leaks(train, held_out, by_prompt=True) | leaks(train, held_out)
+        if not met:
+            return train, held_out
+        back = {i for i, place in zip(sides[1], held_out.places, strict=True) if place in met}
+        sides = array("Q", sorted([*sides[0], *back])), array("Q", (i for i in sides[1] if i not in back))
     if not all(sides):
         empty = "training" if not sides[0] else "evaluation"
         raise InputError(
@@ -117,17 +124,21 @@ def without_leaks(train: Rows, held_out: Rows, *, by_prompt: bool = False) -> Ro
 
 
 def leaks(train: Rows, held_out: Rows, *, by_prompt: bool = False) -> dict[str, str]:
-    """Places of held-out rows (or prompts) that are trained on, in their order, each with the place of its first double."""
-    key_of_row = _prompt_as_asked if by_prompt else _key
-    keys = {key_of_row(row) for row in held_out.rows}
+    """
+    Places of held-out rows (or prompts) that are trained on, in their order, each with the place of its first double.
+
+    Capitals and spaces make no difference; and of a conversation that is trained on, each of its answers is.
+    """
+    wanted = {_keys(row, by_prompt)[-1] for row in held_out.rows}
     first: dict[str, str] = {}
     for row, place in zip(train.rows, train.places, strict=True):
-        if (key := key_of_row(row)) in keys:
-            first.setdefault(key, place)
+        for key in _keys(row, by_prompt):
+            if key in wanted:
+                first.setdefault(key, place)
     if not first:
         return {}
     held = zip(held_out.rows, held_out.places, strict=True)
-    return {place: first[key] for row, place in held if (key := key_of_row(row)) in first}
+    return {place: first[key] for row, place in held if (key := _keys(row, by_prompt)[-1]) in first}
 
 
 def key_of(prompt: Any) -> str:
@@ -151,20 +162,32 @@ def _asked(row: Row) -> Any:
     return row.get("text") or row.get("chosen")
 
 
-def _key(row: Row) -> str:
-    """A row as the leak check sees it, in whatever shape; a comparison and the same one with its label turned are one."""
+def _keys(row: Row, by_prompt: bool) -> list[str]:
+    """
+    A row as the leak check sees it, in whatever shape; the row itself is the last.
+
+    A comparison and the same one with its label turned are one; a conversation that is learned is all of its beginnings too.
+    """
+    if row.get("messages") is not None and "response" not in row:
+        talk = row["messages"]
+        ends = [i for i, turn in enumerate(talk) if turn["role"] == "assistant"]
+        return [_key(talk[:i], [talk[i]["content"]], by_prompt) for i in ends or [len(talk) - 1]]
     if row.get("chosen") is not None:
-        answers = sorted(key_of(_answer(row.get(side))) for side in ("chosen", "rejected"))
-    elif row.get("messages") is not None and "response" not in row:
-        answers = [key_of(_answer(row["messages"]))]
+        answers = sorted(_plain(_answer(row.get(side))) or "" for side in ("chosen", "rejected"))
     else:
-        answers = [key_of(_answer(row.get(field))) for field in ("completion", "response")]
-        answers = [answer for answer in answers if answer != key_of(None)]
-    return key_of([_turns(_asked(row)), answers])
+        given = [_answer(row.get(field)) for field in ("completion", "response")]
+        answers = [answer for answer in given if answer is not None]
+    return [_key(_asked(row), answers, by_prompt)]
 
 
-def _prompt_as_asked(row: Row) -> str:
-    return key_of(_turns(_asked(row)))
+def _key(asked: Any, answers: list[Any], by_prompt: bool) -> str:
+    turns = [(role, _plain(text)) for role, text in _turns(asked)]
+    return key_of(turns if by_prompt else [turns, [_plain(answer) for answer in answers]])
+
+
+def _plain(text: Any) -> Any:
+    """A text without its capitals, and with one space wherever there are some."""
+    return " ".join(text.split()).casefold() if isinstance(text, str) else text
 
 
 def _turns(asked: Any) -> list[tuple[str, Any]]:

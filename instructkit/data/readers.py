@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from instructkit.data.files import SUFFIXES, Read, read_file, suffix_of
+from instructkit.data.files import SUFFIXES, read_file, suffix_of
+from instructkit.data.lines import Read
 from instructkit.errors import InputError
 from instructkit.recipe.paths import oddity, shown
 
@@ -37,7 +38,7 @@ def read_source(source: str, *, split: str = "train", config: str | None = None)
         _refuse_split(source, split, config)
         yield from _read_demo(source)
     elif _is_saved(source):
-        yield from _read_saved(source, split)
+        yield from _read_saved(source, split, config)
     elif source.endswith(STORE_SUFFIX):
         yield from _read_store(source)
     elif paths := _paths(source):
@@ -59,13 +60,13 @@ def is_demo(source: str) -> bool:
     return source in sets.DEMO_SETS
 
 
-def _refuse_split(source: str, split: str, config: str | None) -> None:
+def _refuse_split(source: str, split: str, config: str | None, way: str | None = None) -> None:
     """Only what the hub or `save_to_disk` keeps has parts of these names; elsewhere they would mean nothing."""
     for what, name in (("split", None if split == "train" else split), ("config", config)):
         if name is not None:
             raise InputError(
                 f"{source} has no {what} {name!r}",
-                hint=f"only a hub id and a saved dataset have one; remove `{what}:`",
+                hint=way or f"only a hub id and a saved dataset have one; remove `{what}:`",
             )
 
 
@@ -151,7 +152,7 @@ def _read_hub(name: str, split: str, config: str | None) -> Iterator[Read]:
         yield row, f"{name} row {i}"
 
 
-def _read_saved(folder: str, split: str) -> Iterator[Read]:
+def _read_saved(folder: str, split: str, config: str | None) -> Iterator[Read]:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -164,6 +165,9 @@ def _read_saved(folder: str, split: str) -> Iterator[Read]:
         if split not in found:
             raise InputError(f"{folder} has no split {split!r}", hint=f"it has {', '.join(found)}")
         found = found[split]
+        _refuse_split(folder, "train", config, "only a hub id has one; remove `config:`")
+    else:
+        _refuse_split(folder, split, config, "it was saved without any; remove it")
     for i, row in enumerate(found, start=1):
         yield row, f"{folder} row {i}"
 

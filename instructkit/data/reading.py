@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from instructkit.data.files import Read, numbered
+from instructkit.data.checks import Checker, form_told
+from instructkit.data.csv_files import numbered
+from instructkit.data.lines import Read
 from instructkit.data.readers import read_source
-from instructkit.data.records import Checker, Row, form_told, unread
+from instructkit.data.records import SHAPES, Row, detect_shape, unread
 from instructkit.data.shapes import as_messages, in_our_shape
 from instructkit.data.table import Table
+from instructkit.data.turns import fields_beside
 from instructkit.errors import SHOWN_FAULTS, DataError, Fault, InputError
 
 _ROW_OF_PLACE = re.compile(r"(:| row | event )[^ :]*$")
@@ -72,6 +75,7 @@ class Reading:
         self._margins = False  # whether any good comparison has one
         self._forms_of: dict[str, set[tuple[str, ...]]] = {}  # by file, the shapes of its good rows
         self.unread: Counter[str] = Counter()  # columns that nothing reads, and how many good rows have each
+        self.beside: Counter[str] = Counter()  # the same of messages' fields, which some templates read
         self._first: list[tuple[int, Fault]] = []  # as many faults as are shown, and which row each is in
 
     def read(self, part: Part, limit: int | None) -> None:
@@ -106,6 +110,7 @@ class Reading:
         self._order.append(self._seen)
         self._margins |= self._checker.kind == "preference" and row.get("margin") is not None
         self.unread.update(sorted(unread(row, self._checker.kind)))
+        self.beside.update(sorted(fields_beside(row)))
         self._forms_of.setdefault(_ROW_OF_PLACE.sub("", place), set()).add(self._checker.form)
 
     def _refuse(self, i: int, faults: list[Fault]) -> None:
@@ -213,11 +218,13 @@ class Reading:
 
     def _skip(self, strangers: dict[int, Fault], parts: list[Part]) -> None:
         """Keep these apart as they were found: their sources are read once more."""
-        wanted = {fault.where: fault for fault in strangers.values()}
+        wanted: dict[str, list[Fault]] = {}
+        for fault in strangers.values():
+            wanted.setdefault(fault.where, []).append(fault)  # a source may be named twice
         for part in parts:
             for raw, place in read_source(part.source, split=part.split, config=part.config):
-                if fault := wanted.pop(place, None):
-                    self.skipped.append(Skipped(fault, raw))
+                if waiting := wanted.get(place):
+                    self.skipped.append(Skipped(waiting.pop(), raw))
 
 
 def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shapes: Counter[str]) -> Read:
@@ -234,13 +241,21 @@ def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shape
         return Fault(place, str(error)), place
     if shape is not None:
         shapes[shape] += 1
-    return found, place
+    return _with_values(found, kind), place
 
 
 def _hides(row: Row, name: str, wanted: str, columns: dict[str, str]) -> bool:
     """Whether a renamed field would take the place of another one that holds something."""
     there = row.get(wanted) is not None and row.get(name) is not None
     return there and name != wanted and wanted not in columns
+
+
+def _with_values(row: Row, kind: str) -> Row:
+    """A row without those fields of other shapes than its own that hold nothing: tables give each row the columns of all."""
+    if detect_shape(row, kind) is None:
+        return row
+    empty = {name for shape in SHAPES[kind] for name in shape if name in row and row[name] is None}
+    return {key: value for key, value in row.items() if key not in empty} if empty else row
 
 
 def _renamed(row: Row, columns: dict[str, str]) -> Row:

@@ -11,28 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from instructkit.data.records import Row, briefly, detect_shape
-
-_ROLES = {
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
-    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
-    **dict.fromkeys(("system", "developer"), "system"),
-}
-_TALKS = {  # fields that may hold messages
-    "sft": ("messages", "conversations", "prompt", "completion"),
-    "preference": (
-        "prompt",
-        "conversations",
-        "chosen",
-        "rejected",
-        "preferred_output",
-        "non_preferred_output",
-        "input",
-    ),
-    "prompt": ("messages", "conversations", "prompt"),
-    "feedback": ("messages", "prompt", "completion"),
-}
+from instructkit.data.records import Row, briefly, detect_shape, truth
+from instructkit.data.turns import said, turn_of, turns_of, under_system, with_plain_messages
 
 
 def in_our_shape(row: Row, kind: str) -> tuple[Row, str | None]:
@@ -49,7 +29,7 @@ def in_our_shape(row: Row, kind: str) -> tuple[Row, str | None]:
     Raises:
         ValueError: in words, when a row begins such a shape and does not hold it.
     """
-    plain = _with_plain_messages(row, kind)
+    plain = with_plain_messages(row, kind)
     found, shape = _converted(plain, kind)
     return found, shape if shape is not None or plain is row else "OpenAI messages"
 
@@ -65,49 +45,6 @@ def _converted(row: Row, kind: str) -> tuple[Row, str | None]:
         if found is not None:
             return found
     return row, None
-
-
-def _with_plain_messages(row: Row, kind: str) -> Row:
-    """The row with texts as its messages' contents; the same row where nothing has to change."""
-    changed = {}
-    for field in _TALKS[kind]:
-        talk, within = row.get(field), field
-        if field == "input" and isinstance(talk, dict):
-            talk, within = talk.get("messages"), "input.messages"
-        if isinstance(talk, list):
-            learned = kind == "sft" and field != "prompt"
-            plain = [_message(f"{within}[{i}]", turn, learned) for i, turn in enumerate(talk)]
-            if any(new is not old for new, old in zip(plain, talk, strict=True)):
-                changed[field] = plain if within == field else {**row[field], "messages": plain}
-    return {**row, **changed} if changed else row
-
-
-def _message(place: str, message: Any, learned: bool) -> Any:
-    """One of OpenAI's messages as ours; whatever else it is, is checked later."""
-    if not isinstance(message, dict):
-        return message
-    if message.get("tool_calls") or message.get("function_call"):
-        raise ValueError(f"`{place}` holds tool calls, which are not supported; wanted text")
-    role, weight = message.get("role", message.get("from")), message.get("weight")
-    spoken = isinstance(role, str) and _ROLES.get(role) == "assistant"
-    if learned and spoken and weight is not None and weight != 1:
-        raise ValueError(
-            f"`{place}.weight` is {briefly(weight)}, and every answer of a conversation is learned alike; leave the row out, "
-            "or give it as `prompt` and `completion`, of which the completion alone is learned"
-        )
-    found = {**message, "role": "system"} if role == "developer" and "role" in message else message
-    if isinstance(parts := message.get("content"), list) and parts:
-        found = {**found, "content": _joined(f"{place}.content", parts)}
-    return found
-
-
-def _joined(place: str, parts: list[Any]) -> str:
-    """The texts of a message that is given in parts."""
-    for i, part in enumerate(parts):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            told = part.get("type") if isinstance(part, dict) and "type" in part else part
-            raise ValueError(f"`{place}[{i}]` is {briefly(told)}; of a message's parts only texts are read")
-    return "".join(part["text"] for part in parts)
 
 
 def as_messages(row: Row, kind: str, *, whole: bool) -> Row | None:
@@ -150,55 +87,33 @@ def _without(row: Row, *names: str) -> Row:
 def _sharegpt(row: Row) -> tuple[Row, str] | None:
     if row.get("conversations") is None:
         return None
-    messages = _turns("conversations", row["conversations"])
-    if isinstance(row.get("system"), str) and row["system"].strip() and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": row["system"]}, *messages]
+    messages = under_system(turns_of("conversations", row["conversations"]), row.get("system"))
     return {**_without(row, "conversations", "system"), "messages": messages}, "ShareGPT conversations"
-
-
-def _turns(field: str, turns: Any) -> list[dict[str, Any]]:
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"`{field}` is {type(turns).__name__ if turns else 'empty'}; wanted a list of turns")
-    return [_turn(f"{field}[{i}]", turn) for i, turn in enumerate(turns)]
-
-
-def _turn(field: str, turn: Any) -> dict[str, Any]:
-    """One turn as a message; some files mix `from, value` with `role, content`."""
-    if not isinstance(turn, dict):
-        raise ValueError(f"`{field}` is {type(turn).__name__}; wanted `from` and `value`")
-    names = ("from", "value") if "from" in turn else ("role", "content")
-    if not set(names) <= set(turn):
-        raise ValueError(
-            f"`{field}` has {', '.join(f'`{key}`' for key in turn) or 'nothing'}; wanted `from` and `value`"
-        )
-    speaker = turn[names[0]]
-    if not isinstance(speaker, str) or speaker not in _ROLES:
-        raise ValueError(f"`{field}.{names[0]}` is {briefly(speaker)}; wanted one of {', '.join(_ROLES)}")
-    return {"role": _ROLES[speaker], "content": turn[names[1]]}
 
 
 def _alpaca(row: Row) -> tuple[Row, str] | None:
     if row.get("instruction") is None or row.get("output") is None:
         return None
-    answer = [{"role": "assistant", "content": row["output"]}]
+    answer = [said("assistant", "output", row["output"])]
     kept = _without(row, "instruction", "input", "output", "system", "history")
     return {**kept, "prompt": _question(row), "completion": answer}, "Alpaca instructions"
 
 
 def _question(row: Row) -> list[dict[str, Any]]:
     """The messages of an Alpaca row before its answer."""
-    asked, more = row["instruction"], row.get("input")
-    if isinstance(asked, str) and isinstance(more, str) and more.strip():
-        asked = f"{asked}\n\n{more}"
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    question, more = said("user", "instruction", row["instruction"]), row.get("input")
+    if more is not None and more != "" and not (isinstance(more, str) and not more.strip()):
+        question["content"] += f"\n\n{said('user', 'input', more)['content']}"
+    messages = [said("system", "system", row["system"])] if row.get("system") not in (None, "") else []
     history = row.get("history") or []
     if not isinstance(history, list | tuple):
         raise ValueError(f"`history` is {briefly(history)}; wanted pairs of question and answer")
-    for pair in history:
+    for i, pair in enumerate(history):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ValueError(f"`history` has {briefly(pair)}; wanted pairs of question and answer")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    return [*messages, {"role": "user", "content": asked}]
+        turns = zip(("user", "assistant"), pair, strict=True)
+        messages += [said(role, f"history[{i}][{j}]", text) for j, (role, text) in enumerate(turns)]
+    return [*messages, question]
 
 
 def _asked_messages(row: Row) -> tuple[Row, str] | None:
@@ -222,15 +137,17 @@ def _asked_alpaca(row: Row) -> tuple[Row, str] | None:
 
 def _labelled(row: Row) -> tuple[Row, str] | None:
     """TRL's unpaired feedback: `prompt, completion, label`."""
-    if row.get("completion") is None or not isinstance(row.get("label"), bool):
+    if row.get("completion") is None or row.get("label") is None:
         return None
+    if (good := truth(row["label"])) is None:
+        raise ValueError(f"`label` is {briefly(row['label'])}; wanted true or false (or 1 or 0)")
     answer = row["completion"]
     if isinstance(answer, list):
         if len(answer) != 1 or not isinstance(answer[0], dict) or "content" not in answer[0]:
             raise ValueError("`completion` is no single message; wanted one answer")
         answer = answer[0]["content"]
     kept = _without(row, "completion", "label")
-    return {**kept, "response": answer, "rating": 1.0 if row["label"] else -1.0}, "labelled answers"
+    return {**kept, "response": answer, "rating": 1.0 if good else -1.0}, "labelled answers"
 
 
 def _preference(row: Row) -> tuple[Row, str | None]:
@@ -241,22 +158,37 @@ def _preference(row: Row) -> tuple[Row, str | None]:
         if row.get("conversations") is not None:
             asked, told = _sharegpt(row) or (row, "")
             sides = {
-                side: [_turn(side, row[side])]
+                side: [turn_of(side, row[side])]
                 for side in ("chosen", "rejected")
                 if isinstance(row.get(side), dict)
             }
             found, shape = {**_without(asked, "messages"), "prompt": asked["messages"], **sides}, told
         elif row.get("instruction") is not None:
             sides = {
-                side: [{"role": "assistant", "content": row[side]}]
+                side: [said("assistant", side, row[side])]
                 for side in ("chosen", "rejected")
-                if side in row
+                if row.get(side) is not None
             }
             kept = _without(row, "instruction", "input", "system", "history")
             found, shape = {**kept, "prompt": _question(row), **sides}, "Alpaca instructions"
     elif isinstance(row.get("prompt"), str) and _whole(row.get("chosen")) and _whole(row.get("rejected")):
-        found, shape = _without(row, "prompt"), "whole conversations beside their prompt"
+        found, shape = _within_their_prompt(row), "whole conversations beside their prompt"
     return _with_margin(found), shape
+
+
+def _within_their_prompt(row: Row) -> Row:
+    """Whole conversations, of whose questions the prompt beside them is one."""
+    asked = row["prompt"].strip()
+    for side in ("chosen", "rejected"):
+        talk = [
+            turn.get("content") for turn in row[side] if isinstance(turn, dict) and turn.get("role") == "user"
+        ]
+        if asked not in [text.strip() for text in talk if isinstance(text, str)]:
+            raise ValueError(
+                f"`prompt` is {briefly(row['prompt'])}, which no user says in `{side}`; mend one of them, or say "
+                "`columns: {prompt: unused}` where the conversations alone are meant"
+            )
+    return _without(row, "prompt")
 
 
 def _openai(row: Row) -> Row:
@@ -273,8 +205,12 @@ def _whole(answer: Any) -> bool:
 def _with_margin(row: Row) -> Row:
     """Two ratings say how much better the chosen answer is."""
     pair = row.get("chosen_rating"), row.get("rejected_rating")
-    if row.get("margin") is not None or not all(map(_is_number, pair)):
+    if row.get("margin") is not None or pair == (None, None):
         return row
+    for name, rating in zip(("chosen_rating", "rejected_rating"), pair, strict=True):
+        if not _is_number(rating):
+            told = "has no value" if rating is None else f"is {briefly(rating)}"
+            raise ValueError(f"`{name}` {told}; wanted both ratings as numbers, or neither")
     try:
         margin = float(pair[0] - pair[1])
     except OverflowError:  # whole numbers have no end in JSON

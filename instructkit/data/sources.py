@@ -30,6 +30,7 @@ class Rows:
         shapes: shapes of other tools that were read as ours, and how many rows had each.
         skipped: rows with faults that were left out, where the recipe says so.
         unread: columns that hold something and that nothing reads, the most frequent first.
+        beside: of messages the fields beside role and content, which a chat template reads only where it names them.
     """
 
     rows: Sequence[Row]
@@ -41,6 +42,7 @@ class Rows:
     shapes: tuple[tuple[str, int], ...] = ()
     skipped: tuple[Skipped, ...] = ()
     unread: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def content(self) -> str:
@@ -58,7 +60,13 @@ class Rows:
             kept["shapes"] = dict(self.shapes)
         if self.unread:
             kept["unread"] = list(self.unread)
+        if self.beside:
+            kept["beside"] = list(self.beside)
         return kept | ({"skipped": len(self.skipped)} if self.skipped else {})
+
+    def told_elsewhere(self) -> Rows:
+        """The same rows without what is said of the source, where another side of it says so already."""
+        return replace(self, shares=(), shapes=(), skipped=(), unread=(), beside=())
 
     def pick(self, indices: Sequence[int]) -> Rows:
         """Some of the rows, in the order given."""
@@ -118,6 +126,7 @@ def load_rows(
         shapes=tuple(sorted(reading.shapes.items())),
         skipped=tuple(reading.skipped),
         unread=tuple(name for name, _ in reading.unread.most_common()),
+        beside=tuple(name for name, _ in reading.beside.most_common()),
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from instructkit.data.records import Row, check_rows
+from instructkit.data.checks import check_rows
+from instructkit.data.records import Row
 
 KINDS = ("rating", "edit", "preference")
 HASHED = re.compile(r"^h:[0-9a-f]{16}$")

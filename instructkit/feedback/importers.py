@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from instructkit.data.files import numbered
+from instructkit.data.csv_files import numbered
 from instructkit.data.readers import read_source
 from instructkit.data.records import Row
 from instructkit.data.shapes import in_our_shape

@@ -33,8 +33,9 @@ class Weighted(Section):
     """One source of a mixture."""
 
     source: Name = Field(description="file, glob, folder, hub id, or demo/NAME")
-    weight: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="share of the mixture, relative to the others"
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="share of the mixture, relative to the others; null: 1, and where no source has one, all rows are kept",
     )
     split: str = Field("train", description="of a hub id or a saved dataset")
     config: str | None = Field(None, description="of a hub id that has several")
@@ -58,7 +59,9 @@ class Sources(Section):
         description="stop: held-out rows that are also trained on are refused; skip: left out and kept",
     )
     shuffle: bool = Field(False, description="bring training rows into an order of chance before `limit`")
-    limit: Positive | None = Field(None, description="use only the first so many training rows")
+    limit: Positive | None = Field(
+        None, description="use only the first so many rows, before a share of them is held out"
+    )
     eval_limit: Positive | None = Field(None, description="use only the first so many held-out rows")
 
 

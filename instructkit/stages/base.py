@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,10 @@ from instructkit.machine import Machine
 from instructkit.runs.metrics import MetricsWriter
 
 CHECKPOINTS = "checkpoints"
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+)  # of both answers of a comparison, elsewhere
 
 
 @dataclass(frozen=True)
@@ -121,15 +125,32 @@ def left_out(inputs: Inputs) -> list[str]:
     for role, rows in inputs.data.items():
         for source, used, of in rows.shares:
             if used < of:
-                told.append(f"data {role}: {used} of {of} rows of {source}, by its weight")
+                told.append(f"data {role}: drawn from {source}, by its weight: {used} of its {of} rows")
         for shape, count in rows.shapes:
             told.append(f"data {role}: {count} rows of {rows.source} read as {shape}")
         if rows.unread:
-            told.append(f"data {role}: columns that are not read: {', '.join(rows.unread)}")
+            told.append(
+                f"data {role}: columns that are not read: {', '.join(rows.unread)}{_as_margins(rows.unread)}"
+            )
+        if rows.beside:
+            told.append(
+                f"data {role}: fields of messages that only a chat template reads, where it names them: {', '.join(rows.beside)}"
+            )
         if rows.skipped:
             first = rows.skipped[0].fault
             told.append(f"data {role}: {len(rows.skipped)} rows skipped, the first {first}")
     return told
+
+
+def _as_margins(unread: Sequence[str]) -> str:
+    """The way to read two scores of a comparison, under the names that other tools give them."""
+    for names in SCORES:
+        if set(names) <= set(unread):
+            columns = ", ".join(
+                f"{name}: {side}_rating" for name, side in zip(names, ("chosen", "rejected"), strict=True)
+            )
+            return f" (`data.columns: {{{columns}}}` reads them as margins)"
+    return ""
 
 
 def quiet_libraries() -> None:

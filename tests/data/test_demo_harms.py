@@ -11,11 +11,11 @@ from collections import Counter
 
 import pytest
 
+from instructkit.data.checks import check_rows
 from instructkit.data.demo import bias, harms, sets, users, world
 from instructkit.data.demo.judge import COURTESY, judge
 from instructkit.data.demo.users import Row
 from instructkit.data.readers import read_source
-from instructkit.data.records import check_rows
 from instructkit.errors import InputError
 from instructkit.feedback.personal import Redactor
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.data import files
-from instructkit.data.prepare import check_leak, leaks, load_split, without_leaks
+from instructkit.data import lines
+from instructkit.data.prepare import check_leak, leaks, load_split, split, without_leaks
 from instructkit.data.sources import Rows, load_rows
 from instructkit.errors import DataError, InputError
 from instructkit.recipe.schema import DataSection
@@ -88,7 +88,42 @@ def test_a_file_has_no_split() -> None:
 
 
 def test_a_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files._lines, "__defaults__", (2**20,))
+    monkeypatch.setattr(lines.lines, "__defaults__", (2**20,))
     Path("long.jsonl").write_bytes(b'{"text": "a"}\n' + b" " * (2**20 + 1))
     with pytest.raises(DataError, match=r"long\.jsonl:2: a line of more than 1 MiB"):
         load_rows("long.jsonl", kind="sft")
+
+
+def talk(*texts: str) -> dict:
+    return {
+        "messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    }
+
+
+def test_the_beginning_of_a_trained_conversation_is_trained_on() -> None:
+    train = rows("t.jsonl", talk("x", "y"), talk("a", "b", "c", "d"))
+    held = rows(
+        "h.jsonl",
+        talk("a", "b"),
+        talk("c", "d"),
+        talk("a", "b", "c", "e"),
+        talk("a", "b", "c", "d", "e", "f"),
+    )
+    assert leaks(train, held) == {"h.jsonl:1": "t.jsonl:2"}
+    assert leaks(train, held, by_prompt=True) == {"h.jsonl:1": "t.jsonl:2", "h.jsonl:3": "t.jsonl:2"}
+
+
+def test_capitals_and_spaces_make_no_other_row() -> None:
+    train = rows("t.jsonl", {"prompt": "What is  Rome?", "completion": "A city.\n"})
+    assert leaks(train, rows("h.jsonl", {"prompt": "what is rome? ", "completion": "a city."}))
+    assert not leaks(train, rows("h.jsonl", {"prompt": "what is rome", "completion": "a city."}))
+
+
+def test_a_share_holds_out_nothing_that_is_trained_on_all_the_same() -> None:
+    many = [talk(f"Question {i}?", "A.", "More?", "B.") for i in range(40)]
+    many += [talk(f"QUESTION {i}?", "a.") for i in range(40)]
+    found = rows("many.jsonl", *many)
+    train, held_out = split(found, 0.3, 0)
+    assert len(train.rows) + len(held_out.rows) == 80 and len(held_out.rows) > 5
+    check_leak(train, held_out, by_prompt=True)
+    assert list(train.places) == sorted(train.places, key=lambda place: int(place.rpartition(":")[2]))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from instructkit.data.checks import check_rows
 from instructkit.data.prepare import check_leak, load_split, split
-from instructkit.data.records import check_rows
 from instructkit.data.sources import load_rows
 from instructkit.errors import DataError, InputError
 from instructkit.recipe.schema import DataSection
@@ -85,7 +85,7 @@ def test_a_column_that_no_row_has_is_a_fault_with_those_there_are() -> None:
     [
         ("sft", {"txt": "a"}, "found `txt`; wanted `messages`, or `prompt` and `completion`, or `text`"),
         ("sft", {"text": "  "}, "`text` is empty"),
-        ("sft", {"text": 3}, "`text` is int; wanted text"),
+        ("sft", {"text": 3}, "`text` is 3; wanted text"),
         ("sft", {"messages": [{"role": "user", "content": "a"}]}, "`messages` has no assistant turn"),
         ("sft", {"messages": [{"role": "bot", "content": "a"}]}, "`messages[0].role` is 'bot'"),
         ("sft", {"messages": [{"role": "user"}]}, "wanted `role` and `content`"),
@@ -143,7 +143,7 @@ def test_a_row_of_another_shape_is_a_fault() -> None:
     ("content", "told"),
     [
         (b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2: not JSON"),
-        (b'["a"]\n', r"a\.jsonl:1: found list; wanted a JSON object"),
+        (b'["a"]\n', r"a\.jsonl:1: found a list; wanted a JSON object"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl:2: not UTF-8"),
     ],
 )
@@ -288,7 +288,7 @@ def test_a_mixture_is_checked_whole_and_no_part_of_it_vanishes() -> None:
 def test_one_bad_row_does_not_put_the_others_in_the_wrong() -> None:
     rows = [{"text": 3}, {"text": "a"}, {"text": "b"}]
     faults = check_rows(rows, "sft", ["f:1", "f:2", "f:3"])
-    assert [str(fault) for fault in faults] == ["f:1: `text` is int; wanted text"]
+    assert [str(fault) for fault in faults] == ["f:1: `text` is 3; wanted text"]
 
 
 ASKED = [{"role": "user", "content": "p"}]
@@ -312,7 +312,7 @@ ASKED = [{"role": "user", "content": "p"}]
             [{"prompt": "p", "response": "b", "preferred": "other", "other": "b"}],
             "`other` is the same as `response`",
         ),
-        ("sft", [{"prompt": "p", "completion": 7}], "`completion` is int; wanted text or a list of messages"),
+        ("sft", [{"prompt": "p", "completion": 7}], "`completion` is 7; wanted text or a list of messages"),
         ("sft", [{"messages": []}], "`messages` is empty; wanted a list of messages"),
     ],
 )

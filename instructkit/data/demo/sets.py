@@ -21,7 +21,8 @@ def conversations(held_out: bool) -> list[Row]:
     singles, pairs = world.questions(held_out=held_out), world.follow_ups(held_out=held_out)
     asked = singles * (1 if held_out else 12) + pairs * (1 if held_out else 6)
     rng.shuffle(asked)
-    return [{"messages": [*q.prompt, _message(world.people_answer(q, rng))]} for q in asked]
+    rows = [{"messages": [*q.prompt, _message(world.people_answer(q, rng))]} for q in asked]
+    return _not_begun(rows) if held_out else rows
 
 
 def comparisons(held_out: bool) -> list[Row]:
@@ -63,9 +64,19 @@ def general_held_out() -> list[Row]:
     rng = random.Random(53)
     topics = [topic.name for topic in world.TOPICS if topic.name != FEEDBACK_TOPIC]
     asked = _asked(True, rng, times=2, topics=topics)
-    return [
+    rows = [
         {"messages": [*question.prompt, _message(world.people_answer(question, rng))]} for question in asked
     ]
+    return _not_begun(rows)
+
+
+def _not_begun(rows: list[Row]) -> list[Row]:
+    """Those of held-out demonstrations whose question no talk of training begins with: its answer is learned there."""
+    begun = [
+        dict(zip(("role", "content"), talk.messages[0], strict=True))
+        for talk in world.follow_ups(held_out=False)
+    ]
+    return [row for row in rows if len(row["messages"]) > 2 or row["messages"][0] not in begun]
 
 
 DEMO_SETS: dict[str, Callable[[], list[Row]]] = {

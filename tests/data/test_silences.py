@@ -1,0 +1,114 @@
+"""What was read wrongly, or left out, without a word: each is read, told or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructkit.cli.looking import look
+from instructkit.data.sources import Rows, load_rows
+from instructkit.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(name: str, *rows: dict) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+def load(*rows: dict, kind: str = "sft", **options: Any) -> Rows:
+    return load_rows(write("rows.jsonl", *rows), kind=kind, **options)
+
+
+PAIR = {"prompt": "q", "completion": "a"}
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+
+
+def test_labels_of_1_and_0_are_those_of_feedback() -> None:
+    rows = [{**PAIR, "label": 1}, {**PAIR, "label": 0.0}]
+    assert [row["rating"] for row in load(*rows, kind="feedback").rows] == [1.0, -1.0]
+    Path("kto.csv").write_text("prompt,completion,label\nq,a,1\nq,b,0\nr,c,0\n", encoding="utf-8")
+    assert [row["rating"] for row in load_rows("kto.csv", kind="feedback").rows] == [1.0, -1.0, -1.0]
+    assert look("kto.csv").kind == look("rows.jsonl").kind == "feedback"
+
+
+def test_a_class_is_no_label_of_an_answer() -> None:
+    rows = [{**PAIR, "label": n} for n in (1, 2, 3, 4)]
+    assert len(load(*rows).rows) == 4 and look("rows.jsonl").kind == "sft"
+    assert len(load({"text": "a", "label": 0}).rows) == 1
+
+
+def test_mappings_without_a_weight_keep_all_rows_as_names_do() -> None:
+    few, many = write("few.jsonl", {"text": "a"}), write("many.jsonl", *({"text": str(i)} for i in range(9)))
+    assert len(load_rows([{"source": few}, {"source": many}], kind="sft").rows) == 10
+    assert len(load_rows([{"source": few, "weight": 1.0}, {"source": many}], kind="sft").rows) == 2
+
+
+def test_fields_of_messages_that_only_a_template_reads_are_named() -> None:
+    talk = [{**TALK[0], "name": "Ann", "weight": 1}, {**TALK[1], "thinking": "Hm.", "tool_calls": None}]
+    assert load({"messages": talk}).beside == ("name", "thinking")
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello.", "thinking": "Hm."}]
+    found = load({"conversations": turns})
+    assert found.beside == ("thinking",) and found.summary()["beside"] == ["thinking"]
+
+
+def test_a_prompt_beside_whole_conversations_is_one_of_their_questions() -> None:
+    sides = {"chosen": TALK, "rejected": [TALK[0], {"role": "assistant", "content": "What?"}]}
+    assert load({"prompt": " Hi", **sides}, kind="preference").rows == [sides]
+
+
+def test_empty_fields_of_other_shapes_are_gone() -> None:
+    assert load({**PAIR, "text": "t", "messages": None}).rows == [{**PAIR, "text": "t"}]
+    assert load({"messages": TALK, "prompt": None, "id": None}).rows == [{"messages": TALK, "id": None}]
+
+
+def test_a_saved_dataset_without_splits_has_none() -> None:
+    from datasets import Dataset
+
+    Dataset.from_list([{"text": "alone"}]).save_to_disk("one")
+    with pytest.raises(InputError, match="one has no split 'test'"):
+        load_rows([{"source": "one", "split": "test"}], kind="sft")
+
+
+def test_rows_of_a_source_that_is_named_twice_are_kept_apart_twice() -> None:
+    write("rows.jsonl", *[PAIR] * 3, {"text": "alone"})
+    found = load_rows(["rows.jsonl", "rows.jsonl"], kind="sft", skip_faults=True)
+    assert [skipped.row for skipped in found.skipped] == [{"text": "alone"}] * 2
+
+
+def test_a_row_that_cannot_be_read_is_kept_as_it_stands() -> None:
+    Path("rows.csv").write_bytes('text\n"a"b\ncaf\u00e9\ngood\n'.encode("latin-1"))
+    found = load_rows("rows.csv", kind="sft", skip_faults=True)
+    assert [row.as_dict()["row"] for row in found.skipped] == ['"a"b\n', "caf\ufffd"]
+    assert found.rows == [{"text": "good"}]
+    Path("rows.json").write_text('[{"text": "a"}, {"text": "b", "text": "c"}]', encoding="utf-8")
+    found = load_rows("rows.json", kind="sft", skip_faults=True)
+    assert found.rows == [{"text": "a"}] and found.skipped[0].fault.where == "rows.json row 2"
+
+
+def test_half_characters_are_not_told_as_another_encoding() -> None:
+    Path("rows.json").write_text('[{"text": "\\udc80"}]', encoding="utf-8")
+    with pytest.raises(InputError, match="half a character"):
+        load_rows("rows.json", kind="sft")
+
+
+def test_a_column_without_a_name_is_called_by_its_number() -> None:
+    Path("rows.csv").write_text(",text\n0,a\n1,b\n", encoding="utf-8")
+    assert load_rows("rows.csv", kind="sft").unread == ("column 1",)
+    assert load_rows("rows.csv", kind="sft", columns={"column 1": "unused"}).unread == ()
+
+
+def test_one_row_of_a_parquet_file_does_not_hide_the_others() -> None:
+    folder = Path(__file__).parents[1] / "faults" / "data"
+    for name, column in (("sft-latin-1.parquet", "prompt"), ("sft-time-out-of-range.parquet", "made")):
+        found = load_rows(str(folder / name), kind="sft", skip_faults=True)
+        assert [row["completion"] for row in found.rows] == ["a"]
+        assert f"`{column}`" in found.skipped[0].fault.message and "b" in found.skipped[0].as_dict()["row"]
