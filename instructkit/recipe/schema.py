@@ -133,7 +133,9 @@ class FeedbackSection(Section):
     limit: Positive | None = Field(None, description="use only the first so many events")
     columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
     on_fault: Literal["stop", "skip"] = Field(
-        "stop", description="stop: events with faults are refused; skip: left out and kept in skipped.jsonl"
+        "stop",
+        description="stop: events with faults are refused; skip: left out and kept in skipped.jsonl; so are rows of "
+        "`replay` and `general`, and those of the SFT run are read as it read them",
     )
     # Preprocessing
     personal_data: Literal["redact", "keep"] = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +181,9 @@ def _general_rows(recipe: Any, parent: naming.Source, fresh: bool) -> dict[str, 
     wanted, seed = recipe.feedback, recipe.run.seed
     data: dict[str, sources.Rows] = {}
     for role, named, theirs in (("replay", wanted.replay, "train"), ("general", wanted.general, "eval")):
-        found, columns = (named, {}) if named else from_sft(parent, theirs)
-        if found:
-            data[role] = sources.load_rows(found, kind="sft", columns=columns, seed=seed, every_column=False)
+        found = Theirs(named, skips=wanted.on_fault == "skip") if named else from_sft(parent, theirs)
+        if found.source:
+            data[role] = _rows_of(role, found, seed)
     if "replay" in data and "general" in data:
         splits.check_leak(data["replay"], data["general"])
     if "replay" in data and recipe.gates.rescue and fresh:
@@ -193,14 +193,52 @@ def _general_rows(recipe: Any, parent: naming.Source, fresh: bool) -> dict[str, 
     return data
 
 
-def from_sft(parent: naming.Source, role: str) -> tuple[str | list | None, dict[str, str]]:
-    """The data of the SFT run that the parent descends from, when named by a source of its own, and its `columns`."""
+@dataclass(frozen=True)
+class Theirs:
+    """Demonstrations to replay or to measure on: their source, its `columns`, whether faults are skipped, the run that named it."""
+
+    source: str | list | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    skips: bool = False
+    run: str | None = None
+
+
+def from_sft(parent: naming.Source, role: str) -> Theirs:
+    """The data of the SFT run that the parent descends from, when named by a source of its own, read as that run read them."""
     for record in lineage.chain(parent.run) if parent.run else []:
         if record["stage"] == "sft":
             section = record["recipe"]["data"]
             source = section.get(role)
-            return source if isinstance(source, str | list) else None, section.get("columns") or {}
-    return None, {}
+            skips = section.get("on_fault") == "skip"
+            run = record["recipe"]["run"]["output"]
+            return Theirs(
+                source if isinstance(source, str | list) else None, section.get("columns") or {}, skips, run
+            )
+    return Theirs()
+
+
+def _rows_of(role: str, theirs: Theirs, seed: int) -> sources.Rows:
+    """
+    These rows, read and checked.
+
+    Raises:
+        InputError: when they are at fault, saying whose rows they are: a recipe of an update need not name them.
+    """
+    try:
+        return sources.load_rows(
+            theirs.source,
+            kind="sft",
+            columns=theirs.columns,
+            seed=seed,
+            every_column=False,
+            skip_faults=theirs.skips,
+        )
+    except InputError as error:
+        told = (
+            f"feedback.{role}" if theirs.run is None else f"the {role} rows, which are those of {theirs.run}"
+        )
+        way = "" if theirs.run is None else f"; or name others with `feedback.{role}`"
+        raise InputError(f"{told}: {error.message}", hint=f"{error.hint or 'mend them'}{way}") from error
 
 
 def _refuse_too_few(prepared: Prepared, data: dict[str, sources.Rows], source: str) -> None:

@@ -210,7 +210,7 @@ def test_earlier_feedback_is_replayed_without_any_demonstrations(begun, monkeypa
         replay(self, rows_given, own, **kwargs)
 
     monkeypatch.setattr(Replay, "replay", noted)
-    monkeypatch.setattr(update_inputs, "from_sft", lambda *_: (None, {}))
+    monkeypatch.setattr(update_inputs, "from_sft", lambda *_: update_inputs.Theirs())
     store(edits(0, 60))
     update("first", replay="null")
     assert not given
@@ -336,3 +336,22 @@ def test_earlier_answers_are_among_the_rows_to_replay(begun, monkeypatch) -> Non
     count = int(told.split()[1])
     assert count == len(list(Chain.at("runs", "default").standing_ids(1))) > 9
     assert given == [len(CHAT) + count]
+
+
+def test_rows_to_replay_are_read_as_their_run_read_them_and_their_faults_say_whose_they_are(workplace) -> None:
+    talks("Held", 16)
+    odd = rows("odd.jsonl", [*CHAT, {"messages": []}])
+    body = f"model: {{name: tiny}}\ndata: {{train: {odd}, eval: 0.3, on_fault: skip}}\n{LORA}{ONE}run: {{output: runs/sft}}\n"
+    run("sft", body)
+    store(edits(0, 60))
+    update("first", replay="null")
+    assert record("first")["data"]["replay"]["skipped"] == 1
+    store(edits(60, 120))
+    with pytest.raises(InputError, match=r"feedback\.replay: odd\.jsonl:9: `messages` is empty"):
+        collected("run.output=runs/second", "feedback.replay=odd.jsonl")
+    kept = collected("run.output=runs/second", "feedback.replay=odd.jsonl", "feedback.on_fault=skip")
+    assert len(kept.data["replay"].skipped) == 1
+    rows("odd.jsonl", [{"messages": []}])
+    with pytest.raises(InputError, match=r"the replay rows, which are those of runs/sft: ") as caught:
+        collected("run.output=runs/second")
+    assert "name others with `feedback.replay`" in caught.value.hint
