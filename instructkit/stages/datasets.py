@@ -10,14 +10,58 @@ from typing import Any
 
 from instructkit.data.sources import Rows
 from instructkit.data.table import View
+from instructkit.errors import DataError, Fault
 
 ROWS_AT_ONCE = 1000
+_KINDS = (
+    (bool, "true or false"),
+    (int | float, "a number"),
+    (str, "text"),
+    (list | tuple, "a list"),
+    (dict, "an object"),
+)
 _KEPT: list[tempfile.TemporaryDirectory] = []  # until the process ends: trainers reopen files in them
 
 
 def as_dataset(rows: Rows, fields: tuple[str, ...]) -> Any:
-    """Rows as a `datasets.Dataset`, with the fields that a trainer reads."""
-    return dataset_of(rows.rows, fields)
+    """
+    Rows as a `datasets.Dataset`, with the fields that a trainer reads.
+
+    Raises:
+        DataError: when a field is of two kinds, which no table holds, naming the first row of the other kind.
+    """
+    import pyarrow as pa
+
+    try:
+        return dataset_of(rows.rows, fields)
+    except pa.ArrowException as error:
+        raise DataError([_of_two_kinds(rows, fields, error)], 1) from error
+
+
+def _of_two_kinds(rows: Rows, fields: tuple[str, ...], error: Exception) -> Fault:
+    """The first value that is of another kind than those before it under the same name."""
+    first: dict[str, tuple[str, str]] = {}
+    for row, place in zip(rows.rows, rows.places, strict=True):
+        for field in fields:
+            for name, kind in _kinds(field, row[field]):
+                before, there = first.setdefault(name, (kind, place))
+                if before != kind:
+                    told = f"`{name}` is {kind}, and {before} at {there}; wanted one kind in all rows"
+                    return Fault(place, told, "write it in one way, or leave it out")
+    return Fault(rows.source, f"its rows fit no table: {error}", "write each field in one way in all rows")
+
+
+def _kinds(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """The name of each value within a value, and what it is; of whole numbers and others a table makes one kind."""
+    if value is None:
+        return
+    yield name, next((told for kind, told in _KINDS if isinstance(value, kind)), type(value).__name__)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _kinds(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _kinds(f"{name}[]", inner)
 
 
 def dataset_of(rows: Sequence[dict[str, Any]], fields: tuple[str, ...] | None = None) -> Any:

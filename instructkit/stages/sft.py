@@ -181,8 +181,10 @@ def samples(frame: Frame, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
     """A few held-out prompts answered by the trained model."""
     from instructkit.evaluate.generate import answer
 
-    rows = frame.inputs.data.get("eval", frame.inputs.data["train"]).rows[: frame.recipe.run.samples]
-    prompts = [prompt_of(row) for row in rows if "text" not in row]
+    found = frame.inputs.data.get("eval", frame.inputs.data["train"])
+    if shape_of(found) == ("text",):
+        return []
+    prompts = [prompt_of(row) for row in found.rows[: frame.recipe.run.samples]]
     if not prompts:
         return []
     answers = answer(model, tokenizer, prompts, max_new_tokens=64, seed=frame.seed, temperature=0)

@@ -195,7 +195,7 @@ def _general_rows(recipe: Any, parent: naming.Source, fresh: bool) -> dict[str, 
 
 @dataclass(frozen=True)
 class Theirs:
-    """Demonstrations to replay or to measure on: their source, its `columns`, whether faults are skipped, the run that named it."""
+    """Demonstrations to replay or to measure on: source, `columns`, whether faults are skipped, and the run that named them."""
 
     source: str | list | None = None
     columns: dict[str, str] = field(default_factory=dict)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from instructkit.data import table
+from instructkit.data.sources import load_rows
 from instructkit.data.table import Table, View
-from instructkit.stages.datasets import dataset_of
+from instructkit.errors import DataError
+from instructkit.stages.datasets import as_dataset, dataset_of
 
 from .small import CHAT, LORA, PAIRS, rows, run
 
@@ -44,3 +46,21 @@ def test_a_stage_learns_the_same_from_rows_on_disk(stage: str, tmp_path, monkeyp
         )
         weights.append(Path(out, "adapter_model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_a_field_of_two_kinds_is_told_with_its_row(tmp_path, monkeypatch, disk: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table, "IN_MEMORY_BYTES", 64 if disk else table.IN_MEMORY_BYTES)
+    named = [
+        {"messages": [{**row["messages"][0], "name": name}, row["messages"][1]]}
+        for row, name in zip(CHAT[:4], (1, 2.5, "z", 3), strict=True)
+    ]
+    found = load_rows(rows("rows.jsonl", named), kind="sft")
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:3: `messages\[\]\.name` is text, and a number at rows\.jsonl:1"
+    ):
+        as_dataset(found, ("messages",))
+    asked = load_rows(rows("p.jsonl", [{"prompt": "q", "wanted": w} for w in ("a", ["b"])]), kind="prompt")
+    with pytest.raises(DataError, match=r"p\.jsonl:2: `wanted` is a list, and text at p\.jsonl:1"):
+        as_dataset(asked, ("prompt", "wanted"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -311,3 +312,30 @@ def test_a_damaged_checkpoint_is_named(workplace: Path, monkeypatch) -> None:
     with pytest.raises(InputError, match="checkpoint-2 is damaged: optimizer.pt ends too early"):
         run("sft", body, resume=True)
     assert Path("out/run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_a_tokenizer_of_another_model_is_told_before_the_first_step(
+    workplace: Path, tiny_folder: Path, stage: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model.resize_token_embeddings(60)
+    model.save_pretrained("small")
+    for path in tiny_folder.iterdir():
+        if "token" in path.name or "template" in path.name:
+            shutil.copy(path, "small")
+    data = {"sft": CHAT, "reward": PAIRS, "ppo": [{"prompt": row["messages"][:1]} for row in CHAT]}[stage]
+    score = ""
+    if stage == "ppo":
+        Path("own.py").write_text("def score(prompts, completions, **_):\n    return [0.0] * len(prompts)\n")
+        score = "reward: [{function: own.py:score}]\n"
+    body = f"model: {{name: small}}\ndata: {{train: {rows('d.jsonl', data)}, eval: 0.3}}\n{score}"
+    more = ", max_completion_length: 9" if stage == "ppo" else ""
+    body += f"trainer: {{max_steps: 2, per_device_train_batch_size: 4{more}}}\n"
+    with pytest.raises(InputError, match="the model knows 60 tokens, and its tokenizer makes .* of the data"):
+        run(stage, f"{body}run: {{output: out}}\n")
+
+
+def test_rows_with_an_empty_field_of_another_shape_are_trained_on(workplace: Path) -> None:
+    given = [{"prompt": f"q {i}", "completion": "a", "text": "t", "messages": None} for i in range(8)]
+    assert sft("out", data=rows("d.jsonl", given))["status"] == "done"

@@ -338,7 +338,9 @@ def test_earlier_answers_are_among_the_rows_to_replay(begun, monkeypatch) -> Non
     assert given == [len(CHAT) + count]
 
 
-def test_rows_to_replay_are_read_as_their_run_read_them_and_their_faults_say_whose_they_are(workplace) -> None:
+def test_rows_to_replay_are_read_as_their_run_read_them_and_their_faults_say_whose_they_are(
+    workplace,
+) -> None:
     talks("Held", 16)
     odd = rows("odd.jsonl", [*CHAT, {"messages": []}])
     body = f"model: {{name: tiny}}\ndata: {{train: {odd}, eval: 0.3, on_fault: skip}}\n{LORA}{ONE}run: {{output: runs/sft}}\n"
