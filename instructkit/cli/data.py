@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from instructkit.plan.look import Seen
 
+_WHAT = {"reward": "the answers, of which the scores are", "ppo": "what is learned: nothing of a prompt"}
+
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
@@ -48,7 +50,7 @@ def look(
     checked = check_recipe(recipe, overrides=overrides)
     if checked.faults:
         raise RecipeError(checked.faults)
-    from instructkit.stages.base import choose_machine, quiet_libraries
+    from instructkit.stages.base import choose_machine, left_out, quiet_libraries
 
     warnings.simplefilter("ignore")
     quiet_libraries()  # before the first heavy import
@@ -60,11 +62,17 @@ def look(
     from instructkit.plan.look import look as find  # torch: once the rows are known to be sound
 
     found = find(checked.recipe, inputs, choose_machine(checked.recipe), rows)
+    for line in left_out(inputs):
+        typer.echo(visible(line))
     console = Console(highlight=False, soft_wrap=True)
-    told = "green is learned" if console.color_system else "what stands in [[ ]] is learned"
-    console.print(f"{told}; the rest is read", markup=False)
+    what = _WHAT.get(checked.recipe.stage, "what is learned")
+    console.print(
+        f"green: {what}" if console.color_system else f"between [[ and ]]: {what}", markup=False, end=""
+    )
+    console.print("; the rest is read", markup=False)
     for seen in found.rows:
-        console.print(f"\n{seen.title}, {len(seen.tokens)} tokens", markup=False)
+        length = f", {len(seen.tokens)} tokens" if seen.tokens else ""
+        console.print(f"\n{visible(seen.title)}{length}", markup=False)
         console.print(_shown(seen, plain=console.color_system is None))
     for warning in found.warnings:
         typer.echo(f"warning: {visible(warning)}", err=True)

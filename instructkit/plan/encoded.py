@@ -19,7 +19,7 @@ def parts_of_rows(stage: str, trainer: Any, tokenizer: Any) -> Iterator[list[Par
         return
     for row in trainer.train_dataset:
         if "chosen_ids" in row:
-            yield [(f", {side}", row[f"{side}_ids"], row[f"{side}_ids"]) for side in ("chosen", "rejected")]
+            yield [(f", {side}", *_answered(row, f"{side}_ids")) for side in ("chosen", "rejected")]
         else:
             yield [("", *_with_labels(row))]
 
@@ -57,5 +57,10 @@ def _with_labels(row: dict[str, Any]) -> tuple[list[int], list[int]]:
     if "input_ids" in row:
         ids = row["input_ids"]
         return ids, row.get("labels", ids)
-    prompt, answer = row.get("prompt_ids", []), row.get("completion_ids", [])
+    return _answered(row, "completion_ids")
+
+
+def _answered(row: dict[str, Any], name: str) -> tuple[list[int], list[int]]:
+    """An answer behind its prompt, where the row has one apart."""
+    prompt, answer = row.get("prompt_ids", []), row.get(name, [])
     return [*prompt, *answer], [IGNORED] * len(prompt) + list(answer)

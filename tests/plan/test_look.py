@@ -11,6 +11,7 @@ import pytest
 from plan.test_plan import for_sft, line, recipe, workplace  # noqa: F401 - fixtures
 from stages.small import CHAT, rows
 
+from instructkit.cli.main import main
 from instructkit.errors import InputError
 from instructkit.plan.look import look
 from instructkit.stages import collector
@@ -27,7 +28,7 @@ def learned(row) -> str:
 
 def test_the_answer_is_learned_and_the_question_read(workplace) -> None:  # noqa: F811
     found = seen(for_sft())
-    assert [row.title for row in found.rows] == ["row 1", "row 2"]
+    assert [row.title for row in found.rows] == ["chat.jsonl:1", "chat.jsonl:2"]
     assert learned(found.rows[0]).endswith("!<|end|>")
     whole = "".join(token.text for token in found.rows[0].tokens)
     assert "Say" in whole and "Say" not in learned(found.rows[0])
@@ -72,7 +73,7 @@ def test_every_stage_can_be_looked_at(line, monkeypatch) -> None:  # noqa: F811
     monkeypatch.chdir(line)
     one = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\nrun: {output: new}\n"
     pairs = seen(recipe("reward", f"model: {{name: sft}}\ndata: {{train: pairs.jsonl, eval: 0.3}}\n{one}"), 1)
-    assert [row.title for row in pairs.rows] == ["row 1, chosen", "row 1, rejected"]
+    assert [row.title for row in pairs.rows] == ["pairs.jsonl:1, chosen", "pairs.jsonl:1, rejected"]
     body = (
         f"model: {{name: sft}}\nreward: [{{model: reward}}]\ndata: {{train: asked.jsonl, eval: null}}\n"
         f"{one.replace('4}', '4, max_completion_length: 9}')}"
@@ -95,3 +96,66 @@ def test_faults_of_rows_are_told_before_a_heavy_library_is_imported(words: str, 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "chat.jsonl holds no rows" in done.stderr
     assert done.stdout.strip() == "2 set()"
+
+
+def test_rows_that_are_left_out_keep_their_places(workplace) -> None:  # noqa: F811
+    long = {"messages": [{"role": "user", "content": "Say it. " * 40}, CHAT[0]["messages"][1]]}
+    rows("some.jsonl", [CHAT[0], long, CHAT[1], CHAT[2], long, CHAT[3]])
+    body = "model: {name: tiny}\ndata: {train: some.jsonl, eval: null}\ntrainer: {max_length: 24}\nrun: {output: out}\n"
+    found = seen(recipe("sft", body), 5)
+    left = "left out, nothing in it would be learned within max_length"
+    assert [row.title for row in found.rows] == [
+        "some.jsonl:1",
+        f"some.jsonl:2: {left}",
+        "some.jsonl:3",
+        "some.jsonl:4",
+        f"some.jsonl:5: {left}",
+    ]
+    assert "two" in learned(found.rows[2]) and not found.rows[1].tokens
+
+
+def test_few_of_many_rows_are_prepared(workplace, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr("instructkit.plan.look.LOOKED_AT", 4)
+    bad = {"prompt": "q", "completion": "a" * 900}
+    rows("many.jsonl", [bad, *({"prompt": f"q {i}", "completion": "a"} for i in range(30))])
+    body = "model: {name: tiny}\ndata: {train: many.jsonl, eval: null}\ntrainer: {max_length: 64}\nrun: {output: out}\n"
+    found = seen(recipe("sft", body), 1)
+    assert [told.partition(":")[0] for told in found.warnings] == ["of the first 4 rows"]
+    assert found.warnings[0].startswith("of the first 4 rows: 1 of 4 rows do not end")
+
+
+def test_of_a_comparison_the_answer_is_scored(line, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.chdir(line)
+    body = "model: {name: sft}\ndata: {train: pairs.jsonl, eval: 0.3}\nrun: {output: new}\n"
+    found = seen(recipe("reward", body), 1)
+    for row in found.rows:
+        assert learned(row) and "".join(token.text for token in row.tokens).endswith(learned(row))
+        assert not learned(row).startswith("<|begin|>")
+
+
+def test_the_look_tells_what_was_left_out_and_converted(workplace, capsys) -> None:  # noqa: F811
+    turns = [
+        [{"from": "human", "value": f"Say {i}."}, {"from": "gpt", "value": f"{i}!"}, {"from": "x", "value": "y"}][:n]
+        for i, n in enumerate((2, 3, 2))
+    ]  # fmt: skip
+    rows("talk.jsonl", [{"conversations": talk, "id": 1} for talk in turns])
+    Path("sft.yaml").write_text(
+        "stage: sft\nmodel: {name: tiny}\ndata: {train: talk.jsonl, eval: null, on_fault: skip}\nrun: {output: out}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "look", "sft.yaml", "-n", "2"])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "2 rows of talk.jsonl read as ShareGPT conversations" in told
+    assert "columns that are not read: id" in told
+    assert "1 rows skipped, the first talk.jsonl:2: `conversations[2].from` is 'x'" in told
+    assert "\ntalk.jsonl:1, " in told and "\ntalk.jsonl:3, " in told
+
+
+def test_a_fault_of_the_first_rows_alone_is_none_of_all(workplace, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr("instructkit.plan.look.LOOKED_AT", 2)
+    long = {"messages": [{"role": "user", "content": "Say it. " * 40}, CHAT[0]["messages"][1]]}
+    rows("some.jsonl", [long, long, *CHAT])
+    body = "model: {name: tiny}\ndata: {train: some.jsonl, eval: null}\ntrainer: {max_length: 24}\nrun: {output: out}\n"
+    assert "left out" in seen(recipe("sft", body), 1).rows[0].title

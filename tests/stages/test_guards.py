@@ -327,7 +327,9 @@ def test_a_tokenizer_of_another_model_is_told_before_the_first_step(
     data = {"sft": CHAT, "reward": PAIRS, "ppo": [{"prompt": row["messages"][:1]} for row in CHAT]}[stage]
     score = ""
     if stage == "ppo":
-        Path("own.py").write_text("def score(prompts, completions, **_):\n    return [0.0] * len(prompts)\n")
+        Path("own.py").write_text(
+            "def score(prompts, completions, **_):\n    return [0.0] * len(prompts)\n", encoding="utf-8"
+        )
         score = "reward: [{function: own.py:score}]\n"
     body = f"model: {{name: small}}\ndata: {{train: {rows('d.jsonl', data)}, eval: 0.3}}\n{score}"
     more = ", max_completion_length: 9" if stage == "ppo" else ""
