@@ -135,7 +135,7 @@ ROOMS = {
     # Floor 5: everything below; not each other. `stages` itself only says which command is which stage.
     "stages": room(f"{FLOOR_3} {LIBRARY} {SHARED_STAGES}", ANYTHING),
     # Floor 6. A plan builds the trainers of the stages; it alone reaches into torch's dispatcher.
-    "plan": room(f"{FLOOR_3} {LIBRARY} stages plan", TORCH_KIND, ANYTHING | {"psutil"}),
+    "plan": room(f"{FLOOR_3} {LIBRARY} stages plan", TORCH_KIND, ANYTHING | {"psutil", "py3langid"}),
     "report": room(f"{FLOOR_2} evaluate report", "rich"),
     "chat": room(f"{FLOOR_3} chat report", TORCH_KIND | {"rich"}),
     # Floor 7: at import time typer, errors and its own helpers; that is tested separately.

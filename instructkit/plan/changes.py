@@ -23,7 +23,7 @@ class Change:
     """A change of the recipe that saves memory: as overrides, what is then needed, and whether that is enough; in bytes."""
 
     overrides: list[str]
-    predicted: int
+    needed: int
     saves: int
     fits: bool
 
@@ -31,7 +31,7 @@ class Change:
         """Plain values, the unit in their names."""
         return {
             "overrides": self.overrides,
-            "predicted_bytes": self.predicted,
+            "needed_bytes": self.needed,
             "saves_bytes": self.saves,
             "fits": self.fits,
         }
@@ -55,26 +55,28 @@ def changes(
     def size(values: Values) -> int | None:
         try:
             changed = _changed(recipe, values)
-            return memory.predicted(rehearse(changed, inputs, machine, known), changed, machine)
+            return memory.needed(rehearse(changed, inputs, machine, known), changed, machine)
         except (InstructKitError, ValueError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            untried.setdefault(" ".join(f"{key}={_told(value)}" for key, value in values.items()), first)
+            untried.setdefault(_as_overrides(values), first)
             return None  # not for this recipe
 
     def change(values: Values, needed: int) -> Change:
         told = [f"{key}={_told(value)}" for key, value in values.items()]
-        return Change(told, needed, now.predicted - needed, needed <= now.available)
+        return Change(told, needed, now.needed - needed, needed <= now.available)
 
     found: list[tuple[Values, Change]] = []
     knobs = _knobs(recipe, known.kept.settings, known.batch)
     for steps in filter(None, (_with_labels(steps, known.kept.starts, untried) for steps in knobs)):
         values, needed = _far_enough(steps, size, now)
-        if needed is not None and needed < now.predicted:
+        if needed is not None and needed < now.needed:
             found.append((values, change(values, needed)))
+        elif needed is not None:
+            untried[_as_overrides(values)] = "saves nothing at the peak"
     found.sort(key=lambda each: (not each[1].fits, -each[1].saves))
     told, together = [each for _, each in found[:TOLD]], None
     if not any(each.fits for each in told):
-        together = _together(recipe, [values for values, _ in found], size, change, now)
+        together = _together([values for values, _ in found], size, change)
     return told, together, [f"{what}: {why}" for what, why in untried.items()]
 
 
@@ -94,25 +96,19 @@ def _with_labels(steps: list[Values], starts: list[int], untried: dict[str, str]
 
 
 def _together(
-    recipe: Any,
-    found: list[Values],
-    size: Callable[[Values], int | None],
-    change: Callable[[Values, int], Change],
-    now: memory.Need,
+    found: list[Values], size: Callable[[Values], int | None], change: Callable[[Values, int], Change]
 ) -> Change | None:
-    """One change after another, the one that saves most first, until they suffice."""
-    if any("lora" in values for values in found) and recipe.model.quantization == "none":
-        found = [*found, {"model.quantization": "4bit"}]
-    values, best = {}, None
+    """One change after another, the one that saves most first, until they suffice; None where a single one is all that helps."""
+    values, best, taken = {}, None, 0
     for each in found:
         needed = size({**values, **each})
-        if needed is None or (best is not None and needed >= best.predicted):
+        if needed is None or (best is not None and needed >= best.needed):
             continue
         values |= each
-        best = change(values, needed)
+        best, taken = change(values, needed), taken + 1
         if best.fits:
             break
-    return best if best is not None and len(best.overrides) > 1 else None
+    return best if taken > 1 else None
 
 
 def _far_enough(
@@ -125,7 +121,7 @@ def _far_enough(
         furthest = size(steps[-1])
     if furthest is None or furthest > now.available or len(steps) == 1:
         return steps[-1], furthest
-    span = max(1, now.predicted - furthest)
+    span = max(1, now.needed - furthest)
     share = [2.0**-i for i in range(1, len(steps) + 1)]
     guess = [furthest + span * (s - share[-1]) / (1 - share[-1]) for s in share]
     first = next((i for i, bytes_ in enumerate(guess) if bytes_ <= now.available), len(steps) - 1)
@@ -143,6 +139,8 @@ def _knobs(recipe: Any, given: Values, batch: tuple[int, int]) -> list[list[Valu
         found.append([{"trainer.gradient_checkpointing": True}])
     if recipe.lora is None:
         found.append([{"lora": {}}])
+        if recipe.model.quantization == "none":
+            found.append([{"lora": {}, "model.quantization": "4bit"}])
     elif recipe.model.quantization == "none":
         found.append([{"model.quantization": "4bit"}])
     name = "max_completion_length" if recipe.stage == "ppo" else "max_length"
@@ -155,22 +153,23 @@ def _knobs(recipe: Any, given: Values, batch: tuple[int, int]) -> list[list[Valu
 
 
 def _smaller_batches(stage: str, given: Values) -> list[Values]:
-    size, pieces, found, factor = (
-        given["per_device_train_batch_size"],
-        given.get("gradient_accumulation_steps", 1),
-        [],
-        2,
-    )
-    while size % factor == 0:
+    """Every smaller micro-batch whose accumulation makes the same step: the divisors of the one there is, the largest first."""
+    size, pieces = given["per_device_train_batch_size"], given.get("gradient_accumulation_steps", 1)
+    found = []
+    for smaller in (n for n in range(size // 2, 0, -1) if size % n == 0):
+        factor = size // smaller
         values = {
-            "trainer.per_device_train_batch_size": size // factor,
+            "trainer.per_device_train_batch_size": smaller,
             "trainer.gradient_accumulation_steps": pieces * factor,
         }
         if stage == "ppo":
             values["trainer.steps_per_generation"] = (given.get("steps_per_generation") or 1) * factor
         found.append(values)
-        factor *= 2
     return found
+
+
+def _as_overrides(values: Values) -> str:
+    return " ".join(f"{key}={_told(value)}" for key, value in values.items())
 
 
 def _told(value: Any) -> str:

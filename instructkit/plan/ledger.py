@@ -12,7 +12,7 @@ import contextlib
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ from torch.utils._pytree import tree_iter
 _ATEN = torch.ops.aten
 GRADIENTS, CACHE = "gradients", "KV cache"
 KINDS = ("activations", "logits", GRADIENTS, CACHE)
+
+
+class Held(NamedTuple):
+    """What a phase holds beside the weights, in bytes by kind: at its peak, and of each kind the most at any time."""
+
+    at_peak: dict[str, int]
+    most: dict[str, int]
 
 
 class Ledger(TorchDispatchMode):
@@ -49,6 +56,7 @@ class Ledger(TorchDispatchMode):
         self._known: dict[int, str] = {}
         self._by_kind: Counter[str] = Counter()
         self._at_peak: Counter[str] = Counter()
+        self._most: Counter[str] = Counter()
 
     def hold(self, tensors: Iterable[Tensor]) -> int:
         """Count tensors that are there already; their bytes."""
@@ -60,6 +68,7 @@ class Ledger(TorchDispatchMode):
     def forget_peak(self) -> None:
         """Measure the peak from here on."""
         self.peak, self._at_peak = self.now, self._by_kind.copy()
+        self._most = self._by_kind.copy()
 
     def begin(self) -> dict[str, int]:
         """Forget the peak; the bytes alive by kind, for `held`."""
@@ -75,13 +84,21 @@ class Ledger(TorchDispatchMode):
                 found[kind] = 0
         return found
 
+    def most(self, before: dict[str, int]) -> dict[str, int]:
+        """The most that there was of each kind above `before`, whenever that was; together they may be more than the peak."""
+        return {kind: max(0, self._most[kind] - before.get(kind, 0)) for kind in KINDS}
+
     def mark(self, tensor: Tensor, kind: str) -> None:
         """Count the storage of this tensor as another kind from here on."""
         key, size = tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes()
         if key in self._known:
             self._by_kind[self._known[key]] -= size
-            self._by_kind[kind] += size
+            self._add(kind, size)
             self._known[key] = kind
+
+    def _add(self, kind: str, size: int) -> None:
+        self._by_kind[kind] += size
+        self._most[kind] = max(self._most[kind], self._by_kind[kind])
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = _answer(operation, args)
@@ -99,7 +116,7 @@ class Ledger(TorchDispatchMode):
             return
         self._known[key] = kind = self._kind(tensor)
         self.now += size
-        self._by_kind[kind] += size
+        self._add(kind, size)
         if self.now > self.peak:
             self.peak, self._at_peak = self.now, self._by_kind.copy()
         weakref.finalize(storage, self._leave, key, size)

@@ -206,7 +206,7 @@ def gib(size: int) -> str:
 
 
 def _no_memory(plan: Plan) -> InputError:
-    needed, free = gib(plan.memory.predicted), gib(plan.memory.available)
+    needed, free = gib(plan.memory.needed), gib(plan.memory.available)
     ways = [
         f"{' '.join(c.overrides)} (saves {gib(c.saves)}{'' if c.fits else ', not enough alone'})"
         for c in plan.changes
@@ -216,7 +216,7 @@ def _no_memory(plan: Plan) -> InputError:
             "which fits" if plan.together.fits else "still too much: take a smaller model or a larger machine"
         )
         ways.append(
-            f"together {' '.join(plan.together.overrides)} (then {gib(plan.together.predicted)}, {enough})"
+            f"together {' '.join(plan.together.overrides)} (then {gib(plan.together.needed)}, {enough})"
         )
     return InputError(
         f"about {needed} of memory are needed, and {free} are free",

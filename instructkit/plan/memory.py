@@ -28,6 +28,8 @@ class Need:
         phases: by name, the most that each holds beside weights and optimizer.
         peak: the phase that holds most.
         components: what the device holds at that peak, by what it is; they add up to `predicted`.
+        mapped: of a quantised base on a CPU the file that it was read from, whose pages stay in the process while there is room.
+        most: by phase, the most of activations, logits, gradients and KV cache that there is at any time, each for itself.
     """
 
     weights: dict[str, int]
@@ -36,24 +38,32 @@ class Need:
     phases: dict[str, int]
     peak: str
     components: dict[str, int]
+    most: dict[str, dict[str, int]]
     predicted: int
     available: int
+    mapped: int = 0
+
+    @property
+    def needed(self) -> int:
+        """What must be there: of the prediction all but pages of a file that nobody reads any more, which a kernel takes back."""
+        return self.predicted - self.mapped
 
     @property
     def fits(self) -> bool:
         """Whether the device has what is needed."""
-        return self.predicted <= self.available
+        return self.needed <= self.available
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"unit": "bytes", **asdict(self), "fits": self.fits}
+        return {"unit": "bytes", **asdict(self), "needed": self.needed, "fits": self.fits}
 
 
 def need(rehearsal: Rehearsal, recipe: Any, machine: Machine) -> Need:
     """What the rehearsed step needs on this machine."""
     weights = dict(rehearsal.weights)
-    if machine.on_cpu and rehearsal.mapped:
-        weights["file of the base, mapped"] = rehearsal.mapped
+    mapped = rehearsal.mapped if machine.on_cpu else 0
+    if mapped:
+        weights["file of the base, mapped"] = mapped
     size = predicted(rehearsal, recipe, machine)
     return Need(
         weights,
@@ -62,16 +72,23 @@ def need(rehearsal: Rehearsal, recipe: Any, machine: Machine) -> Need:
         rehearsal.phases,
         max(rehearsal.phases, key=rehearsal.phases.__getitem__),
         _components(rehearsal, weights, size, machine),
+        {phase: held.most for phase, held in rehearsal.held.items()},
         size,
         available(machine),
+        mapped,
     )
+
+
+def needed(rehearsal: Rehearsal, recipe: Any, machine: Machine) -> int:
+    """As `Need.needed`, for a change that is tried."""
+    return predicted(rehearsal, recipe, machine) - (rehearsal.mapped if machine.on_cpu else 0)
 
 
 def _components(rehearsal: Rehearsal, weights: dict[str, int], size: int, machine: Machine) -> dict[str, int]:
     """All of a prediction by what it is; what no tensor holds is the libraries' share, and then the allocator's."""
     phase = max(rehearsal.phases, key=rehearsal.phases.__getitem__)
     found = {f"weights, {role}": held for role, held in weights.items()}
-    found |= {"optimizer": rehearsal.optimizer, **rehearsal.parts[phase]}
+    found |= {"optimizer": rehearsal.optimizer, **rehearsal.held[phase].at_peak}
     if machine.on_cpu:
         found["tokenizer, rows, libraries"] = OWN_BYTES
     found["lost by the allocator"] = size - sum(found.values())

@@ -64,7 +64,16 @@ def _rows(plan: Plan) -> list[str]:
         told.append(f"  {rows.at_limit} rows reach max_length, and what is behind it is cut off")
     if rows.exact or rows.near:
         told.append(f"doubles among {rows.compared} rows: {rows.exact} exact, {rows.near} near")
-    return [*told, "writing: " + ", ".join(f"{name} {share:.0%}" for name, share in rows.scripts.items())]
+    told.append("writing: " + _shares(rows.scripts))
+    if rows.languages:
+        told.append(
+            f"languages of {rows.spoken} rows that are long enough to tell: {_shares(rows.languages)}"
+        )
+    return told
+
+
+def _shares(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in found.items())
 
 
 def _steps(plan: Plan) -> str:
@@ -77,16 +86,21 @@ def _memory(plan: Plan) -> list[str]:
     need, (rows, tokens) = plan.memory, plan.rehearsal.batch
     told = [f"memory at the longest batch, {rows} rows of {tokens} tokens (GiB):"]
     told += [f"  {what:<31} {size / GIB:8.2f}" for what, size in need.components.items()]
-    told += [
-        f"  ({phase}: {size / GIB:.2f} beside weights and optimizer)"
-        for phase, size in need.phases.items()
-        if len(need.phases) > 1
-    ]
+    told += [f"  ({_phase(phase, size, plan)})" for phase, size in need.phases.items()]
     verdict = "it fits" if need.fits else "IT WILL NOT FIT"
+    if need.mapped:
+        verdict += f", of which the mapped file ({need.mapped / GIB:.2f}) goes where there is no room for it"
     told.append(
         f"  predicted peak, in {need.peak:<12} {need.predicted / GIB:8.2f} of {need.available / GIB:.2f} free: {verdict}"
     )
     return told
+
+
+def _phase(phase: str, size: int, plan: Plan) -> str:
+    """The most that a phase holds, and the most of each kind in it, which need not be at the same moment."""
+    kinds = ", ".join(f"{kind} {most / GIB:.2f}" for kind, most in plan.memory.most[phase].items() if most)
+    told = f"{phase}: {size / GIB:.2f} beside weights and optimizer"
+    return f"{told}; each at its own most: {kinds}" if kinds else told
 
 
 def _disk(plan: Plan) -> str:
@@ -95,7 +109,9 @@ def _disk(plan: Plan) -> str:
 
 
 def _time(plan: Plan) -> str:
-    told = f"time: about {_duration(plan.seconds)} for the steps, "
+    full = plan.recipe.stage == "ppo" and plan.probe is None
+    of = "the steps if every response has its full length" if full else "the steps"
+    told = f"time: about {_duration(plan.seconds)} for {of}, "
     if plan.probe is None:
         return told + "worked out from this machine's matrix product; --probe measures"
     steps, each = plan.probe.steps, plan.probe.seconds_a_step
@@ -112,7 +128,7 @@ def _output(plan: Plan) -> str:
 
 def _changes(plan: Plan) -> list[str]:
     told = [
-        f"would help: {' '.join(change.overrides)} (saves {gib(change.saves)}, then {gib(change.predicted)}"
+        f"would help: {' '.join(change.overrides)} (saves {gib(change.saves)}, then {gib(change.needed)}"
         f"{': it fits)' if change.fits else ': not enough alone)'}"
         for change in plan.changes
     ]
@@ -120,9 +136,9 @@ def _changes(plan: Plan) -> list[str]:
         fits = "it fits" if plan.together.fits else "still too much"
         told.append(
             f"together: {' '.join(plan.together.overrides)} (saves {gib(plan.together.saves)}, "
-            f"then {gib(plan.together.predicted)}: {fits})"
+            f"then {gib(plan.together.needed)}: {fits})"
         )
-    return [*told, *(f"not tried: {each}" for each in plan.untried)]
+    return [*told, *(f"not suggested: {each}" for each in plan.untried)]
 
 
 def _duration(seconds: float) -> str:

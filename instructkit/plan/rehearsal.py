@@ -16,7 +16,7 @@ from torch import Tensor
 from instructkit import adapters, models, naming
 from instructkit.machine import Machine
 from instructkit.plan import rollout as ppo
-from instructkit.plan.ledger import GRADIENTS, Ledger, rehearsing
+from instructkit.plan.ledger import GRADIENTS, Held, Ledger, rehearsing
 from instructkit.plan.listener import Listener
 from instructkit.plan.refusals import told_by_recipe
 from instructkit.plan.reuse import Kept, few, keep, rows_of_batch
@@ -61,7 +61,7 @@ class Rehearsal:
         weights: by role: the base, each adapter, a head.
         mapped: of a quantised base the file that it was read from, which a CPU's process goes on to map.
         gradients, optimizer: of everything that is trained.
-        parts: by phase, what it holds at its peak beside weights and optimizer: activations, logits, gradients, KV cache.
+        held: by phase, what it holds beside weights and optimizer: activations, logits, gradients, KV cache.
         batch: rows and tokens of the longest batch.
         steps: what the trainer will do: epochs, steps, rows, batches.
         rows: what the training rows are like.
@@ -74,7 +74,7 @@ class Rehearsal:
     weights: dict[str, int]
     gradients: int
     optimizer: int
-    parts: dict[str, dict[str, int]]
+    held: dict[str, Held]
     batch: tuple[int, int]
     steps: dict[str, Any]
     rows: Statistics
@@ -88,7 +88,7 @@ class Rehearsal:
     @property
     def phases(self) -> dict[str, int]:
         """By name, the most that a phase holds beside weights and optimizer."""
-        return {phase: sum(parts.values()) for phase, parts in self.parts.items()}
+        return {phase: sum(held.at_peak.values()) for phase, held in self.held.items()}
 
     @property
     def total(self) -> int:
@@ -131,19 +131,19 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine, known: Rehearsal | N
         _watch(ledger, trainer, trained)
         kept = known.kept if known else keep(recipe.stage, trainer, inputs)
         if recipe.stage == "ppo":
-            parts, batch = ppo.phases(trainer, ledger, trained), ppo.shape(trainer)
+            held, batch = ppo.phases(trainer, ledger, trained), ppo.shape(trainer)
         else:
             longest = longest_batch(trainer, kept)
-            parts, batch = {"step": _heaviest_step(trainer, longest, ledger, trained)}, _shape(longest)
+            held, batch = {"step": _heaviest_step(trainer, longest, ledger, trained)}, _shape(longest)
             if "reward" in inputs.parents:
-                parts["measuring"] = _reward_of_an_update(recipe, inputs.parents["reward"], machine)
+                held["measuring"] = _reward_of_an_update(recipe, inputs.parents["reward"], machine)
         said = known.rows if known else of_rows(recipe.stage, trainer, rest[0], inputs.data)
         per_weight = STATE_BYTES.get(str(trainer.args.optim), ADAM_STATE_BYTES)
         return Rehearsal(
             weights=_weights(bodies, recipe.model.quantization),
             gradients=sum(p.numel() * p.element_size() for p in trained),
             optimizer=int(per_weight * sum(p.numel() for p in trained)),
-            parts=parts,
+            held=held,
             batch=batch,
             steps=known.steps if known else _steps(trainer),
             rows=said,
@@ -185,10 +185,8 @@ def _watch(ledger: Ledger, trainer: Any, trained: list[Any]) -> None:
         parameter.register_post_accumulate_grad_hook(lambda p: ledger.mark(p.grad, GRADIENTS))
 
 
-def _heaviest_step(
-    trainer: Any, batch: dict[str, Tensor], ledger: Ledger, trained: list[Any]
-) -> dict[str, int]:
-    """The most that a forward and backward pass holds beside the weights, gradients of an earlier micro-batch included."""
+def _heaviest_step(trainer: Any, batch: dict[str, Tensor], ledger: Ledger, trained: list[Any]) -> Held:
+    """What a forward and backward pass holds beside the weights, gradients of an earlier micro-batch included."""
     trainer.model.train()
     before = ledger.begin()
     for _ in range(min(2, trainer.args.gradient_accumulation_steps)):
@@ -197,13 +195,14 @@ def _heaviest_step(
         loss.backward()
         del loss
     forget_gradients(trained)
-    return ledger.held(before)
+    return Held(ledger.held(before), ledger.most(before))
 
 
-def _reward_of_an_update(recipe: Any, source: naming.Source, machine: Machine) -> dict[str, int]:
+def _reward_of_an_update(recipe: Any, source: naming.Source, machine: Machine) -> Held:
     """The reward model that scores answers before training and after it, and is not held in between."""
     body = models.load_for_use(source, recipe.model.of_another(), machine, task="SEQ_CLS").to("meta")
-    return {"weights, reward": sum(_weights({"reward": body}, recipe.model.quantization).values())}
+    size = sum(_weights({"reward": body}, recipe.model.quantization).values())
+    return Held({"weights, reward": size}, {})
 
 
 def forget_gradients(trained: list[Any]) -> None:
@@ -251,6 +250,8 @@ def _shape(batch: dict[str, Tensor]) -> tuple[int, int]:
 def _work(trainer: Any, batch: tuple[int, int], usual: int) -> tuple[float, float]:
     """Padded to the longest of its rows, a batch is about as wide as one row in twenty is long."""
     rows, longest = batch
+    if getattr(trainer, "_given", None):  # as many replayed rows beside each micro-batch
+        rows *= 2
     return 0.0, trainer.args.gradient_accumulation_steps * rows * min(usual, longest)
 
 

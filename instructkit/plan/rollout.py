@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from instructkit.encode import encode_prompt
-from instructkit.plan.ledger import CACHE, Ledger
+from instructkit.plan.ledger import CACHE, Held, Ledger
 from instructkit.ppo import figures, rollout
 
 
-def phases(trainer: Any, ledger: Ledger, trained: list[Any]) -> dict[str, dict[str, int]]:
-    """The most that each phase of PPO holds beside the weights, in bytes by what it is."""
+def phases(trainer: Any, ledger: Ledger, trained: list[Any]) -> dict[str, Held]:
+    """What each phase of PPO holds beside the weights."""
     trainer.model.train()
     trainer.state_of_ppo.rollouts = trainer.args.value_warmup_steps + 1  # the critic's warm-up holds less
     batch = longest_rollout(trainer, trainer.args.generation_batch_size // trainer.accelerator.num_processes)
@@ -72,12 +72,12 @@ def longest_rollout(trainer: Any, rows: int) -> dict[str, Tensor]:
     }
 
 
-def _peak(ledger: Ledger, trained: list[Any], work: Any) -> dict[str, int]:
+def _peak(ledger: Ledger, trained: list[Any], work: Any) -> Held:
     before = ledger.begin()
     work()
     for parameter in trained:
         parameter.grad = None
-    return ledger.held(before)
+    return Held(ledger.held(before), ledger.most(before))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from instructkit.plan import duplicates
 from instructkit.plan.encoded import oddities, parts_of_rows
 
 MOST_COMPARED = 20_000  # rows that are compared for doubles; what is left out is said
+LOOKED_AT = 1000  # rows whose letters and languages are counted
+FEWEST_LETTERS = 40  # of a text whose language is told: of shorter ones most guesses are wrong
 BINS = 12
 SHOWN_PAIRS = 3
 _BARS = "▁▂▃▄▅▆▇█"
@@ -53,6 +56,7 @@ class Statistics:
         odd: what a template does to rows that nobody would want, in words.
         histogram: rows by length, in bins of equal width from the shortest to the longest.
         scripts: share of letters by writing system.
+        languages: shares of languages, by ISO 639-1 code, of the `spoken` rows that are long enough to tell.
     """
 
     rows: int
@@ -72,6 +76,8 @@ class Statistics:
     odd: list[str]
     histogram: list[int]
     scripts: dict[str, float]
+    languages: dict[str, float]
+    spoken: int
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -94,6 +100,7 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
     texts = [duplicates.text_of(row) for row in trained.rows[:MOST_COMPARED]]
     exact, near = duplicates.doubles(texts)
     held_out_near, near_pairs = _near_held_out(held_out, trained, texts)
+    by_language, spoken = languages(texts[:LOOKED_AT])
     # Such packs end within a row.
     wrapped = getattr(trainer.args, "packing", False) and trainer.args.packing_strategy == "wrapped"
     encoded = [] if wrapped else [(ids, labels) for _, ids, labels in parts]
@@ -101,8 +108,8 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
         rows=len(trainer.train_dataset),
         tokens=sum(lengths),
         shortest=lengths[0],
-        p50=lengths[len(lengths) // 2],
-        p95=lengths[int(0.95 * (len(lengths) - 1))],
+        p50=quantile(lengths, 0.5),
+        p95=quantile(lengths, 0.95),
         longest=lengths[-1],
         cut=_cut(trainer, tokenizer, trained, sum(lengths)) if stage == "sft" else None,
         at_limit=sum(limit is not None and length >= limit for length in lengths),
@@ -114,7 +121,9 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
         near_pairs=near_pairs,
         odd=oddities(stage, tokenizer, encoded, getattr(trainer.args, "max_length", None)),
         histogram=histogram(lengths),
-        scripts=scripts(texts[:1000]),
+        scripts=scripts(texts[:LOOKED_AT]),
+        languages=by_language,
+        spoken=spoken,
     )
 
 
@@ -169,6 +178,11 @@ def _near_held_out(held_out: Rows | None, trained: Rows, texts: list[str]) -> tu
     return len(found), [f"{held_out.places[i]} and {trained.places[j]}" for i, j in first]
 
 
+def quantile(ordered: Sequence[int], share: float) -> int:
+    """The least of the values that this share of all does not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
 def histogram(lengths: Sequence[int]) -> list[int]:
     """How many lengths lie in each of the bins from the shortest to the longest."""
     low, width = min(lengths), max(1, max(lengths) - min(lengths) + 1)
@@ -189,3 +203,12 @@ def _script(letter: str) -> str:
     if letter.isascii():
         return "Latin"
     return unicodedata.name(letter, "other").split()[0].capitalize()
+
+
+def languages(texts: Sequence[str]) -> tuple[dict[str, float], int]:
+    """Shares of languages among texts that are long enough to tell, the most frequent first, and how many texts these are."""
+    import py3langid
+
+    long = [text for text in texts if sum(map(str.isalpha, text[:400])) >= FEWEST_LETTERS]
+    found = Counter(py3langid.classify(text[:2000])[0] for text in long)
+    return {name: round(count / len(long), 4) for name, count in found.most_common(4)}, len(long)

@@ -56,11 +56,25 @@ def test_a_ledger_tells_logits_gradients_and_caches_apart() -> None:
         cache = torch.empty(10, device="meta")
         ledger.mark(cache, "KV cache")
         more = torch.empty(100, device="meta")  # the peak
-        held = ledger.held(before)
+        held, most = ledger.held(before), ledger.most(before)
         assert sum(held.values()) == ledger.peak - 96 - 32
     assert (held["logits"], held["gradients"], held["KV cache"]) == (48, 96, 40)
     assert held["activations"] >= 400
+    assert most["logits"] >= 48 and most["activations"] >= held["activations"]
     del more
+
+
+def test_what_is_gone_at_the_peak_is_told_all_the_same() -> None:
+    """A tensor of 10 numbers lives and goes before the peak, which another of 20 makes; each number four bytes."""
+    with Ledger() as ledger:
+        before = ledger.begin()
+        early = torch.empty(10, device="meta")
+        ledger.mark(early, "KV cache")
+        del early
+        late = torch.empty(20, device="meta")
+        assert ledger.held(before)["KV cache"] == 0 and ledger.most(before)["KV cache"] == 40
+        assert ledger.most(before)["activations"] == 80
+    del late
 
 
 @pytest.mark.parametrize("extra", ["", LORA])
@@ -102,7 +116,7 @@ def test_a_change_goes_as_far_as_is_needed_and_no_further(monkeypatch) -> None:
     monkeypatch.setattr(memory, "available", lambda machine: sizes[4])
     plan = planned(*batches(8, 1))
     (found,) = [change for change in plan.changes if change.overrides == batches(2, 4)]
-    assert found.fits and found.predicted == sizes[4] and plan.together is None
+    assert found.fits and found.needed == sizes[4] and plan.together is None
     assert found.as_dict()["saves_bytes"] == sizes[1] - sizes[4]
 
 
@@ -122,8 +136,26 @@ def test_where_no_change_suffices_several_are_told_together(monkeypatch) -> None
     monkeypatch.setattr(memory, "available", lambda machine: 2**20)
     plan = planned()
     assert plan.together is not None and not plan.together.fits
-    assert plan.together.predicted <= min(change.predicted for change in plan.changes)
+    assert plan.together.needed <= min(change.needed for change in plan.changes)
     assert "GiB" in make.refusal(plan).hint and "together" in "\n".join(page.lines(plan))
+
+
+def test_a_batch_of_an_odd_size_can_be_smaller_too() -> None:
+    given = {"per_device_train_batch_size": 15, "gradient_accumulation_steps": 2}
+    found = changes._smaller_batches("sft", given)
+    assert [tuple(values.values()) for values in found] == [(5, 6), (3, 10), (1, 30)]
+    assert changes._smaller_batches("ppo", given)[0]["trainer.steps_per_generation"] == 3
+
+
+def test_the_change_that_saves_most_of_a_large_model_is_lora_in_4_bits(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda machine: 2**20)
+    plan = planned("trainer.per_device_train_batch_size=1")
+    told = [change.overrides for change in plan.changes]
+    assert ["lora={}"] in told and ["lora={}", "model.quantization=4bit"] in told
+    every = [*told, *plan.untried]
+    assert any("gradient_checkpointing" in str(each) for each in every)
+    if plan.together is not None:
+        assert plan.together.overrides not in told
 
 
 def test_the_default_length_is_shortened_too() -> None:
@@ -257,7 +289,7 @@ def test_where_most_rows_are_masked_the_others_are_rehearsed_with(monkeypatch) -
     monkeypatch.setattr(memory, "available", lambda machine: 2**20)
     plan = planned("data.eval=null", "trainer.max_length=64")
     assert any("batch_size" in change.overrides[0] for change in plan.changes)
-    assert plan.untried == []
+    assert not [told for told in plan.untried if not told.endswith("saves nothing at the peak")]
     left_out = next(told for told in plan.warnings if "are left out" in told)
     assert (
         left_out.startswith("180 of 200 train rows (90%) are left out")
@@ -274,15 +306,16 @@ def test_a_length_that_masks_answers_is_not_told_and_milder_ones_are(monkeypatch
     length = int(next(each for each in told if "max_length" in each).partition("=")[2])
     starts = plan.rehearsal.kept.starts
     assert starts and length > max(starts) >= length // 2  # half of it would mask every answer
-    assert plan.untried == [f"trainer.max_length={length // 2}: nothing would be learned in 9 of 9 rows"]
-    assert f"not tried: {plan.untried[0]}" in page.lines(plan)
+    untried = [told for told in plan.untried if not told.endswith("saves nothing at the peak")]
+    assert untried == [f"trainer.max_length={length // 2}: nothing would be learned in 9 of 9 rows"]
+    assert f"not suggested: {untried[0]}" in page.lines(plan)
     assert plan.as_dict()["untried"] == plan.untried
 
 
 def test_a_step_that_cannot_be_taken_says_nothing_of_milder_ones() -> None:
     sizes = {1: 80, 2: 40, 3: None, 4: None}
     steps = [{"n": n} for n in sizes]
-    now = memory.Need({}, 0, 0, {}, "step", {}, predicted=100, available=10)
+    now = memory.Need({}, 0, 0, {}, "step", {}, {}, predicted=100, available=10)
     assert changes._far_enough(steps, lambda values: sizes[values["n"]], now) == ({"n": 2}, 40)
 
 
@@ -336,3 +369,17 @@ def _refuse() -> None:
 
     with told_by_recipe(recipe()):
         raise ValueError("no such thing\nand more")
+
+
+def test_the_file_of_a_quantised_base_may_go_where_there_is_no_room(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda machine: 2**40)
+    extra = "lora: {r: 4, alpha: 8}\n"
+    recipe(extra=extra)
+    found = load_recipe("sft.yaml", "sft", ["model.quantization=4bit"])
+    plan = make.make(found, collector(found))
+    assert plan.memory.mapped > 0 and plan.memory.needed == plan.memory.predicted - plan.memory.mapped
+    monkeypatch.setattr(memory, "available", lambda machine: plan.memory.needed)
+    assert make.make(found, collector(found)).fits
+    monkeypatch.setattr(memory, "available", lambda machine: plan.memory.needed - 1)
+    again = make.make(found, collector(found))
+    assert not again.fits and "the mapped file" in "\n".join(page.lines(again))

@@ -216,7 +216,7 @@ def test_what_will_not_fit_is_refused_with_the_changes_that_help_most(workplace,
         lighter = planned(
             for_sft("trainer.per_device_train_batch_size=4", "trainer.max_length=64", *change.overrides)
         )
-        assert lighter.memory.predicted == pytest.approx(change.predicted, rel=0.01)
+        assert lighter.memory.needed == pytest.approx(change.needed, rel=0.01)
 
 
 def test_a_template_that_marks_no_answers_is_told_by_the_plan(workplace, tiny_folder) -> None:

@@ -6,7 +6,7 @@ import pytest
 from plan.test_plan import for_sft, planned, workplace  # noqa: F401 - a fixture
 
 from instructkit.plan import duplicates, page
-from instructkit.plan.statistics import histogram, scripts
+from instructkit.plan.statistics import histogram, languages, quantile, scripts
 
 LONG = "the quick brown fox jumps over the lazy dog and runs away from the angry farmer through the green field at dawn today"
 
@@ -75,3 +75,16 @@ def test_a_plan_tells_what_the_rows_are_like(workplace) -> None:  # noqa: F811
     assert 0 < statistics.learned < 1
     assert statistics.shortest <= statistics.p50 <= statistics.p95 <= statistics.longest
     assert "p50" in told and "writing: Latin 100%" in told
+
+
+def test_of_two_rows_the_median_is_not_above_the_95th_percentile() -> None:
+    assert [quantile([3, 9], share) for share in (0.5, 0.95)] == [3, 9]
+    assert [quantile(list(range(1, 101)), share) for share in (0.5, 0.95, 1.0)] == [50, 95, 100]
+    assert quantile([7], 0.95) == 7
+
+
+def test_languages_are_told_of_rows_that_are_long_enough() -> None:
+    english = "Which city is the capital of Austria? It is Vienna, as far as I know."
+    german = "Welche Stadt ist die Hauptstadt von Frankreich? Das ist nat\u00fcrlich Paris."
+    assert languages([english, german, english, english, "Hi", "42 " * 40]) == ({"en": 0.75, "de": 0.25}, 4)
+    assert languages(["Hi"]) == ({}, 0)
