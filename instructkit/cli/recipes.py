@@ -48,7 +48,8 @@ def check(
     resolved: Annotated[
         bool,
         typer.Option(
-            "--resolved", help="Print the recipe with every default, and where each value comes from."
+            "--resolved",
+            help="Print the recipe with its defaults (of `trainer:` what is given), and where each value comes from.",
         ),
     ] = False,
     json: Json = False,
@@ -89,7 +90,9 @@ def _files(names: list[str]) -> tuple[list[str], list[Fault]]:
         if not name.strip():
             missing.append(Fault("command line", "a name is empty, so it names no recipe", "give a recipe"))
         elif os.path.isdir(name):  # noqa: PTH112  (`Path.is_dir` fails at a name that no file can have)
-            inside = sorted(str(file) for file in path.rglob("*.y*ml") if file.is_file())
+            inside = sorted(
+                str(file) for file in path.rglob("*.y*ml") if file.is_file() and _is_seen(file, path)
+            )
             found += inside
             if not inside:
                 missing.append(
@@ -106,6 +109,15 @@ def _files(names: list[str]) -> tuple[list[str], list[Fault]]:
         hint = "instructkit check recipes/sft.yaml"
         missing.append(Fault("command line", "there is no recipe to check", hint))
     return list(dict.fromkeys(found)), missing
+
+
+def _is_seen(file: Path, folder: Path) -> bool:
+    """Whether a file stands in no hidden folder, and in no Python environment."""
+    within = file.relative_to(folder).parts
+    above = [folder.joinpath(*within[:i]) for i in range(1, len(within))]
+    return not any(part.startswith(".") for part in within) and not any(
+        (place / "pyvenv.cfg").exists() for place in above
+    )
 
 
 def _like(pattern: str) -> list[str]:

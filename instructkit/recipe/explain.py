@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from instructkit.errors import InputError
-from instructkit.recipe import field_docs, trainer_fields
+from instructkit.recipe import field_docs, homes, run_defaults, trainer_fields
 from instructkit.recipe.schema import RECIPES, STAGES, sections
 from instructkit.recipe.section import MOST
 from instructkit.recipe.yaml_core import inline
@@ -70,7 +70,9 @@ def explain(name: str) -> Topic:
         if not inner:
             raise InputError(f"`{here.name}` has no parts", hint=f"`instructkit explain {here.name}`")
         if part not in inner:
-            raise InputError(f"`{here.name}` has no `{part}`", hint=_elsewhere(part, stage, sorted(inner)))
+            raise InputError(
+                f"`{here.name}` has no `{part}`", hint=_elsewhere(part, here.name, sorted(inner))
+            )
         here = inner[part]
     return here
 
@@ -114,29 +116,32 @@ def _is_list(kind: Any) -> bool:
 def _trainer(stage: str) -> Topic:
     told = "Fields of the TRL config behind this stage, under its own names."
     if stage != "lora-update":
-        return Topic(f"{stage}.trainer", told, "section", "{}", parts=_trl(f"{stage}.trainer", stage, stage))
+        return Topic(
+            f"{stage}.trainer", told, "section", "{}", parts=_trl(f"{stage}.trainer", stage, stage, stage)
+        )
     parts = [
         Topic(
             f"{stage}.trainer.{part}",
             told,
             "section",
             "{}",
-            parts=_trl(f"{stage}.trainer.{part}", part, part),
+            parts=_trl(f"{stage}.trainer.{part}", part, part, "update" if part == "sft" else part),
         )
         for part in trainer_fields.UPDATE_PARTS
     ]
-    common = _trl(f"{stage}.trainer", stage, "sft")
+    common = _trl(f"{stage}.trainer", stage, "sft", "update")
     return Topic(f"{stage}.trainer", told, "section", "{}", parts=(*common, *parts))
 
 
-def _trl(prefix: str, fields: str, config: str) -> tuple[Topic, ...]:
+def _trl(prefix: str, fields: str, config: str, runs: str) -> tuple[Topic, ...]:
+    """The fields of a TRL config, each with the default that it has in our runs of a kind."""
     found = []
     for name, field in trainer_fields.schema()[fields].items():
         if name in trainer_fields.OURS:
             continue
         meaning, source = field_docs.meaning(config, name) or ("", "TRL")
         kind = " | ".join(field["types"]) if "choices" not in field else " | ".join(field["choices"])
-        default = inline(field["default"])
+        default = run_defaults.in_words(runs, name, inline(field["default"]))
         found.append(Topic(f"{prefix}.{name}", meaning, kind, default, _unit(name, kind), source))
     return tuple(found)
 
@@ -195,10 +200,14 @@ def _meant(parts: list[str]) -> str:
     return _nearest(stage, list(STAGES), "stages are")
 
 
-def _elsewhere(part: str, stage: str, names: list[str]) -> str:
-    """The sections of this stage that have it, else the nearest name, else all of them."""
-    homes = [name for name in _names(_recipe(stage)) if name.endswith(f".{part}")]
-    return f"`instructkit explain {homes[0]}`" if homes else _nearest(part, names, "it has")
+def _elsewhere(part: str, above: str, names: list[str]) -> str:
+    """The sections of this stage that have it, by its name or another one, else the nearest name, else all of them."""
+    stage, section = above.partition(".")[0], above.rpartition(".")[2]
+    same = trainer_fields.FOREIGN.get(part) if section == "trainer" else homes.same_within(section, part)
+    if same in names:
+        return f"`instructkit explain {above}.{same}` does the same"
+    found = [name for name in _names(_recipe(stage)) if name.endswith(f".{part}")]
+    return f"`instructkit explain {found[0]}`" if found else _nearest(part, names, "it has")
 
 
 def _names(topic: Topic) -> list[str]:

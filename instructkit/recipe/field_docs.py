@@ -66,7 +66,9 @@ def _from_metadata(config: ast.ClassDef) -> dict[str, str]:
 
 def _help(metadata: ast.expr) -> str | None:
     try:
-        return _plain(ast.literal_eval(metadata)["help"])
+        return _plain(
+            ast.literal_eval(metadata)["help"].replace("%%", "%")
+        )  # as argparse writes a percent sign
     except (ValueError, KeyError, TypeError):  # worked out by code; the docstring tells it
         return None
 

@@ -53,6 +53,27 @@ _TOLD = {
     "lora_target_parameters": "nothing here does the same; leave it out",
     "ignore_bias_buffers": "nothing here does the same; leave it out",
 }
+# The same within one section, whose own names are short.
+_WITHIN = {
+    "lora": {"rank": "r", "modules": "target_modules", "targets": "target_modules", "scale": "alpha"},
+    "model": {"path": "name", "id": "name", "base": "name", "precision": "dtype", "bits": "quantization"},
+    "data": {
+        "path": "train",
+        "file": "train",
+        "files": "train",
+        "source": "train",
+        "test": "eval",
+        "validation": "eval",
+    },
+    "run": {
+        "dir": "output",
+        "path": "output",
+        "output_dir": "output",
+        "folder": "output",
+        "random_seed": "seed",
+    },
+    "feedback": {"data": "events", "path": "events", "file": "events", "train": "events", "source": "events"},
+}
 _REWARD_MODELS = ("reward_model", "reward_model_path", "reward_model_name_or_path")
 
 
@@ -69,6 +90,11 @@ def home(key: str, stage: str, *, within: str = "") -> str | None:
     if homes := [name for name, part in parts.items() if key in part.model_fields and name != within]:
         return f"it belongs under `{homes[0]}:`"
     return by_another_name(key, stage) or _of_a_mixture(key, stage)
+
+
+def same_within(section: str, key: str) -> str | None:
+    """The key of a section that does the same as a name of another tool."""
+    return _WITHIN.get(section, {}).get(key)
 
 
 def near_home(key: str, stage: str, allowed: list[str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from instructkit.recipe import trainer_fields
+from instructkit.recipe import run_defaults, trainer_fields
 from instructkit.recipe.schema import RECIPES
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -47,7 +47,7 @@ def _object(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _fields(stage: str) -> dict[str, Any]:
     return {
-        name: _field(name, field)
+        name: _field(name, {**field, "default": run_defaults.value(stage, name, field["default"])})
         for name, field in trainer_fields.schema()[stage].items()
         if name not in trainer_fields.OURS
     }

@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from instructkit.errors import Fault, InputError, RecipeError
 from instructkit.recipe import trainer_check, trainer_fields
 from instructkit.recipe.document import Document, Place, dotted
-from instructkit.recipe.homes import by_another_name, home
+from instructkit.recipe.homes import by_another_name, home, same_within
 from instructkit.recipe.overrides import apply_override
 from instructkit.recipe.partial import contradictions
 from instructkit.recipe.paths import shown
 from instructkit.recipe.reading import read_document
 from instructkit.recipe.schema import RECIPES, STAGES, sections
-from instructkit.recipe.wording import faults_of, near_name, nearest, shown_value
+from instructkit.recipe.wording import OTHER_NAMES, faults_of, near_name, nearest, shown_value
 
 MOST_FAULTS = 100  # of a recipe that are told; the rest is counted
 LONGEST_MESSAGE = 600  # characters
@@ -94,6 +94,9 @@ def check_document(document: Document, stage: str | None, overrides: list[str] |
     recipe, faults = _checked_as(_likely_stages(document, stage), document)
     silent = {f"`{dotted(place)}`" for place in document.spoiled}
     faults = [fault for fault in faults if _NAMED.match(fault.message)[0] not in silent]
+    # Of what another tool's recipe needs here nothing is missing yet.
+    if wrong_stage and isinstance(given, str) and given in OTHER_NAMES:
+        faults = [fault for fault in faults if not fault.message.endswith(" is missing")]
     faults = sorted([*document.faults, *wrong_stage, *map(_on_one_line, faults)], key=_by_line)
     told = _capped([_shortened(fault) for fault in faults], document.file)
     recipe = None if faults else recipe
@@ -202,6 +205,8 @@ def _unknown(document: Document, place: Place, allowed: set[str], stage: str) ->
 def _remedy(key: str, section: str, allowed: set[str], stage: str) -> str:
     if told := by_another_name(key, stage):
         return told
+    if (same := same_within(section, key)) in allowed:
+        return f"`{section}.{same}` does the same here"
     near = difflib.get_close_matches(key.replace("-", "_"), sorted(allowed), n=1, cutoff=0.7)
     if near:
         return f"did you mean `{near[0]}`?"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 
 import yaml
 
 from instructkit.errors import Fault, InputError, RecipeError
+from instructkit.recipe.composing import compose
 from instructkit.recipe.document import Document, lay_over
 from instructkit.recipe.paths import encoding_of, oddity, shown
 from instructkit.recipe.values import value_of
-from instructkit.recipe.yaml_core import Loader
 
 MOST_ABOVE_ONE_ANOTHER = 50  # recipes, each extending the next
-WIDEST_SHOWN = 120  # characters of a line that is pointed into
 _DATA = (".jsonl", ".json", ".csv", ".parquet", ".gz")
 EXTENDS = "extends"
 
@@ -87,7 +85,9 @@ def _read_base(
     except RecipeError as error:
         return _without(empty, *error.faults)
     except InputError as error:
-        return _without(empty, Fault(where, f"`extends`: {error.message}", error.hint))
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        hint = _near(str(base), but=chain) if missing else error.hint
+        return _without(empty, Fault(where, f"`extends`: {error.message}", hint))
 
 
 def _without(document: Document, *faults: Fault) -> Document:
@@ -98,7 +98,7 @@ def _without(document: Document, *faults: Fault) -> Document:
 
 
 def _read_one(path: str) -> Document:
-    root = _compose(path, _text(path))
+    root = compose(path, _text(path), _data_hint(path))
     document = Document(path)
     if not isinstance(root, yaml.MappingNode):
         told = "a recipe is a mapping of sections"
@@ -137,76 +137,19 @@ def _text(path: str) -> str:
         raise InputError(told, hint="give a recipe: a YAML file in UTF-8") from error
 
 
-def _near(path: str) -> str:
+def _near(path: str, but: tuple[Path, ...] = ()) -> str:
+    """The recipes that may be meant, or those that there are; never the ones that ask for it."""
     folder = Path(path).parent
-    names = [str(item) for item in sorted(folder.glob("*.y*ml"))] if folder.is_dir() else []
-    names = [name for name in names if name != path and not oddity(name)]
-    near = difflib.get_close_matches(path, names, n=3, cutoff=0.4) or names[:6]
-    return (
-        f"there are {', '.join(near)}" if near else "give the path of a YAML file, such as recipes/sft.yaml"
+    files = (
+        [item for item in sorted(folder.glob("*.y*ml")) if item.resolve() not in but]
+        if folder.is_dir()
+        else []
     )
-
-
-def _compose(path: str, text: str) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, Loader=Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = _best_mark(error)
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        problem = " ".join(part for part in (_context(error, line), error.problem) if part)
-        told = f"not YAML: {problem}{_pointed(text, line, column)}"
-        hint = _yaml_hint(path, problem, text)
-        raise RecipeError([Fault(f"{path}:{line}:{column}", told, hint)]) from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        told = f"not YAML: a character that is not allowed, U+{error.character:04X}"
-        raise RecipeError([Fault(f"{path}:{line}", told, "remove it")]) from error
-    except RecursionError as error:
-        raise RecipeError([Fault(f"{path}:1", "not a recipe: it is nested too deeply")]) from error
-
-
-def _context(error: yaml.MarkedYAMLError, line: int) -> str | None:
-    """What was being read, and where that begins if it is another line: a brace that nobody closed."""
-    begun = error.context_mark
-    if not (error.context or "").startswith("while ") or begun is None or begun.line + 1 == line:
-        return error.context
-    return f"{error.context} that begins on line {begun.line + 1}"
-
-
-def _yaml_hint(path: str, problem: str, text: str) -> str | None:
-    if "'\\t'" in problem:
-        return "indent with spaces; YAML takes no tabs"
-    if "undefined alias" in problem:
-        return "a text that begins with `*` needs quotes; an alias needs `&NAME` before it"
-    if "another document" in problem:
-        return "a file is one recipe: remove the line `---` and what comes behind it"
-    if re.search(r"^<{7} ", text, re.MULTILINE):
-        return "the file holds an unresolved merge; keep one side"
-    if re.search(r"[{,:] *\$\{[^}\n]*\}[^\n]*\}", text):
-        return "within braces a reference `${NAME}` needs quotes, or a line of its own"
-    if (found := _data_hint(path)) is not None:
-        return found
-    if "flow mapping" in problem or "flow sequence" in problem:
-        return "close what was opened with `{` or `[`"
-    return None
-
-
-def _best_mark(error: yaml.MarkedYAMLError) -> yaml.Mark | None:
-    """Where a person should look: at the end of the file there is nothing to see, so there it is what was left open."""
-    is_at_the_end = "end of stream" in str(error.problem) or "<stream end>" in str(error.problem)
-    if is_at_the_end and error.context_mark:
-        return error.context_mark
-    return error.problem_mark or error.context_mark
-
-
-def _pointed(text: str, line: int, column: int) -> str:
-    lines = text.splitlines()
-    if line > len(lines):
-        return ""
-    before, shown_line = column - 1, lines[line - 1]
-    if len(shown_line) > WIDEST_SHOWN:
-        start = max(0, before - WIDEST_SHOWN // 2)
-        begin, end = "..." if start else "", "..." if start + WIDEST_SHOWN < len(shown_line) else ""
-        shown_line = f"{begin}{shown_line[start : start + WIDEST_SHOWN]}{end}"
-        before += len(begin) - start
-    return f"\n  {shown_line}\n  {' ' * before}^"
+    names = [str(item) for item in files if str(item) != path and not oddity(str(item))]
+    by_name = {Path(name).name: name for name in names}
+    if near := difflib.get_close_matches(Path(path).name, list(by_name), n=3, cutoff=0.7):
+        return f"did you mean {' or '.join(by_name[name] for name in near)}?"
+    if names:
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        return f"its folder holds {', '.join(names[:6])}{more}"
+    return "give the path of a YAML file, such as recipes/sft.yaml"

@@ -1,4 +1,4 @@
-"""A recipe as data and as text, every default in it."""
+"""A recipe as data and as text, the defaults of its sections in it; of `trainer:` stands what is given."""
 
 from __future__ import annotations
 

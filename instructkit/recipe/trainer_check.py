@@ -9,7 +9,7 @@ from typing import Any
 from instructkit.errors import Fault
 from instructkit.recipe import homes, trainer_fields
 from instructkit.recipe.document import Document, Place, dotted
-from instructkit.recipe.wording import IN_WORDS
+from instructkit.recipe.wording import IN_WORDS, shown_value
 
 Found = tuple[Place, Fault]
 
@@ -37,7 +37,7 @@ def check(document: Document, stage: str) -> list[Found]:
     for part in trainer_fields.UPDATE_PARTS:
         place: Place = ("trainer", part)
         if part in given and not isinstance(given[part], dict):
-            told = f"`trainer.{part}` is {given[part]!r}; wanted a section"
+            told = f"`trainer.{part}` is {shown_value(given[part])}; wanted a section"
             hint = f"its fields stand below it; remove `{part}:` if there are none"
             found.append((place, Fault(document.where(place), told, hint)))
         elif part in given:
@@ -63,7 +63,7 @@ def _told(key: str, value: Any, section: str, allowed: dict[str, Any]) -> tuple[
         return f"`{section}.{key}` is not set here", trainer_fields.OURS[key]
     if key not in allowed:
         return f"unknown key `{key}` in `{section}`", None
-    told = f"`{section}.{key}` is {value!r}"
+    told = f"`{section}.{key}` is {shown_value(value)}"
     if not any(_CHECKS[kind](value) for kind in allowed[key]["types"]):
         return f"{told}; wanted {_wanted(value, allowed[key]['types'])}", None
     if isinstance(value, int | float) and not isinstance(value, bool) and (wanted := _range(key, value)):

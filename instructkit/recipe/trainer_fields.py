@@ -18,8 +18,29 @@ _LOG = logging.getLogger(__name__)
 FILE = Path(__file__).with_name("trainer_fields.json")
 UPDATE_PARTS = ("sft", "dpo", "kto")
 
-# Names of other PPO codes, with what TRL and instructkit call the same thing.
+# Names of other tools, with what TRL and instructkit call the same thing.
 FOREIGN = {
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "grad_accumulation_steps": "gradient_accumulation_steps",
+    "accumulation_steps": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "n_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "sequence_len": "max_length",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "cutoff_len": "max_length",
+    "sample_packing": "packing",
+    "log_every": "logging_steps",
     "kl_coef": "beta",
     "init_kl_coef": "beta",
     "cliprange": "epsilon",

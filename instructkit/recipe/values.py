@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -13,6 +14,8 @@ from instructkit.recipe.yaml_core import convert, resolved
 
 NO_VALUE = "write one, `null` for none, `{}` for a section of defaults, or remove the key"
 MOST_VALUES = 20_000
+_CURLY_QUOTES = tuple("\u201c\u201d\u201e\u2018\u2019\u201a\u00ab")
+_SHORT_HOME = re.compile(r"~(?=/)|\$[A-Za-z_][A-Za-z0-9_]*(?=/)")
 _PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -40,6 +43,8 @@ def value_of(node: yaml.Node, place: Place, document: Document, above: tuple[yam
         document.spoil(place, where, f"`{dotted(place)}` has no value", NO_VALUE)
     try:
         value = convert(_with_environment(node, place, where, document))
+        if place != ("extends",) and (slip := _slip(node, value)) is not None:
+            document.spoil(place, where, f"`{dotted(place)}` begins with {slip[0]}", slip[1])
         if odd := _odd_character(value):
             told = f"`{dotted(place)}` holds {odd}, which neither names nor texts may have"
             document.spoil(place, where, told, "remove it")
@@ -47,6 +52,18 @@ def value_of(node: yaml.Node, place: Place, document: Document, above: tuple[yam
     except ValueError as error:
         document.spoil(place, where, str(error), "write a plain value; quotes make a text")
         return None
+
+
+def _slip(node: yaml.ScalarNode, value: Any) -> tuple[str, str] | None:
+    """What a text begins with that means something elsewhere and nothing here, and the way on."""
+    if not isinstance(value, str):
+        return None
+    if node.style is None and value[:1] in _CURLY_QUOTES:
+        return f"{value[0]}, a quote that YAML takes for a letter", "write \" or ', or no quotes at all"
+    if found := _SHORT_HOME.match(node.value):
+        name = "HOME" if found[0][0] == "~" else found[0].lstrip("$").rstrip("/")
+        return f"`{found[0]}`, which is not replaced", f"write `${{{name}}}`, with braces"
+    return None
 
 
 def _mapping(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,7 +26,7 @@ EXAMPLES = {
     "lora": "write `lora: {r: 16}`, or `lora: {}` for the defaults",
     "trainer": "write `trainer: {learning_rate: 1.0e-5}`",
 }
-_ALIASES = {
+OTHER_NAMES = {
     "fp16": "float16",
     "half": "float16",
     "bf16": "bfloat16",
@@ -96,7 +97,7 @@ def _fault(items: list[dict[str, Any]], place: Place, document: Document) -> Fau
         return Fault(where, f"{told}; {words} {item['ctx'][key]:.15g}")
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
-        return Fault(where, f"{told}; wanted {' or '.join(choices)}", nearest(str(given), choices))
+        return Fault(where, f"{told}; wanted {one_of(choices)}", nearest(str(given), choices))
     if kind == "finite_number":
         return Fault(where, f"{told}; wanted a finite number")
     if kind == "string_pattern_mismatch":
@@ -109,7 +110,14 @@ def shown_value(value: Any) -> str:
     """A value as a message shows it."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "a mapping"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return repr(value)
+
+
+def one_of(choices: Sequence[str]) -> str:
+    """Words of which one is wanted."""
+    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
 
 
 def nearest(given: str, names: list[str]) -> str | None:
@@ -120,7 +128,7 @@ def nearest(given: str, names: list[str]) -> str | None:
 
 def near_name(given: str, names: list[str]) -> str | None:
     """The one of the names that was meant, if it is near or means the same elsewhere."""
-    near = difflib.get_close_matches(_ALIASES.get(given, given), names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(OTHER_NAMES.get(given, given), names, n=1, cutoff=0.6)
     return near[0] if near else None
 
 

@@ -10,6 +10,7 @@ from instructkit.data.prepare import load_split
 from instructkit.data.sources import load_rows
 from instructkit.encode import IGNORED, answer_text
 from instructkit.errors import InputError
+from instructkit.recipe import run_defaults
 from instructkit.stages.base import Frame, Inputs, Result
 from instructkit.stages.datasets import as_dataset, common_columns
 from instructkit.stages.functions import load_function, scoring_function
@@ -142,7 +143,7 @@ def defaults_of(recipe: Any) -> dict[str, Any]:
     if (
         recipe.lora is not None
     ):  # adapters start at nothing and learn slower; no sweep stands behind these two
-        found.update(learning_rate=1e-5, value_learning_rate=5e-5)
+        found |= run_defaults.ADAPTERS_LEARN
     return found
 
 

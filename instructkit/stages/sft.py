@@ -11,6 +11,7 @@ from instructkit.encode import IGNORED
 from instructkit.errors import InputError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
+from instructkit.recipe import run_defaults
 from instructkit.stages.base import Frame, Inputs, Result, measurement, prompt_of
 from instructkit.stages.datasets import as_dataset
 
@@ -60,8 +61,7 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any) -> Any:
 
     rows = frame.inputs.data
     conversational = "messages" in rows["train"].rows[0]
-    # Held-out rows are measured one by one, so they are not packed with the training rows.
-    defaults = {"assistant_only_loss": conversational, "eval_packing": False}
+    defaults = {"assistant_only_loss": conversational, **run_defaults.OF_STAGE["sft"]}
     args = arguments(SFTConfig, frame, frame.recipe.trainer, **defaults)
     try:
         trainer = build(

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from instructkit.adapters import SettleOnTrainBegin
 from instructkit.encode import encode_prompt
 from instructkit.errors import InputError, InstructKitError
+from instructkit.recipe import run_defaults
 from instructkit.stages import checkpoints
 from instructkit.stages.base import CHECKPOINTS, Frame, metrics_writer
 
@@ -42,19 +43,14 @@ def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any
     """
     machine = frame.machine
     ours = {
+        **run_defaults.FIXED,
         "output_dir": str(frame.folder / CHECKPOINTS),
         "seed": frame.seed,
-        "report_to": "none",
-        "disable_tqdm": True,
         "use_cpu": machine.on_cpu,
         "bf16": machine.dtype == "bfloat16",
         "fp16": machine.dtype == "float16",
         "gradient_checkpointing": not machine.on_cpu,
         "dataloader_pin_memory": not machine.on_cpu,
-        # Four checkpoints a run, the last one kept: what `--resume` goes on from; gone when the run is finished.
-        "save_strategy": "steps",
-        "save_steps": 0.25,
-        "save_total_limit": 1,
     }
     try:
         return config(**{**ours, **defaults, **given})

@@ -291,7 +291,7 @@ def test_bad_input(run, arguments: tuple[str, ...], told: str) -> None:
         ("x.csv", b"prompt,response,rating\n", "x.csv holds no rows"),
         ("x.json", b"[]", "x.json holds no rows"),
         ("x.csv", b"prompt;response;rating\na;b;1\n", "its columns are parted by ';'"),
-        ("x.csv", "prompt,response,rating\né,b,1\n".encode("latin-1"), "x.csv:2: not UTF-8"),
+        ("x.csv", "prompt,response,rating,é\na,b,1,c\n".encode("latin-1"), "x.csv:1: not UTF-8"),
         ("x.csv", "prompt,response,rating\n".encode("utf-16"), "x.csv:1: UTF-16"),
     ],
 )

@@ -47,7 +47,12 @@ def test_a_recipe_fault_loads_no_torch() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "error", "hint"),
     [
-        (["sft", "recipes/nowhere.yaml"], 2, "error: no recipe at recipes/nowhere.yaml", "hint: there are "),
+        (
+            ["sft", "recipes/nowhere.yaml"],
+            2,
+            "error: no recipe at recipes/nowhere.yaml",
+            "hint: its folder holds ",
+        ),
         (
             ["sft", "recipes/ppo.yaml"],
             2,

@@ -140,4 +140,4 @@ def test_a_name_that_no_file_can_have_is_one_fault(capsys, name: str) -> None:
 def test_the_tree_of_a_stage_shows_what_a_mixture_holds(capsys) -> None:
     assert run("explain", "sft") == 0
     told = capsys.readouterr().out
-    assert "      weight (float, above 0; 1.0) share of the mixture" in told
+    assert "      weight (float (above 0) | null; null) share of the mixture" in told

@@ -57,7 +57,7 @@ def test_ours_say_type_bounds_default_and_what_is_required() -> None:
 
 
 def test_what_stands_in_a_list_is_explained_too() -> None:
-    assert explain("sft.data.train.weight").kind == "float, above 0"
+    assert explain("sft.data.train.weight").kind == "float (above 0) | null"
     assert explain("sft.data.train.0.split").default == "train"
     assert {topic.name for topic in everything(explain("sft"))} > {
         f"sft.data.train.{key}" for key in ("source", "weight", "split", "config")
@@ -106,3 +106,34 @@ def test_what_there_is_not_is_answered_by_what_is_near(name: str, hint: str) -> 
     with pytest.raises(InputError) as caught:
         explain(name)
     assert caught.value.hint == hint
+
+
+def test_defaults_are_those_of_our_runs_with_trls_beside_them() -> None:
+    assert explain("sft.trainer.save_steps").default == "0.25 (TRL's own 500)"
+    assert explain("sft.trainer.save_strategy").default == "steps"  # TRL's own too
+    assert explain("reward.trainer.gradient_checkpointing").default.startswith(
+        "true on a GPU, false on a CPU"
+    )
+    assert explain("ppo.trainer.value_learning_rate").default.startswith("5e-05 with `lora:`, else ")
+    assert explain("sft.trainer.eval_packing").default.startswith("false")
+    assert "TRL" not in explain("lora-update.trainer.sft.eval_packing").default
+    meaning = explain("sft.trainer.gradient_checkpointing").meaning
+    assert "%" in meaning and "%%" not in meaning
+
+
+@pytest.mark.parametrize(
+    ("asked", "way"),
+    [
+        ("sft.trainer.epochs", "`instructkit explain sft.trainer.num_train_epochs` does the same"),
+        (
+            "sft.trainer.batch_size",
+            "`instructkit explain sft.trainer.per_device_train_batch_size` does the same",
+        ),
+        ("ppo.trainer.kl_coef", "`instructkit explain ppo.trainer.beta` does the same"),
+        ("sft.lora.rank", "`instructkit explain sft.lora.r` does the same"),
+    ],
+)
+def test_names_of_other_tools_lead_to_ours(asked: str, way: str) -> None:
+    with pytest.raises(InputError) as caught:
+        explain(asked)
+    assert caught.value.hint == way

@@ -55,7 +55,7 @@ def test_a_text_that_looks_like_something_else_survives_being_written(tmp_path: 
         (GOOD + "gates: {loss_ratio_max: .nan}\n", ":5: `gates.loss_ratio_max` is nan"),
         (
             GOOD.replace("output: o", "output: o, seed: true"),
-            ":4: `run.seed` is True; wanted a whole number",
+            ":4: `run.seed` is true; wanted a whole number",
         ),
         (
             GOOD.replace("output: o", "output: o, seed: '7'"),
