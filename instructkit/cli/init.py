@@ -94,10 +94,10 @@ def _ask(model: str | None) -> tuple[str, list[str], str | None]:
 
 def _own(names: list[str]) -> tuple[dict[str, Own], list[str], dict[str, int]]:
     """The files of each stage, what was found in each, in words, and by stage the rows with faults."""
-    from instructkit.cli.looking import look
+    from instructkit.cli.looking import look_at
     from instructkit.errors import InputError
 
-    found = [look(name) for name in names]
+    found = [each for name in names for each in look_at(name)]
     by_stage = {
         stage: [each for each in found if each.kind == kind]
         for kind, stage in STAGE_OF.items()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from instructkit.data.detect import Found
 
+MOST_FILES = 100  # of a folder or glob, that are looked at one by one
 MOST_FAULTS = 0.2  # of the rows, above which the shapes of a file are told too
 _MEANT = {  # fields that belong to one kind alone
     "preference": ({"chosen", "rejected"},),
@@ -20,6 +21,24 @@ _MEANT = {  # fields that belong to one kind alone
     ),
     "sft": ({"messages"}, {"conversations"}, {"prompt", "completion"}),
 }
+
+
+def look_at(name: str) -> list[Found]:
+    """
+    Look at what a name stands for: the files of a folder or glob one by one, where they are not all of one kind.
+
+    Raises:
+        InputError: as `look`; what cannot be read too.
+    """
+    from instructkit.data.readers import paths_of
+    from instructkit.errors import DataError
+
+    try:
+        files = paths_of(name)
+        found = [look(str(file)) for file in files] if 1 < len(files) <= MOST_FILES else []
+        return found if len({each.kind for each in found}) > 1 else [look(name)]
+    except DataError as error:
+        raise DataError(error.faults, error.total, hint="mend the file; nothing was written") from error
 
 
 def look(name: str) -> Found:

@@ -41,7 +41,7 @@ def read_source(source: str, *, split: str = "train", config: str | None = None)
         yield from _read_saved(source, split, config)
     elif source.endswith(STORE_SUFFIX):
         yield from _read_store(source)
-    elif paths := _paths(source):
+    elif paths := paths_of(source):
         _refuse_split(source, split, config)
         for path in paths:
             yield from read_file(path)
@@ -78,9 +78,11 @@ def _meant_as_file(source: str) -> bool:
     return suffix_of(Path(source)) in SUFFIXES or _is_folder(Path(source).parent) and "/" in source
 
 
-def _paths(source: str) -> list[Path]:
+def paths_of(source: str) -> list[Path]:
+    """The files that a name stands for: itself, a folder's, or what a glob finds; none where it stands for something else."""
     try:
-        return _found(Path(source)) if source.strip() else []
+        named = source.strip() and not (is_demo(source) or _is_saved(source))
+        return _found(Path(source)) if named else []
     except (OSError, ValueError):  # no pattern, and no name that a file can have
         return []
 

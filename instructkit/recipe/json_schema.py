@@ -56,10 +56,10 @@ def _fields(stage: str) -> dict[str, Any]:
 def _field(name: str, field: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"default": field["default"]}
     if "any" not in field["types"]:
-        kinds = [_TYPES[kind] for kind in field["types"]]
-        made["type"] = kinds[0] if len(kinds) == 1 else kinds
+        # Null gives the default back, also where TRL takes none.
+        made["type"] = list(dict.fromkeys([*(_TYPES[kind] for kind in field["types"]), "null"]))
     if "choices" in field and field["types"] == ["str"]:
-        made["enum"] = field["choices"]
+        made["enum"] = [*field["choices"], None]
     if name in trainer_fields.ABOVE_0:
         made["exclusiveMinimum"] = 0
     if name in trainer_fields.NOT_BELOW_0:

@@ -129,6 +129,7 @@ def _checked_as(stages: list[str], document: Document) -> tuple[Any, list[Fault]
 
 
 def _faults_as(stage: str, document: Document) -> tuple[Any, list[Fault]]:
+    trainer_check.take_back(document, stage)
     recipe, faults = _validated(document, stage)
     wrong_fields = trainer_check.check(document, stage)
     faults += _unknown_keys(document, stage) + [fault for _, fault in wrong_fields]

@@ -45,6 +45,30 @@ def check(document: Document, stage: str) -> list[Found]:
     return found
 
 
+def take_back(document: Document, stage: str) -> None:
+    """Fields of `trainer:` that are null where TRL takes no null are as if nobody had given them: a base's value is gone."""
+    given = document.values.get("trainer")
+    if not isinstance(given, dict):
+        return
+    _without_nulls(document, ("trainer",), given, trainer_fields.schema()[stage])
+    for part in trainer_fields.UPDATE_PARTS if stage == "lora-update" else ():
+        if isinstance(given.get(part), dict):
+            _without_nulls(document, ("trainer", part), given[part], trainer_fields.schema()[part])
+
+
+def _without_nulls(document: Document, place: Place, given: dict[str, Any], allowed: dict[str, Any]) -> None:
+    gone = [
+        key
+        for key, value in given.items()
+        if value is None
+        and (*place, key) not in document.spoiled
+        and not {"null", "any"} & set(allowed.get(key, {}).get("types", ["any"]))
+    ]
+    for key in gone:
+        del given[key]
+        document.forget((*place, key))
+
+
 def _check(document: Document, place: Place, given: dict[str, Any], stage: str, fields: str) -> list[Found]:
     section, found = dotted(place), []
     for key, value in given.items():

@@ -246,3 +246,22 @@ def test_what_cannot_be_written_whole_is_not_written(capsys, monkeypatch: pytest
         assert f"error: {folder}: No space left on device" in capsys.readouterr().err
         written.clear()
     assert not Path("new").exists() and [path.name for path in Path("there").iterdir()] == ["mine.txt"]
+
+
+def test_files_of_several_kinds_under_one_pattern_are_looked_at_one_by_one(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    write("talks.jsonl", [{"prompt": f"q {i}", "completion": "a"} for i in range(30)])
+    write("pairs.jsonl", [{"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(30)])
+    assert run("own", "--data", "*.jsonl") == 0
+    told = capsys.readouterr().out
+    assert "talks.jsonl: 30 rows of demonstrations" in told
+    assert "pairs.jsonl: 30 rows of comparisons" in told
+    assert load_recipe("own/reward.yaml", "reward").data.train == "pairs.jsonl"
+
+
+def test_what_cannot_be_read_is_told_in_the_words_of_this_command(capsys: pytest.CaptureFixture) -> None:
+    Path("cut.json").write_text('[{"text": "a"', encoding="utf-8")
+    assert run("own", "--data", "cut.json") == 2
+    told = capsys.readouterr().err
+    assert "cut.json:1: not JSON" in told and "nothing was written" in told and "trained" not in told

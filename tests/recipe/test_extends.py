@@ -166,3 +166,16 @@ def test_a_name_under_extends_that_no_file_can_have_is_a_fault(tmp_path: Path, n
     (fault,) = check_recipe(files(tmp_path, r=f"extends: {name}\nstage: sft\n")).faults
     assert fault.message.startswith("`extends`: ")
     assert len(str(fault)) < 400
+
+
+def test_null_gives_a_field_of_the_trainer_back_that_takes_no_null(tmp_path: Path) -> None:
+    base = "stage: sft\nmodel: {name: tiny}\ndata: {train: d.jsonl}\nrun: {output: o}\n"
+    (tmp_path / "base.yaml").write_text(
+        f"{base}trainer: {{warmup_steps: 20, max_length: 100}}\n", encoding="utf-8"
+    )
+    over = tmp_path / "over.yaml"
+    over.write_text("extends: base.yaml\ntrainer: {warmup_steps: null, max_length: null}\n", encoding="utf-8")
+    assert load_recipe(str(over), "sft").trainer == {"max_length": None}
+    over.write_text("extends: base.yaml\ntrainer: {bogus: null}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="unknown key `bogus`"):
+        load_recipe(str(over), "sft")
