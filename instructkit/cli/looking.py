@@ -25,20 +25,42 @@ _MEANT = {  # fields that belong to one kind alone
 
 def look_at(name: str) -> list[Found]:
     """
-    Look at what a name stands for: the files of a folder or glob one by one, where they are not all of one kind.
+    Look at what a name stands for; at the files of a folder or glob one by one, where they are not all of one kind.
 
     Raises:
         InputError: as `look`; what cannot be read too.
     """
-    from instructkit.data.readers import paths_of
-    from instructkit.errors import DataError
+    from instructkit.errors import DataError, InputError
 
+    whole = refused = None
     try:
-        files = paths_of(name)
-        found = [look(str(file)) for file in files] if 1 < len(files) <= MOST_FILES else []
-        return found if len({each.kind for each in found}) > 1 else [look(name)]
+        whole = look(name)
+        if whole.kind != "prompt" and not whole.faults:
+            return [whole]
     except DataError as error:
         raise DataError(error.faults, error.total, hint="mend the file; nothing was written") from error
+    except InputError as error:
+        refused = error
+    apart = _apart(name)
+    if len({each.kind for each in apart}) > 1:
+        return apart
+    if whole is None:
+        raise refused
+    return [whole]
+
+
+def _apart(name: str) -> list[Found]:
+    """The files of a folder or glob, each for itself; none where they are one or too many, or one of them is nothing by itself."""
+    from instructkit.data.readers import paths_of
+    from instructkit.errors import InputError
+
+    files = paths_of(name)
+    if not 1 < len(files) <= MOST_FILES:
+        return []
+    try:
+        return [look(str(file)) for file in files]
+    except InputError:  # without rows, say, which is no fault among others
+        return []
 
 
 def look(name: str) -> Found:
@@ -97,8 +119,9 @@ def _meant(rows: list[dict[str, Any]]) -> str | None:
 
 def _has(row: dict[str, Any], fields: set[str]) -> bool:
     """Whether a row has these fields; a label that is a class of something is none of an answer."""
-    labelled = str(row.get("label")).lower() in ("true", "false", "1", "0", "1.0", "0.0")
-    return fields <= set(row) and ("label" not in fields or labelled)
+    from instructkit.data.records import truth
+
+    return fields <= set(row) and ("label" not in fields or truth(row.get("label")) is not None)
 
 
 def _as_meant(name: str, kind: str, rows: list[tuple[dict[str, Any], str]], found: Found | None) -> Found:

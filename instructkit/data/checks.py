@@ -125,9 +125,11 @@ def form_told(form: tuple[str, ...]) -> str:
 
 
 def _check_sft(row: Row, shape: tuple[str, ...]) -> list[str]:
-    if truth(row.get("label")) is False and (shape == ("prompt", "completion") or row["label"] is False):
+    if truth(row.get("label")) is False and (
+        shape == ("prompt", "completion") or str(row["label"]).strip().lower() == "false"
+    ):
         return [
-            f"`label` is {kind_of(row['label'])}, and sft learns every answer, this one too; lora-update reads such rows as "
+            f"`label` is {_label(row['label'])}, and sft learns every answer, this one too; lora-update reads such rows as "
             "feedback (if it means something else, say `columns: {label: unused}`)"
         ]
     if shape == ("messages",):
@@ -136,6 +138,10 @@ def _check_sft(row: Row, shape: tuple[str, ...]) -> list[str]:
         return text_faults("text", row["text"])
     faults = _prompt(row["prompt"]) + _answer("completion", row["completion"])
     return faults or _same_form("prompt", row["prompt"], "completion", row["completion"])
+
+
+def _label(label: Any) -> str:
+    return kind_of(label) if isinstance(label, bool) else briefly(label)
 
 
 def _check_preference(row: Row, shape: tuple[str, ...]) -> list[str]:

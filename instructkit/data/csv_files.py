@@ -13,7 +13,6 @@ from instructkit.data.records import Row
 from instructkit.errors import DataError, Fault
 
 NUMBERS = ("rating", "margin", "chosen_rating", "rejected_rating")
-_TRUTHS = {"true": True, "false": False, "1": 1, "0": 0}  # of TRL's labels
 
 
 def read_csv(path: Path) -> Iterator[Read]:
@@ -73,9 +72,10 @@ def _header(place: str, names: list[str]) -> list[str]:
         DataError: when they are no UTF-8, parted by anything but commas, have spaces around them, or are not all different.
     """
     told = hint = None
+    names = [name or f"column {i}" for i, name in enumerate(names, start=1)]
     parted = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
     spaced = next((name for name in names if name != name.strip()), None)
-    twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if any(map(is_broken, names)):
         told, hint = NOT_UTF_8
     elif parted:
@@ -86,7 +86,7 @@ def _header(place: str, names: list[str]) -> list[str]:
         told, hint = f"the header names `{twice}` twice", "give each column a name of its own"
     if told:
         raise DataError([Fault(place, told, hint)], 1)
-    return [name or f"column {i}" for i, name in enumerate(names, start=1)]
+    return names
 
 
 def _table_row(header: list[str], cells: list[str], place: str) -> Row | Fault:
@@ -103,15 +103,7 @@ def numbered(row: Row, place: str) -> Row:
     """A CSV cell is text; only where a number is wanted is it read as one, so that an answer may be `7`."""
     if not place.rpartition(":")[0].lower().removesuffix(".gz").endswith(".csv"):
         return row
-    return {
-        key: _number(value) if key in NUMBERS else _truth(value) if key == "label" else value
-        for key, value in row.items()
-    }
-
-
-def _truth(cell: str | None) -> Any:
-    """TRL's label of an answer; any other word is left."""
-    return _TRUTHS.get(cell.lower(), cell) if isinstance(cell, str) else cell
+    return {key: _number(value) if key in NUMBERS else value for key, value in row.items()}
 
 
 def _number(cell: str | None) -> Any:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from instructkit.data.lines import NOT_UTF_8, Read, Unread, is_packed
 from instructkit.data.records import Row
-from instructkit.errors import Fault, InputError
+from instructkit.errors import DataError, Fault, InputError
 
 ROWS_OF_A_BATCH = 1024
 
@@ -24,17 +24,26 @@ def read_parquet(path: Path) -> Iterator[Read]:
 
     Raises:
         InputError: when it is no Parquet file.
+        DataError: when two of its columns have one name.
     """
     import pyarrow.parquet
 
     try:
         with _seekable(path) as stream:
-            batches = pyarrow.parquet.ParquetFile(stream).iter_batches(ROWS_OF_A_BATCH)
+            file = pyarrow.parquet.ParquetFile(stream)
+            _refuse_twice(path, file.schema_arrow.names)
+            batches = file.iter_batches(ROWS_OF_A_BATCH)
             places = (f"{path} row {i}" for i in range(1, 2**63))
             for batch in batches:
                 yield from _rows(batch, places)
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
         raise InputError(f"{path} is no Parquet file: {error}", hint="write it again") from error
+
+
+def _refuse_twice(path: Path, names: list[str]) -> None:
+    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        told = f"two of its columns are called `{twice}`"
+        raise DataError([Fault(str(path), told, "give each column a name of its own")], 1)
 
 
 def _rows(batch: Any, places: Iterator[str]) -> Iterator[Read]:

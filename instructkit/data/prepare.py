@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -45,22 +47,19 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     """
     Hold out about a share of the prompts; all rows of one prompt go to one side.
 
-    A prompt's side depends on the prompt and the seed alone, so adding rows moves no old one; but for rows that would be held
-    out and are trained on all the same, as the beginning of a longer conversation or with other capitals: these are trained on.
+    A prompt's side depends on the prompt and the seed alone, so adding rows moves no old one; but for a conversation that begins
+    as another row does, and a prompt that is another's but for capitals and spaces: these go where that other one goes.
 
     Raises:
         InputError: when one side would be empty.
     """
     sides = array("Q"), array("Q")
+    first: dict[bytes, float] = {}
+    for row in rows.rows:
+        first.setdefault(_keys(row, by_prompt=True)[-1], _position(row, seed))
     for i, row in enumerate(rows.rows):
-        sides[_position(row, seed) < share].append(i)
-    if all(sides):
-        train, held_out = (rows.pick(side) for side in sides)
-        met = leaks(train, held_out, by_prompt=True) | leaks(train, held_out)
-        if not met:
-            return train, held_out
-        back = {i for i, place in zip(sides[1], held_out.places, strict=True) if place in met}
-        sides = array("Q", sorted([*sides[0], *back])), array("Q", (i for i in sides[1] if i not in back))
+        root = next(key for key in _keys(row, by_prompt=True) if key in first)
+        sides[first[root] < share].append(i)
     if not all(sides):
         empty = "training" if not sides[0] else "evaluation"
         raise InputError(
@@ -159,30 +158,48 @@ def _asked(row: Row) -> Any:
         return row["messages"] if "response" in row else row["messages"][:-1]
     if isinstance(row.get("chosen"), list):
         return row["chosen"][:-1]
-    return row.get("text") or row.get("chosen")
+    return row.get("text") or _before_answers(row["chosen"], row["rejected"])
 
 
-def _keys(row: Row, by_prompt: bool) -> list[str]:
+def _before_answers(one: str, other: str) -> str:
+    """What two whole texts have in common, up to the last line that they share; where they share none, the first of them."""
+    shared = os.path.commonprefix([one, other]).rpartition("\n")[0]
+    return shared if shared.strip() else min(one, other)
+
+
+def _keys(row: Row, by_prompt: bool) -> list[bytes]:
     """
     A row as the leak check sees it, in whatever shape; the row itself is the last.
 
     A comparison and the same one with its label turned are one; a conversation that is learned is all of its beginnings too.
     """
-    if row.get("messages") is not None and "response" not in row:
-        talk = row["messages"]
-        ends = [i for i, turn in enumerate(talk) if turn["role"] == "assistant"]
-        return [_key(talk[:i], [talk[i]["content"]], by_prompt) for i in ends or [len(talk) - 1]]
+    if row.get("messages") is None or "response" in row:
+        asked = _said(hashlib.sha256(), _turns(_asked(row)))
+        return [asked.digest() if by_prompt else _answered(asked, _answers(row))]
+    found, asked = [], hashlib.sha256()
+    for turn in row["messages"]:
+        if turn["role"] == "assistant":
+            found.append(asked.digest() if by_prompt else _answered(asked, [turn["content"]]))
+        _said(asked, [(turn["role"], turn["content"])])
+    return found
+
+
+def _answers(row: Row) -> list[Any]:
     if row.get("chosen") is not None:
-        answers = sorted(_plain(_answer(row.get(side))) or "" for side in ("chosen", "rejected"))
-    else:
-        given = [_answer(row.get(field)) for field in ("completion", "response")]
-        answers = [answer for answer in given if answer is not None]
-    return [_key(_asked(row), answers, by_prompt)]
+        return sorted((_answer(row.get(side)) for side in ("chosen", "rejected")), key=_plain)
+    given = [_answer(row.get(field)) for field in ("completion", "response")]
+    return [answer for answer in given if answer is not None]
 
 
-def _key(asked: Any, answers: list[Any], by_prompt: bool) -> str:
-    turns = [(role, _plain(text)) for role, text in _turns(asked)]
-    return key_of(turns if by_prompt else [turns, [_plain(answer) for answer in answers]])
+def _said(digest: Any, turns: Iterable[tuple[str, Any]]) -> Any:
+    """A hash that goes on over turns, so that each beginning of a long talk costs no more than its last turn."""
+    for role, text in turns:
+        digest.update(key_of([role, _plain(text)]).encode("utf-8", "surrogatepass"))
+    return digest
+
+
+def _answered(asked: Any, answers: list[Any]) -> bytes:
+    return _said(asked.copy(), [("answer", answer) for answer in answers]).digest()
 
 
 def _plain(text: Any) -> Any:

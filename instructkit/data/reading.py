@@ -15,7 +15,7 @@ from instructkit.data.checks import Checker, form_told
 from instructkit.data.csv_files import numbered
 from instructkit.data.lines import Read
 from instructkit.data.readers import read_source
-from instructkit.data.records import SHAPES, Row, detect_shape, unread
+from instructkit.data.records import DEEPEST, SHAPES, Row, detect_shape, is_nested, unread
 from instructkit.data.shapes import as_messages, in_our_shape
 from instructkit.data.table import Table
 from instructkit.data.turns import fields_beside
@@ -235,6 +235,8 @@ def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shape
         told = f"`columns` makes `{overlaid[0]}` to `{columns[overlaid[0]]}`, and the row has a `{columns[overlaid[0]]}`"
         way = f"rename that one too, such as `{columns[overlaid[0]]}: unused`, or leave one of them out"
         return Fault(place, told, way), place
+    if is_nested(row, DEEPEST):
+        return Fault(place, f"nested more than {DEEPEST} levels deep", "write it flat"), place
     try:
         found, shape = in_our_shape(numbered(_renamed(row, columns), place), kind)
     except ValueError as error:
@@ -254,7 +256,10 @@ def _with_values(row: Row, kind: str) -> Row:
     """A row without those fields of other shapes than its own that hold nothing: tables give each row the columns of all."""
     if detect_shape(row, kind) is None:
         return row
-    empty = {name for shape in SHAPES[kind] for name in shape if name in row and row[name] is None}
+    names = {name for shape in SHAPES[kind] for name in shape} | (
+        {"prompt"} if kind == "preference" else set()
+    )
+    empty = {name for name in names if name in row and row[name] is None}
     return {key: value for key, value in row.items() if key not in empty} if empty else row
 
 

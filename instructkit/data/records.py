@@ -40,8 +40,10 @@ _READ = {  # fields that mean something to a kind, beside those of its shapes
         *("source", "rater", "run", "run_hash", "sampling", "tags", "group", "consent"),
     ),
 }
+DEEPEST = 100  # levels of a row
 _BRIEF_CHARACTERS = 60  # of a value in a message
 _KINDS = {str: "text", list: "a list", tuple: "a list", dict: "an object", type(None): "null"}
+_TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -92,5 +94,15 @@ def kind_of(value: Any) -> str:
 
 
 def truth(label: Any) -> bool | None:
-    """TRL's label of an answer, which some write as 1 and 0; None for what is none."""
+    """TRL's label of an answer, which some write as 1 and 0, or in words, as every table does; None for what is none."""
+    if isinstance(label, str):
+        return _TRUTHS.get(label.strip().lower())
     return bool(label) if isinstance(label, bool | int | float) and label in (0, 1) else None
+
+
+def is_nested(value: Any, levels: int) -> bool:
+    """Whether a value holds others more than so many levels deep: whatever writes it goes down by recursion."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return levels < 0 or any(
+        is_nested(each, levels - 1) for each in inner if isinstance(each, dict | list | tuple)
+    )

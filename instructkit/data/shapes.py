@@ -152,6 +152,16 @@ def _labelled(row: Row) -> tuple[Row, str] | None:
 
 def _preference(row: Row) -> tuple[Row, str | None]:
     found, shape = row, None
+    turns = {
+        side: turns_of(side, row[side])
+        for side in ("chosen", "rejected")
+        if isinstance(row.get(side), list)
+        and any(isinstance(turn, dict) and "from" in turn for turn in row[side])
+    }
+    if turns:
+        row, told = {**row, **turns}, "ShareGPT conversations"
+        found, shape = _preference(row)
+        return found, shape or told
     if row.get("preferred_output") is not None and isinstance(row.get("input"), dict):
         found, shape = _openai(row), "OpenAI preference pairs"
     elif row.get("chosen") is not None and row.get("prompt") is None:

@@ -33,10 +33,11 @@ class Table:
 
     def append(self, thing: Any) -> None:
         """Add one at the end."""
+        packed = pickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
         self._file.seek(self._end)
+        self._file.write(packed)
         self._starts.append(self._end)
-        pickle.dump(thing, self._file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._end = self._file.tell()
+        self._end += len(packed)
 
     @property
     def is_large(self) -> bool:

@@ -39,7 +39,7 @@ def _fault(path: str, text: str, error: yaml.MarkedYAMLError, data_hint: str | N
     """Where a person should look, and how to go on."""
     mark = _best_mark(error)
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    if slip := _slip(text, line):
+    if slip := _slip(text, line, str(error.problem)):
         line, column, problem, hint = slip
     else:
         problem = " ".join(part for part in (_context(error, line), error.problem) if part)
@@ -55,9 +55,14 @@ def _refuse_line_ends(path: str, text: str) -> None:
         raise RecipeError([Fault(f"{path}:{line}", told, "remove it")])
 
 
-def _slip(text: str, line: int) -> tuple[int, int, str, str] | None:
+def _lines(text: str) -> list[str]:
+    """Lines as YAML counts them."""
+    return re.split("\r\n|\r|\n", text)
+
+
+def _slip(text: str, line: int, problem: str) -> tuple[int, int, str, str] | None:
     """What is not seen, or overseen, on the line of an error or the one before it: line, column, what, the way on."""
-    lines = text.split("\n")
+    lines = _lines(text)
     for number in (line, line - 1):
         if not 1 <= number <= len(lines):
             continue
@@ -65,7 +70,8 @@ def _slip(text: str, line: int) -> tuple[int, int, str, str] | None:
         if found := re.match("[ \t]*([\xa0\u2000-\u200b\u202f\u3000\ufeff])", here):
             told = f"the character U+{ord(found[1]):04X} in the place of a space"
             return number, found.start(1) + 1, told, "indent with plain spaces"
-        if found := re.match(r" *(?:- +)?[A-Za-z_][A-Za-z0-9_]*(:)[^\s:/\\]", here):
+        is_key = "mapping values" in problem or "expected ':'" in problem
+        if is_key and (found := re.match(r" *[A-Za-z_][A-Za-z0-9_]*(:)[^\s:/\\]", here)):
             return number, found.start(1) + 1, "no space behind the colon", "write `key: value`"
     return None
 
@@ -85,7 +91,7 @@ def _context(error: yaml.MarkedYAMLError, line: int) -> str | None:
 
 def _yaml_hint(problem: str, text: str, line: int, column: int) -> str | None:
     if "'\\t'" in problem:
-        before = text.split("\n")[line - 1][: column - 1]
+        before = _lines(text)[line - 1][: column - 1]
         return (
             "write spaces in the place of the tab"
             if before.strip()
@@ -111,7 +117,7 @@ def _best_mark(error: yaml.MarkedYAMLError) -> yaml.Mark | None:
 
 
 def _pointed(text: str, line: int, column: int) -> str:
-    lines = text.splitlines()
+    lines = _lines(text)
     if line > len(lines):
         return ""
     before, shown_line = column - 1, lines[line - 1]

@@ -37,7 +37,8 @@ def json_schema(stage: str) -> dict[str, Any]:
 def _trainer(stage: str) -> dict[str, Any]:
     fields = _fields(stage)
     if stage == "lora-update":
-        fields |= {part: _object(_fields(part)) for part in trainer_fields.UPDATE_PARTS}
+        parts = trainer_fields.UPDATE_PARTS
+        fields |= {part: _object(_fields(part, "update" if part == "sft" else part)) for part in parts}
     return _object(fields)
 
 
@@ -45,9 +46,10 @@ def _object(fields: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": fields, "additionalProperties": False}
 
 
-def _fields(stage: str) -> dict[str, Any]:
+def _fields(stage: str, runs: str | None = None) -> dict[str, Any]:
+    """The fields of a trainer, each with the default that it has in our runs of a kind."""
     return {
-        name: _field(name, {**field, "default": run_defaults.value(stage, name, field["default"])})
+        name: _field(name, {**field, "default": run_defaults.value(runs or stage, name, field["default"])})
         for name, field in trainer_fields.schema()[stage].items()
         if name not in trainer_fields.OURS
     }

@@ -1,4 +1,9 @@
-"""What a run sets where a recipe is silent and TRL would do otherwise: stages take it from here, and `explain` tells it."""
+"""
+What a run sets where a recipe is silent and TRL would do otherwise.
+
+Stages take plain values from here; what depends on machine, data or model is worked out where it is used, and told here in
+words. `explain` and the schemas read both.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ _IN_WORDS = {  # what depends on the machine, by the stage that has it; "" is ev
     },
     "sft": {"assistant_only_loss": "true where the rows are conversations, else false"},
     "ppo": {
-        "missing_eos_penalty": "0 where functions alone score, else {trl}",
+        "missing_eos_penalty": "0 where functions alone score and no mode is named, else {trl}",
         "value_warmup_steps": "0 where the critic knows something, else up to 10",
         **{name: f"{rate:g} with `lora:`, else {{trl}}" for name, rate in ADAPTERS_LEARN.items()},
     },

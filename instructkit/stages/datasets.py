@@ -20,6 +20,7 @@ _KINDS = (
     (list | tuple, "a list"),
     (dict, "an object"),
 )
+_TOO_LARGE = "a whole number of more than 64 bits, which no table holds"
 _KEPT: list[tempfile.TemporaryDirectory] = []  # until the process ends: trainers reopen files in them
 
 
@@ -34,16 +35,18 @@ def as_dataset(rows: Rows, fields: tuple[str, ...]) -> Any:
 
     try:
         return dataset_of(rows.rows, fields)
-    except pa.ArrowException as error:
-        raise DataError([_of_two_kinds(rows, fields, error)], 1) from error
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError([of_two_kinds(rows, fields, error)], 1) from error
 
 
-def _of_two_kinds(rows: Rows, fields: tuple[str, ...], error: Exception) -> Fault:
-    """The first value that is of another kind than those before it under the same name."""
+def of_two_kinds(rows: Rows, fields: tuple[str, ...], error: Exception) -> Fault:
+    """Why rows fit no table: the first value that is of another kind than those before it under the same name."""
     first: dict[str, tuple[str, str]] = {}
     for row, place in zip(rows.rows, rows.places, strict=True):
         for field in fields:
-            for name, kind in _kinds(field, row[field]):
+            for name, kind in _kinds(field, row.get(field)):
+                if kind == _TOO_LARGE:
+                    return Fault(place, f"`{name}` is {kind}", "write it as text, or leave it out")
                 before, there = first.setdefault(name, (kind, place))
                 if before != kind:
                     told = f"`{name}` is {kind}, and {before} at {there}; wanted one kind in all rows"
@@ -55,7 +58,9 @@ def _kinds(name: str, value: Any) -> Iterator[tuple[str, str]]:
     """The name of each value within a value, and what it is; of whole numbers and others a table makes one kind."""
     if value is None:
         return
-    yield name, next((told for kind, told in _KINDS if isinstance(value, kind)), type(value).__name__)
+    large = isinstance(value, int) and not -(2**63) <= value < 2**63
+    told = next((told for kind, told in _KINDS if isinstance(value, kind)), type(value).__name__)
+    yield name, _TOO_LARGE if large else told
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _kinds(f"{name}.{key}", inner)

@@ -180,44 +180,59 @@ def _general_rows(recipe: Any, parent: naming.Source, fresh: bool) -> dict[str, 
     """Rows to replay, rows of everything else that only measure, and rows for the rescue of a fresh adapter to look at."""
     wanted, seed = recipe.feedback, recipe.run.seed
     data: dict[str, sources.Rows] = {}
+    leaves_overlap = False
     for role, named, theirs in (("replay", wanted.replay, "train"), ("general", wanted.general, "eval")):
-        found = Theirs(named, skips=wanted.on_fault == "skip") if named else from_sft(parent, theirs)
+        found = (
+            Theirs(named, {"seed": seed, "skip_faults": wanted.on_fault == "skip"})
+            if named
+            else from_sft(parent, theirs)
+        )
         if found.source:
-            data[role] = _rows_of(role, found, seed)
+            data[role] = _rows_of(role, found)
+            leaves_overlap |= found.leaves_overlap
     if "replay" in data and "general" in data:
-        splits.check_leak(data["replay"], data["general"])
+        if leaves_overlap:
+            data["general"] = splits.without_leaks(data["replay"], data["general"])
+        else:
+            splits.check_leak(data["replay"], data["general"])
     if "replay" in data and recipe.gates.rescue and fresh:
         with contextlib.suppress(InputError):  # too few to keep some apart
             data["replay"], apart = splits.split(data["replay"], TUNE_GENERAL, seed)
-            data["tune"] = replace(apart.pick(range(len(apart.rows))[:TUNE_GENERAL_ROWS]), skipped=())
+            data["tune"] = apart.pick(range(len(apart.rows))[:TUNE_GENERAL_ROWS]).told_elsewhere()
     return data
 
 
 @dataclass(frozen=True)
 class Theirs:
-    """Demonstrations to replay or to measure on: source, `columns`, whether faults are skipped, and the run that named them."""
+    """Demonstrations to replay or to measure on, how they are read, and the run that named them."""
 
     source: str | list | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    skips: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
     run: str | None = None
+    leaves_overlap: bool = False  # whether held-out rows that are trained on are left out
 
 
 def from_sft(parent: naming.Source, role: str) -> Theirs:
     """The data of the SFT run that the parent descends from, when named by a source of its own, read as that run read them."""
     for record in lineage.chain(parent.run) if parent.run else []:
-        if record["stage"] == "sft":
-            section = record["recipe"]["data"]
-            source = section.get(role)
-            skips = section.get("on_fault") == "skip"
-            run = record["recipe"]["run"]["output"]
-            return Theirs(
-                source if isinstance(source, str | list) else None, section.get("columns") or {}, skips, run
-            )
+        if record["stage"] != "sft":
+            continue
+        section, run = record["recipe"]["data"], record["recipe"]["run"]
+        source = section.get(role)
+        if not isinstance(source, str | list):
+            return Theirs()
+        options = {
+            "columns": section.get("columns") or {},
+            "skip_faults": section.get("on_fault") == "skip",
+            "limit": section.get("limit" if role == "train" else "eval_limit"),
+            "shuffle": role == "train" and bool(section.get("shuffle")),
+            "seed": run["seed"],
+        }
+        return Theirs(source, options, run["output"], section.get("on_overlap") == "skip")
     return Theirs()
 
 
-def _rows_of(role: str, theirs: Theirs, seed: int) -> sources.Rows:
+def _rows_of(role: str, theirs: Theirs) -> sources.Rows:
     """
     These rows, read and checked.
 
@@ -225,14 +240,7 @@ def _rows_of(role: str, theirs: Theirs, seed: int) -> sources.Rows:
         InputError: when they are at fault, saying whose rows they are: a recipe of an update need not name them.
     """
     try:
-        return sources.load_rows(
-            theirs.source,
-            kind="sft",
-            columns=theirs.columns,
-            seed=seed,
-            every_column=False,
-            skip_faults=theirs.skips,
-        )
+        return sources.load_rows(theirs.source, kind="sft", every_column=False, **theirs.options)
     except InputError as error:
         told = (
             f"feedback.{role}" if theirs.run is None else f"the {role} rows, which are those of {theirs.run}"

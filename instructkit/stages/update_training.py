@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from instructkit import adapter_files, models
-from instructkit.errors import InputError
+from instructkit.errors import DataError, InputError
 from instructkit.feedback import objectives
 from instructkit.feedback import prepare as preprocessing
 from instructkit.feedback.items import Phase
 from instructkit.stages import checkpoints, updaters
 from instructkit.stages.base import CHECKPOINTS, Frame
+from instructkit.stages.datasets import of_two_kinds
 from instructkit.stages.replay import encoded_demonstrations, judged_demonstrations, own_answers
 from instructkit.stages.training import arguments, build, callbacks, fit
 from instructkit.stages.update_inputs import UPDATE
@@ -124,8 +125,6 @@ def build_trainer(
     replay: tuple[list[dict], list[dict]],
 ) -> Any:
     """The trainer of a phase, its reference the parent, with replay in every step."""
-    from datasets import Dataset
-
     rows = objectives.rows(phase, frame.seed)
     config, trainer_class, defaults = updaters.for_objective(phase.objective, rows)
     defaults["output_dir"] = str(folder_of(frame, phase, found))
@@ -136,7 +135,7 @@ def build_trainer(
         frame,
         model=model,
         args=arguments(config, frame, given, **defaults),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=_table(frame, rows),
         processing_class=tokenizer,
         callbacks=callbacks(frame),
     )
@@ -146,6 +145,23 @@ def build_trainer(
     if replay[0]:
         trainer.replay(*replay, share=wanted.replay_share, own_share=wanted.self_replay, anchor=wanted.anchor)
     return trainer
+
+
+def _table(frame: Frame, rows: list[dict[str, Any]]) -> Any:
+    """
+    Training rows as TRL reads them.
+
+    Raises:
+        DataError: when a field of the events is of two kinds, naming the event.
+    """
+    import pyarrow as pa
+    from datasets import Dataset
+
+    try:
+        return Dataset.from_list(rows)
+    except (pa.ArrowException, OverflowError) as error:
+        fault = of_two_kinds(frame.inputs.data["events"], ("prompt", "messages"), error)
+        raise DataError([fault], 1) from error
 
 
 def _report_dropped(frame: Frame, dropped: int) -> None:

@@ -127,3 +127,36 @@ def test_a_share_holds_out_nothing_that_is_trained_on_all_the_same() -> None:
     assert len(train.rows) + len(held_out.rows) == 80 and len(held_out.rows) > 5
     check_leak(train, held_out, by_prompt=True)
     assert list(train.places) == sorted(train.places, key=lambda place: int(place.rpartition(":")[2]))
+
+
+def test_growing_chats_stay_together_and_the_share_is_kept() -> None:
+    chats = [
+        talk(*(f"{i} turn {j}" for j in range(2 * length))) for i in range(100) for length in (1, 2, 3, 4, 5)
+    ]
+    train, held_out = split(rows("chats.jsonl", *chats), 0.2, 0)
+    assert leaks(train, held_out, by_prompt=True) == {} and 60 <= len(held_out.rows) <= 140
+    starts = [{row["messages"][0]["content"] for row in side.rows} for side in (train, held_out)]
+    assert not starts[0] & starts[1]
+
+
+def test_whole_texts_are_compared_by_what_stands_before_their_answers() -> None:
+    one = {"chosen": "Human: Hi\nAssistant: Hello", "rejected": "Human: Hi\nAssistant: Hell no"}
+    turned = {"chosen": one["rejected"], "rejected": one["chosen"]}
+    other = {"chosen": "Human: Hi\nAssistant: Yes", "rejected": "Human: Hi\nAssistant: No"}
+    train = rows("t.jsonl", one, kind="preference")
+    assert leaks(train, rows("h.jsonl", turned, kind="preference"))
+    assert not leaks(train, rows("o.jsonl", other, kind="preference"))
+    assert leaks(train, rows("o.jsonl", other, kind="preference"), by_prompt=True)
+    bare = rows("b.jsonl", {"chosen": "a", "rejected": "b"}, kind="preference")
+    assert not leaks(
+        bare, rows("c.jsonl", {"chosen": "c", "rejected": "d"}, kind="preference"), by_prompt=True
+    )
+
+
+def test_a_long_talk_costs_no_more_than_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from instructkit.data import prepare
+
+    said = []
+    monkeypatch.setattr(prepare, "_plain", lambda text: said.append(text) or text)
+    assert len(prepare._keys(talk(*map(str, range(100))), by_prompt=False)) == 50
+    assert len(said) == 150  # each turn once, and each answer once as an answer

@@ -51,7 +51,7 @@ def test_an_answer_that_is_labelled_bad_is_not_learned() -> None:
 def test_a_label_in_a_table_is_a_truth() -> None:
     Path("kto.csv").write_text("prompt,completion,label\nq,a,True\nq,b,false\n", encoding="utf-8")
     assert [row["rating"] for row in load_rows("kto.csv", kind="feedback").rows] == [1.0, -1.0]
-    with pytest.raises(DataError, match=r"kto\.csv:3: `label` is false"):
+    with pytest.raises(DataError, match=r"kto\.csv:3: `label` is 'false'"):
         load_rows("kto.csv", kind="sft")
 
 

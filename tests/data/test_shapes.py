@@ -196,3 +196,14 @@ def test_a_saved_dataset_is_read_with_its_split(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no split 'dev'") as caught:
         load_rows([{"source": str(tmp_path / "both"), "split": "dev"}], kind="sft")
     assert caught.value.hint == "it has train, test"
+
+
+def test_whole_conversations_in_sharegpts_turns_are_compared(tmp_path: Path) -> None:
+    def turns(answer: str) -> list[dict[str, str]]:
+        return [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": answer}]
+
+    row = {"prompt": "Hi", "chosen": turns("Hello."), "rejected": turns("What?")}
+    found = load(tmp_path, "preference", row)
+    assert found.rows == [
+        {"chosen": says((U, "Hi"), (A, "Hello.")), "rejected": says((U, "Hi"), (A, "What?"))}
+    ]

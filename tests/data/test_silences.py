@@ -112,3 +112,14 @@ def test_one_row_of_a_parquet_file_does_not_hide_the_others() -> None:
         found = load_rows(str(folder / name), kind="sft", skip_faults=True)
         assert [row["completion"] for row in found.rows] == ["a"]
         assert f"`{column}`" in found.skipped[0].fault.message and "b" in found.skipped[0].as_dict()["row"]
+
+
+def test_labels_in_words_and_as_tables_write_them() -> None:
+    Path("kto.csv").write_text("prompt,completion,label\nq,a,1.0\nq,b,0.0\nr,c,FALSE\n", encoding="utf-8")
+    assert [row["rating"] for row in load_rows("kto.csv", kind="feedback").rows] == [1.0, -1.0, -1.0]
+    assert look("kto.csv").kind == "feedback" and not look("kto.csv").faults
+
+
+def test_an_empty_prompt_beside_two_conversations_is_none() -> None:
+    sides = {"chosen": TALK, "rejected": [TALK[0], {"role": "assistant", "content": "What?"}]}
+    assert load({"prompt": None, **sides}, kind="preference").rows == [sides]

@@ -128,9 +128,8 @@ def test_of_a_comparison_the_answer_is_scored(line, monkeypatch) -> None:  # noq
     monkeypatch.chdir(line)
     body = "model: {name: sft}\ndata: {train: pairs.jsonl, eval: 0.3}\nrun: {output: new}\n"
     found = seen(recipe("reward", body), 1)
-    for row in found.rows:
-        assert learned(row) and "".join(token.text for token in row.tokens).endswith(learned(row))
-        assert not learned(row).startswith("<|begin|>")
+    assert [learned(row) for row in found.rows] == ["one!<|end|>", "No.<|end|>"]
+    assert all("Say one." in "".join(token.text for token in row.tokens) for row in found.rows)
 
 
 def test_the_look_tells_what_was_left_out_and_converted(workplace, capsys) -> None:  # noqa: F811

@@ -64,3 +64,10 @@ def test_a_field_of_two_kinds_is_told_with_its_row(tmp_path, monkeypatch, disk: 
     asked = load_rows(rows("p.jsonl", [{"prompt": "q", "wanted": w} for w in ("a", ["b"])]), kind="prompt")
     with pytest.raises(DataError, match=r"p\.jsonl:2: `wanted` is a list, and text at p\.jsonl:1"):
         as_dataset(asked, ("prompt", "wanted"))
+
+
+def test_a_number_that_no_table_holds_is_told_with_its_row(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = load_rows(rows("p.jsonl", [{"prompt": "q", "id": n} for n in (1, 2**70)]), kind="prompt")
+    with pytest.raises(DataError, match=r"p\.jsonl:2: `id` is a whole number of more than 64 bits"):
+        as_dataset(asked, ("prompt", "id"))

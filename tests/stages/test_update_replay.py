@@ -15,7 +15,7 @@ from instructkit.recipe.load import load_recipe
 from instructkit.stages import lora_update, update_inputs
 from instructkit.stages.updaters import Replay
 
-from .small import ANYTHING, CHAT, LORA, rows, run, sft
+from .small import ANYTHING, CHAT, GENERAL, LORA, MANY, rows, run, sft
 
 ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
 RESCUED = ANYTHING.replace("rescue: false", "rescue: true")
@@ -357,3 +357,39 @@ def test_rows_to_replay_are_read_as_their_run_read_them_and_their_faults_say_who
     with pytest.raises(InputError, match=r"the replay rows, which are those of runs/sft: ") as caught:
         collected("run.output=runs/second")
     assert "name others with `feedback.replay`" in caught.value.hint
+
+
+def test_rows_of_an_sft_run_are_limited_and_left_out_as_there(workplace) -> None:
+    held = rows("held.jsonl", [*MANY[:3], *GENERAL])
+    odd = rows("odd.jsonl", [*MANY[:12], {"messages": []}])
+    body = (
+        f"model: {{name: tiny}}\ndata: {{train: {odd}, eval: {held}, limit: 12, on_overlap: skip}}\n"
+        f"{LORA}{ONE}run: {{output: runs/sft}}\n"
+    )
+    run("sft", body)
+    parent = update_inputs.naming.locate("runs/sft")
+    recipe = load_recipe(_update_recipe(), "lora-update")
+    found = update_inputs._general_rows(recipe, parent, False)
+    assert len(found["replay"].rows) == 12 and len(found["general"].rows) == len(GENERAL)
+    assert len(found["general"].skipped) == 3
+
+
+def _update_recipe() -> str:
+    Path("u.yaml").write_text(
+        "stage: lora-update\nmodel: {name: runs/sft}\nfeedback: {events: e.jsonl}\nrun: {output: runs/u}\n",
+        encoding="utf-8",
+    )
+    return "u.yaml"
+
+
+def test_a_field_of_events_of_two_kinds_is_told_with_its_event(begun) -> None:
+    named = [
+        {"prompt": [{"role": "user", "content": f"q {i}", "name": "x" if i == 7 else 5}], "response": "a", "better": "b"}
+        for i in range(40)
+    ]  # fmt: skip
+    events = rows("named.jsonl", named)
+    body = f"model: {{name: runs/sft}}\nfeedback: {{events: {events}, eval: 0.3}}\n{LORA}{ONE}run: {{output: runs/n}}\n"
+    with pytest.raises(
+        InputError, match=r"named\.jsonl:8: `prompt\[\]\.name` is text, and a number at named\.jsonl:1"
+    ):
+        run("lora-update", body)
