@@ -49,7 +49,7 @@ FLOOR_1 = (
 )
 FLOOR_2 = (
     f"{FLOOR_1} data.lines data.json_files data.csv_files data.parquet_files data.files data.readers data.reading "
-    "data.sources data.detect data.prepare feedback"
+    "data.sources data.detect data.looking data.prepare feedback"
 )
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapter_files adapters naming models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses ppo.scores"
@@ -115,6 +115,7 @@ ROOMS = {
     "data.sources": room(FLOOR_2),
     "data.table": room(),
     "data.detect": room(FLOOR_2),
+    "data.looking": room(FLOOR_2),
     "data.prepare": room(FLOOR_2),
     "feedback": room(FLOOR_2, "numpy", "presidio_analyzer tldextract rensa"),
     # Floor 3: torch, transformers, peft. Two helpers of TRL are used inside functions, and in the rollout.

@@ -94,7 +94,7 @@ def _ask(model: str | None) -> tuple[str, list[str], str | None]:
 
 def _own(names: list[str]) -> tuple[dict[str, Own], list[str], dict[str, int]]:
     """The files of each stage, what was found in each, in words, and by stage the rows with faults."""
-    from instructkit.cli.looking import look_at
+    from instructkit.data.looking import look_at
     from instructkit.errors import InputError
 
     found = [each for name in names for each in look_at(name)]
@@ -180,7 +180,7 @@ def _is_held_out(source: str) -> bool:
 
 
 def _told(found: Found) -> str:
-    from instructkit.cli.looking import WORDS
+    from instructkit.data.looking import WORDS
 
     line = f"{found.source}: {found.rows} rows of {WORDS[found.kind]}"
     if found.columns:

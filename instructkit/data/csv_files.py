@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,19 @@ def read_csv(path: Path) -> Iterator[Read]:
         DataError: when its header cannot be read.
     """
     csv.field_size_limit(LONGEST_LINE_BYTES)
-    taken: list[str] = []  # the lines of the row that is being read
-    reader = csv.reader(_noted(text_lines(path), taken), strict=True)
-    header: list[str] | None = None
+    lines = _Lines(text_lines(path))
+    reader, header = csv.reader(lines, strict=True), None
     while True:
-        place = f"{path}:{reader.line_num + 1}"  # where the row begins; a quoted cell may run over lines
-        taken.clear()
+        place = f"{path}:{lines.begin_row()}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            fault = _broken(place, error, "".join(taken))
+            fault = _broken(place, error, lines.first())
             if header is None:
                 raise DataError([Fault(place, f"the header: {fault.message}", fault.hint)], 1) from error
             yield fault, place
+            lines.put_back()
+            reader = csv.reader(lines, strict=True)
             continue
         if cells is None:
             return
@@ -45,10 +46,34 @@ def read_csv(path: Path) -> Iterator[Read]:
             yield _table_row(header, cells, place), place
 
 
-def _noted(lines: Iterator[str], taken: list[str]) -> Iterator[str]:
-    for line in lines:
-        taken.append(line)
-        yield line
+class _Lines:
+    """The lines of a table, of which those of the row that is being read can be read again: a stray quote takes no other row."""
+
+    def __init__(self, source: Iterator[str]) -> None:
+        self._source, self._waiting, self._taken, self._before = source, deque[str](), [], 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._waiting.popleft() if self._waiting else next(self._source)
+        self._taken.append(line)
+        return line
+
+    def begin_row(self) -> int:
+        """The number of the line that comes next, with which a row begins; its quoted cells may run over lines."""
+        self._before += len(self._taken)
+        self._taken = []
+        return self._before + 1
+
+    def first(self) -> str:
+        """The line with which the row began."""
+        return "".join(self._taken[:1])
+
+    def put_back(self) -> None:
+        """Read all lines of the row but its first once more."""
+        self._waiting.extendleft(reversed(self._taken[1:]))
+        del self._taken[1:]
 
 
 def _broken(place: str, error: csv.Error, found: str) -> Unread:

@@ -67,7 +67,7 @@ def detect(source: str) -> Found:
         wanted = "; ".join(f"{kind}: {WANTED[kind]}" for kind in KINDS)
         raise InputError(f"{source}: the rows have {fields}, of no kind that is known", hint=wanted)
     kind, columns, faults = best
-    asks = kind == "prompt" or not _faults(rows, "prompt", columns)
+    asks = kind == "prompt" or not faults_of(rows, "prompt", columns)
     left = unread_columns(rows, kind, columns)
     return Found(source, kind, columns, len(read), (*broken, *faults), asks, left)
 
@@ -75,12 +75,12 @@ def detect(source: str) -> Found:
 def fits(found: Found, columns: dict[str, str]) -> bool:
     """Whether another renaming makes as many rows of a source what they are."""
     rows = [(row, place) for row, place in read_source(found.source) if not isinstance(row, Fault)]
-    return len(_faults(rows, found.kind, columns)) <= len(_faults(rows, found.kind, found.columns))
+    return len(faults_of(rows, found.kind, columns)) <= len(faults_of(rows, found.kind, found.columns))
 
 
 def _best(rows: list[tuple[Row, str]], kind: str) -> tuple[str, dict[str, str], list[Fault]] | None:
     """The renaming that makes most rows ones of a kind, and reads most of them; None when fewer than half of them are."""
-    tried = [(columns, _faults(rows, kind, columns)) for columns in ({}, *_renamings(rows, kind))]
+    tried = [(columns, faults_of(rows, kind, columns)) for columns in ({}, *_renamings(rows, kind))]
     fewest = min(len(faults) for _, faults in tried)
     best = [each for each in tried if len(each[1]) == fewest]
     columns, faults = min(best, key=lambda each: _lost(rows, kind, each[0])) if len(best) > 1 else best[0]
@@ -122,7 +122,7 @@ def _name_for(field: str, usual: set[str]) -> str | None:
     return next((name for name in (field, *SYNONYMS.get(field, ())) if name in usual), None)
 
 
-def _faults(rows: list[tuple[Row, str]], kind: str, columns: dict[str, str]) -> list[Fault]:
+def faults_of(rows: list[tuple[Row, str]], kind: str, columns: dict[str, str]) -> list[Fault]:
     """One fault for each row that is not of the kind."""
     shaped = [ours(row, place, columns, kind, Counter()) for row, place in rows]
     found = {place: row for row, place in shaped if isinstance(row, Fault)}

@@ -129,7 +129,7 @@ def read_json(path: Path) -> Iterator[Read]:
         InputError: when the file holds no list.
         DataError: when it is not JSON as a whole.
     """
-    text = "".join(text_lines(path, LONGEST_JSON_BYTES))
+    text = _whole(path)
     if not text.strip():
         raise InputError(f"{path} is empty", hint="a .json file is one list of rows")
     try:
@@ -142,6 +142,23 @@ def read_json(path: Path) -> Iterator[Read]:
     for i, row in enumerate(rows, start=1):
         place = f"{path} row {i}"
         yield _sound(row, place, broken), place
+
+
+def _whole(path: Path) -> str:
+    """
+    A file's text.
+
+    Raises:
+        InputError: when it is more than is read at once.
+    """
+    way, parts, left = "write it as .jsonl, one row a line", [], LONGEST_JSON_BYTES
+    for line in text_lines(path, LONGEST_JSON_BYTES, way):
+        parts.append(line)
+        left -= len(line)
+        if left < 0:
+            told = f"{path} holds more than {LONGEST_JSON_BYTES // 2**20} MiB, and a .json file is read whole"
+            raise InputError(told, hint=way)
+    return "".join(parts)
 
 
 class _Twice(dict):

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from instructkit.data.records import Row
 from instructkit.errors import DataError, Fault, InputError
@@ -34,11 +35,17 @@ def is_packed(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def lines(path: Path, longest: int = LONGEST_LINE_BYTES) -> Iterator[bytes]:
+def lines(
+    path: Path, longest: int = LONGEST_LINE_BYTES, way: str = "end each row with a line feed"
+) -> Iterator[bytes]:
     """
     The lines of a file as they stand, without a byte order mark, as many in memory as one.
 
     Not splitlines(): JSON lets U+2028 and its kind stand in a text, and only a line feed ends a row.
+
+    Args:
+        longest: bytes of a line.
+        way: how to go on where one is longer.
 
     Raises:
         InputError: when the file cannot be read.
@@ -52,7 +59,7 @@ def lines(path: Path, longest: int = LONGEST_LINE_BYTES) -> Iterator[bytes]:
                     raise DataError([Fault(f"{path}:1", encoding, "save the file as UTF-8")], 1)
                 if len(line) > longest:
                     told = f"a line of more than {longest // 2**20} MiB, which no row is"
-                    raise DataError([Fault(f"{path}:{i + 1}", told, "end each row with a line feed")], 1)
+                    raise DataError([Fault(f"{path}:{i + 1}", told, way)], 1)
                 yield line if i else line.removeprefix(codecs.BOM_UTF8)
     except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut off
         raise InputError(
@@ -60,9 +67,9 @@ def lines(path: Path, longest: int = LONGEST_LINE_BYTES) -> Iterator[bytes]:
         ) from error
 
 
-def text_lines(path: Path, longest: int = LONGEST_LINE_BYTES) -> Iterator[str]:
+def text_lines(path: Path, *options: Any) -> Iterator[str]:
     """The lines as text; a byte that is no UTF-8 becomes a lone surrogate, which `is_broken` finds in its row."""
-    return (line.decode("utf-8", "surrogateescape") for line in lines(path, longest))
+    return (line.decode("utf-8", "surrogateescape") for line in lines(path, *options))
 
 
 def is_broken(text: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from instructkit.data.reading import Skipped
-from instructkit.data.records import Row
+from instructkit.data.records import Row, detect_shape
 from instructkit.data.sources import Rows, load_rows
 from instructkit.errors import Fault, InputError
 
@@ -56,9 +56,9 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     sides = array("Q"), array("Q")
     first: dict[bytes, float] = {}
     for row in rows.rows:
-        first.setdefault(_keys(row, by_prompt=True)[-1], _position(row, seed))
+        first.setdefault(_keys(row, rows.kind, by_prompt=True)[-1], _position(row, rows.kind, seed))
     for i, row in enumerate(rows.rows):
-        root = next(key for key in _keys(row, by_prompt=True) if key in first)
+        root = next(key for key in _keys(row, rows.kind, by_prompt=True) if key in first)
         sides[first[root] < share].append(i)
     if not all(sides):
         empty = "training" if not sides[0] else "evaluation"
@@ -128,16 +128,27 @@ def leaks(train: Rows, held_out: Rows, *, by_prompt: bool = False) -> dict[str, 
 
     Capitals and spaces make no difference; and of a conversation that is trained on, each of its answers is.
     """
-    wanted = {_keys(row, by_prompt)[-1] for row in held_out.rows}
-    first: dict[str, str] = {}
+    held = [_keys(row, held_out.kind, by_prompt)[-1] for row in held_out.rows]
+    first = _first_places(train, set(held), by_prompt)
+    return {place: first[key] for key, place in zip(held, held_out.places, strict=True) if key in first}
+
+
+def begun(train: Rows, held_out: Rows) -> dict[str, str]:
+    """Places of held-out conversations with an earlier answer that is trained on, each with the place of the first of these."""
+    held = [_keys(row, held_out.kind, by_prompt=False)[:-1] for row in held_out.rows]
+    first = _first_places(train, {key for keys in held for key in keys}, by_prompt=False)
+    known = (next((first[key] for key in keys if key in first), None) for keys in held)
+    return {place: there for place, there in zip(held_out.places, known, strict=True) if there is not None}
+
+
+def _first_places(train: Rows, wanted: set[bytes], by_prompt: bool) -> dict[bytes, str]:
+    """Of the keys that are wanted, those that are trained on, and where first."""
+    first: dict[bytes, str] = {}
     for row, place in zip(train.rows, train.places, strict=True):
-        for key in _keys(row, by_prompt):
+        for key in _keys(row, train.kind, by_prompt):
             if key in wanted:
                 first.setdefault(key, place)
-    if not first:
-        return {}
-    held = zip(held_out.rows, held_out.places, strict=True)
-    return {place: first[key] for row, place in held if (key := _keys(row, by_prompt)[-1]) in first}
+    return first
 
 
 def key_of(prompt: Any) -> str:
@@ -145,20 +156,19 @@ def key_of(prompt: Any) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
-def prompt_key(row: Row) -> str:
+def prompt_key(row: Row, kind: str = "sft") -> str:
     """What a row asks, as a dictionary key: rows of one key are no independent measurements."""
-    return key_of(_asked(row))
+    return key_of(_asked(row, kind))
 
 
-def _asked(row: Row) -> Any:
-    """What a row asks: its prompt; the messages before the last answer; its text when there is neither."""
-    if row.get("prompt") is not None:
-        return row["prompt"]
-    if row.get("messages") is not None:
-        return row["messages"] if "response" in row else row["messages"][:-1]
-    if isinstance(row.get("chosen"), list):
-        return row["chosen"][:-1]
-    return row.get("text") or _before_answers(row["chosen"], row["rejected"])
+def _asked(row: Row, kind: str) -> Any:
+    """What a row of a kind asks: its prompt; the messages before the last answer; its text when there is neither."""
+    if kind == "preference" and row.get("prompt") is None:
+        whole = row["chosen"]
+        return whole[:-1] if isinstance(whole, list) else _before_answers(whole, row["rejected"])
+    if kind == "sft" and (shape := detect_shape(row, kind)) != ("prompt", "completion"):
+        return row["messages"][:-1] if shape == ("messages",) else row["text"]
+    return row["prompt"] if row.get("prompt") is not None else row["messages"]
 
 
 def _before_answers(one: str, other: str) -> str:
@@ -167,15 +177,15 @@ def _before_answers(one: str, other: str) -> str:
     return shared if shared.strip() else min(one, other)
 
 
-def _keys(row: Row, by_prompt: bool) -> list[bytes]:
+def _keys(row: Row, kind: str, by_prompt: bool) -> list[bytes]:
     """
     A row as the leak check sees it, in whatever shape; the row itself is the last.
 
     A comparison and the same one with its label turned are one; a conversation that is learned is all of its beginnings too.
     """
-    if row.get("messages") is None or "response" in row:
-        asked = _said(hashlib.sha256(), _turns(_asked(row)))
-        return [asked.digest() if by_prompt else _answered(asked, _answers(row))]
+    if kind != "sft" or detect_shape(row, kind) != ("messages",):
+        asked = _said(hashlib.sha256(), _turns(_asked(row, kind)))
+        return [asked.digest() if by_prompt else _answered(asked, _answers(row, kind))]
     found, asked = [], hashlib.sha256()
     for turn in row["messages"]:
         if turn["role"] == "assistant":
@@ -184,11 +194,12 @@ def _keys(row: Row, by_prompt: bool) -> list[bytes]:
     return found
 
 
-def _answers(row: Row) -> list[Any]:
-    if row.get("chosen") is not None:
-        return sorted((_answer(row.get(side)) for side in ("chosen", "rejected")), key=_plain)
-    given = [_answer(row.get(field)) for field in ("completion", "response")]
-    return [answer for answer in given if answer is not None]
+def _answers(row: Row, kind: str) -> list[Any]:
+    if kind == "preference":
+        return sorted((_answer(row[side]) for side in ("chosen", "rejected")), key=_plain)
+    if kind == "sft":
+        return [_answer(row["completion"])] if detect_shape(row, kind) == ("prompt", "completion") else []
+    return [row["response"]] if kind == "feedback" else []
 
 
 def _said(digest: Any, turns: Iterable[tuple[str, Any]]) -> Any:
@@ -219,7 +230,7 @@ def _answer(value: Any) -> Any:
     return value[-1]["content"] if isinstance(value, list) else value
 
 
-def _position(row: Row, seed: int) -> float:
+def _position(row: Row, kind: str, seed: int) -> float:
     """A number in [0, 1) that depends on the prompt and the seed."""
-    text = json.dumps([seed, _asked(row)], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([seed, _asked(row, kind)], sort_keys=True, ensure_ascii=False)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64

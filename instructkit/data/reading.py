@@ -106,7 +106,7 @@ class Reading:
             if self.skip_faults:
                 self.skipped.append(Skipped(faults[0], raw))
             return
-        self.table.append((row, place))
+        self.table.append((_as_learned(row) if self._checker.kind == "sft" else row, place))
         self._order.append(self._seen)
         self._margins |= self._checker.kind == "preference" and row.get("margin") is not None
         self.unread.update(sorted(unread(row, self._checker.kind)))
@@ -250,6 +250,13 @@ def _hides(row: Row, name: str, wanted: str, columns: dict[str, str]) -> bool:
     """Whether a renamed field would take the place of another one that holds something."""
     there = row.get(wanted) is not None and row.get(name) is not None
     return there and name != wanted and wanted not in columns
+
+
+def _as_learned(row: Row) -> Row:
+    """A demonstration without the fields of other shapes than its own, which nothing reads: it is told apart by its fields."""
+    own = detect_shape(row, "sft")
+    others = {name for shape in SHAPES["sft"] for name in shape if name in row} - set(own or ())
+    return {key: value for key, value in row.items() if key not in others} if others else row
 
 
 def _with_values(row: Row, kind: str) -> Row:

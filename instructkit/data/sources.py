@@ -25,6 +25,7 @@ class Rows:
 
     Attributes:
         fingerprint: a hash of the rows in their order.
+        kind: what the rows are for: `sft`, `preference`, `prompt` or `feedback`.
         content: the same of the rows in any order.
         shares: of a mixture: each source, its rows used, its rows.
         shapes: shapes of other tools that were read as ours, and how many rows had each.
@@ -43,6 +44,7 @@ class Rows:
     skipped: tuple[Skipped, ...] = ()
     unread: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    kind: str = "sft"
 
     @property
     def content(self) -> str:
@@ -127,6 +129,7 @@ def load_rows(
         skipped=tuple(reading.skipped),
         unread=tuple(name for name, _ in reading.unread.most_common()),
         beside=tuple(name for name, _ in reading.beside.most_common()),
+        kind=kind,
     )
 
 

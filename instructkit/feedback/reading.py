@@ -55,4 +55,4 @@ def _rows(events: Iterable[Event], path: str, limit: int | None) -> Rows:
             break
         kept.append((event.as_row(), f"{path} event {event.id}"))
     rows, places = (kept.column(range(len(kept)), itemgetter(i)) for i in (0, 1))
-    return Rows(rows, places, path, fingerprint(rows))
+    return Rows(rows, places, path, fingerprint(rows), kind="feedback")

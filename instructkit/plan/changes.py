@@ -114,22 +114,22 @@ def _together(
 def _far_enough(
     steps: list[Values], size: Callable[[Values], int | None], now: memory.Need
 ) -> tuple[Values, int | None]:
-    """The mildest step of a change that suffices, else the furthest; what lies between is guessed on a line, then rehearsed."""
+    """The mildest step of a change that suffices, else the furthest; found by halving: each saves more than those before."""
     furthest = size(steps[-1])
     while furthest is None and len(steps) > 1:  # one step that cannot be taken says nothing of milder ones
         steps = steps[:-1]
         furthest = size(steps[-1])
-    if furthest is None or furthest > now.available or len(steps) == 1:
+    if furthest is None or furthest > now.available:
         return steps[-1], furthest
-    span = max(1, now.needed - furthest)
-    share = [2.0**-i for i in range(1, len(steps) + 1)]
-    guess = [furthest + span * (s - share[-1]) / (1 - share[-1]) for s in share]
-    first = next((i for i, bytes_ in enumerate(guess) if bytes_ <= now.available), len(steps) - 1)
-    for step in steps[first:-1]:
-        needed = size(step)
+    found, low, high = (steps[-1], furthest), 0, len(steps) - 1
+    while low < high:
+        middle = (low + high) // 2
+        needed = size(steps[middle])
         if needed is not None and needed <= now.available:
-            return step, needed
-    return steps[-1], furthest
+            found, high = (steps[middle], needed), middle
+        else:
+            low = middle + 1
+    return found
 
 
 def _knobs(recipe: Any, given: Values, batch: tuple[int, int]) -> list[list[Values]]:

@@ -63,6 +63,7 @@ class Plan:
                 f"{rows.held_out_near} held-out rows have a near double among the training rows, the first "
                 f"{'; '.join(rows.near_pairs)}: what is measured on them says little; take them out of one side"
             )
+        found += [rows.begun] if rows.begun else []
         return [*found, *rows.odd, *self._much_left_out()]
 
     def _much_left_out(self) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from instructkit.data import prepare
 from instructkit.data.sources import Rows
 from instructkit.encode import IGNORED, encode_prompt
 from instructkit.plan import duplicates
@@ -53,6 +54,7 @@ class Statistics:
         exact, near: rows with such a double before them, among `compared` rows.
         held_out_near: held-out rows with a near double among the training rows.
         near_pairs: the first few of these, each with the row that it is near to, by their places.
+        begun: held-out demonstrations with an earlier answer that is trained on, and where the first of them is, in words.
         odd: what a template does to rows that nobody would want, in words.
         histogram: rows by length, in bins of equal width from the shortest to the longest.
         scripts: share of letters by writing system.
@@ -73,6 +75,7 @@ class Statistics:
     compared: int
     held_out_near: int | None
     near_pairs: list[str]
+    begun: str | None
     odd: list[str]
     histogram: list[int]
     scripts: dict[str, float]
@@ -119,6 +122,7 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
         compared=len(texts),
         held_out_near=held_out_near,
         near_pairs=near_pairs,
+        begun=_begun(trained, held_out) if stage == "sft" and held_out is not None else None,
         odd=oddities(stage, tokenizer, encoded, getattr(trainer.args, "max_length", None)),
         histogram=histogram(lengths),
         scripts=scripts(texts[:LOOKED_AT]),
@@ -167,6 +171,18 @@ def _behind(limit: int, prompt: int, whole: int) -> tuple[int, int]:
     """Tokens of the prompt and of the answer that lie behind a limit."""
     cut, of_prompt = max(0, whole - limit), max(0, min(prompt, whole) - limit)
     return of_prompt, cut - of_prompt
+
+
+def _begun(trained: Rows, held_out: Rows) -> str | None:
+    """Held-out conversations that go on from trained ones; the loss on them counts what is known already."""
+    found = prepare.begun(trained, held_out)
+    if not found:
+        return None
+    (first, there), *_ = found.items()
+    return (
+        f"{len(found)} held-out conversations begin with answers that are trained on, the first {first}, as {there}: "
+        "the held-out loss counts these answers too"
+    )
 
 
 def _near_held_out(held_out: Rows | None, trained: Rows, texts: list[str]) -> tuple[int | None, list[str]]:

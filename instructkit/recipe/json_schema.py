@@ -49,16 +49,17 @@ def _object(fields: dict[str, Any]) -> dict[str, Any]:
 def _fields(stage: str, runs: str | None = None) -> dict[str, Any]:
     """The fields of a trainer, each with the default that it has in our runs of a kind."""
     return {
-        name: _field(name, {**field, "default": run_defaults.value(runs or stage, name, field["default"])})
+        name: _field(name, field, runs or stage)
         for name, field in trainer_fields.schema()[stage].items()
         if name not in trainer_fields.OURS
     }
 
 
-def _field(name: str, field: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {"default": field["default"]}
+def _field(name: str, field: dict[str, Any], runs: str) -> dict[str, Any]:
+    given = {"default": run_defaults.value(runs, name, field["default"])}
+    made: dict[str, Any] = {} if run_defaults.depends(runs, name) else given
     if "any" not in field["types"]:
-        # Null gives the default back, also where TRL takes none.
+        # Null gives the default back where TRL takes none.
         made["type"] = list(dict.fromkeys([*(_TYPES[kind] for kind in field["types"]), "null"]))
     if "choices" in field and field["types"] == ["str"]:
         made["enum"] = [*field["choices"], None]

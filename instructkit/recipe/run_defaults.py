@@ -46,6 +46,11 @@ def value(stage: str, name: str, otherwise: Any) -> Any:
     return {**FIXED, **OF_STAGE.get(stage, {})}.get(name, otherwise)
 
 
+def depends(stage: str, name: str) -> bool:
+    """Whether a field's default depends on machine, data or model, so that it is none of a schema."""
+    return name in _IN_WORDS[""] or name in _IN_WORDS.get(stage, {})
+
+
 def in_words(stage: str, name: str, trl: str) -> str:
     """
     The default of a trainer's field, and TRL's own beside it where a run has another.

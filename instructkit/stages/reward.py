@@ -123,7 +123,7 @@ def encode_pair(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
 def prompt_and_answer(row: dict[str, Any], side: str) -> tuple[Prompt, str]:
     """One side of a comparison; an implicit prompt is the conversation before its last answer."""
     told = row[side]
-    if "prompt" in row:
+    if row.get("prompt") is not None:
         return row["prompt"], answer_text(told)
     return ("", told) if isinstance(told, str) else (told[:-1], told[-1]["content"])
 
@@ -149,7 +149,7 @@ def centre(model: Any, tokenizer: Any, pairs: Pairs) -> dict[str, float]:
 def prompts_of(frame: Frame) -> list[str]:
     """What each held-out comparison asks: comparisons of one prompt are no independent trials."""
     rows = frame.inputs.data["eval"].rows if "eval" in frame.inputs.data else []
-    return [prompt_key(row) for row in rows]
+    return [prompt_key(row, "preference") for row in rows]
 
 
 def compare(

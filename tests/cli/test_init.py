@@ -265,3 +265,12 @@ def test_what_cannot_be_read_is_told_in_the_words_of_this_command(capsys: pytest
     assert run("own", "--data", "cut.json") == 2
     told = capsys.readouterr().err
     assert "cut.json:1: not JSON" in told and "nothing was written" in told and "trained" not in told
+
+
+def test_a_file_without_rows_hides_no_kind_of_the_others(capsys: pytest.CaptureFixture) -> None:
+    Path("mix").mkdir()
+    write("mix/talks.jsonl", [{"prompt": f"q {i}", "completion": "a"} for i in range(30)])
+    write("mix/pairs.jsonl", [{"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(30)])
+    write("mix/empty.jsonl", [])
+    assert run("own", "--data", "mix") == 0
+    assert sorted(path.name for path in Path("own").glob("*.yaml")) == ["ppo.yaml", "reward.yaml", "sft.yaml"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from instructkit.data import lines
-from instructkit.data.prepare import check_leak, leaks, load_split, split, without_leaks
+from instructkit.data.prepare import begun, check_leak, leaks, load_split, split, without_leaks
 from instructkit.data.sources import Rows, load_rows
 from instructkit.errors import DataError, InputError
 from instructkit.recipe.schema import DataSection
@@ -88,7 +88,7 @@ def test_a_file_has_no_split() -> None:
 
 
 def test_a_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines.lines, "__defaults__", (2**20,))
+    monkeypatch.setattr(lines.lines, "__defaults__", (2**20, "end it"))
     Path("long.jsonl").write_bytes(b'{"text": "a"}\n' + b" " * (2**20 + 1))
     with pytest.raises(DataError, match=r"long\.jsonl:2: a line of more than 1 MiB"):
         load_rows("long.jsonl", kind="sft")
@@ -158,5 +158,31 @@ def test_a_long_talk_costs_no_more_than_its_turns(monkeypatch: pytest.MonkeyPatc
 
     said = []
     monkeypatch.setattr(prepare, "_plain", lambda text: said.append(text) or text)
-    assert len(prepare._keys(talk(*map(str, range(100))), by_prompt=False)) == 50
+    assert len(prepare._keys(talk(*map(str, range(100))), "sft", by_prompt=False)) == 50
     assert len(said) == 150  # each turn once, and each answer once as an answer
+
+
+def test_columns_that_are_not_read_make_no_other_row() -> None:
+    """Each kind is compared by its own fields, whatever stands beside them."""
+    talk_ = SPOKEN["messages"]
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "messages": talk_}
+    turned = {**pair, "chosen": "c", "rejected": "b", "messages": []}
+    other = {**pair, "rejected": "d"}
+    train = rows("t.jsonl", pair, kind="preference")
+    assert leaks(train, rows("h.jsonl", turned, kind="preference"))
+    assert not leaks(train, rows("o.jsonl", other, kind="preference"))
+    asked = [{"prompt": "a", "messages": value} for value in ([], talk_, talk_[:1])]
+    prompts = rows("p.jsonl", *asked, kind="prompt")
+    assert len(leaks(prompts, prompts)) == 3
+    assert leaks(
+        rows("s.jsonl", {**SPOKEN, "response": None, "text": "x"}), rows("q.jsonl", PAIR), by_prompt=True
+    )
+    assert not leaks(
+        rows("x.jsonl", {"text": "one", "prompt": "a"}), rows("y.jsonl", {"text": "two", "prompt": "a"})
+    )
+
+
+def test_answers_that_are_trained_on_within_a_held_out_talk_are_found() -> None:
+    train, held = rows("t.jsonl", talk("a", "b")), rows("h.jsonl", talk("a", "b", "c", "d"), talk("x", "y"))
+    assert begun(train, held) == {"h.jsonl:1": "t.jsonl:1"}
+    assert leaks(train, held) == {}

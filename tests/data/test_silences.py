@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from instructkit.cli.looking import look
+from instructkit.data.looking import look
 from instructkit.data.sources import Rows, load_rows
 from instructkit.errors import InputError
 
@@ -66,7 +66,7 @@ def test_a_prompt_beside_whole_conversations_is_one_of_their_questions() -> None
 
 
 def test_empty_fields_of_other_shapes_are_gone() -> None:
-    assert load({**PAIR, "text": "t", "messages": None}).rows == [{**PAIR, "text": "t"}]
+    assert load({**PAIR, "text": "t", "messages": None}).rows == [PAIR]
     assert load({"messages": TALK, "prompt": None, "id": None}).rows == [{"messages": TALK, "id": None}]
 
 
@@ -123,3 +123,27 @@ def test_labels_in_words_and_as_tables_write_them() -> None:
 def test_an_empty_prompt_beside_two_conversations_is_none() -> None:
     sides = {"chosen": TALK, "rejected": [TALK[0], {"role": "assistant", "content": "What?"}]}
     assert load({"prompt": None, **sides}, kind="preference").rows == [sides]
+
+
+def test_a_stray_quote_takes_no_other_row() -> None:
+    lines = ["text", *(f"row {i}" for i in range(5)), '"open', *(f"row {i}" for i in range(6, 12))]
+    Path("rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = load_rows("rows.csv", kind="sft", skip_faults=True)
+    assert [row["text"] for row in found.rows] == [f"row {i}" for i in range(12) if i != 5]
+    assert [place.rpartition(":")[2] for place in found.places] == [str(i + 2) for i in range(12) if i != 5]
+    assert [row.as_dict()["row"] for row in found.skipped] == ['"open\n']
+    Path("rows.csv").write_text('text\n"a\nb\n"c" d\ne\n', encoding="utf-8")
+    found = load_rows("rows.csv", kind="sft", skip_faults=True)
+    assert [row["text"] for row in found.rows] == ["b", "e"]
+    assert [row.fault.where for row in found.skipped] == ["rows.csv:2", "rows.csv:4"]
+
+
+def test_a_json_file_that_is_too_large_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from instructkit.data import json_files
+
+    monkeypatch.setattr(json_files, "LONGEST_JSON_BYTES", 40)
+    for text in ('[{"text": "a"},\n' * 5, '[{"text": "a"},' * 5):
+        Path("rows.json").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError) as caught:
+            load_rows("rows.json", kind="sft")
+        assert "write it as .jsonl" in f"{caught.value} {caught.value.hint}"

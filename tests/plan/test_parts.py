@@ -147,15 +147,43 @@ def test_a_batch_of_an_odd_size_can_be_smaller_too() -> None:
     assert changes._smaller_batches("ppo", given)[0]["trainer.steps_per_generation"] == 3
 
 
-def test_the_change_that_saves_most_of_a_large_model_is_lora_in_4_bits(monkeypatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda machine: 2**20)
-    plan = planned("trainer.per_device_train_batch_size=1")
-    told = [change.overrides for change in plan.changes]
-    assert ["lora={}"] in told and ["lora={}", "model.quantization=4bit"] in told
-    every = [*told, *plan.untried]
-    assert any("gradient_checkpointing" in str(each) for each in every)
-    if plan.together is not None:
-        assert plan.together.overrides not in told
+def test_lora_in_4_bits_is_one_change_where_there_is_no_adapter() -> None:
+    given = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": True,
+    }
+    assert [{"lora": {}, "model.quantization": "4bit"}] in changes._knobs(recipe(), given, (1, 40))
+    assert [{"model.quantization": "4bit"}] in changes._knobs(recipe(extra=LORA), given, (1, 40))
+
+
+def test_a_single_change_is_not_told_again_as_several() -> None:
+    sizes = {("a",): 60, ("a", "b"): 60, ("a", "c"): 40}
+
+    def size(values):
+        return sizes[tuple(sorted(values))]
+
+    def change(values, needed):
+        return changes.Change(sorted(values), needed, 0, False)
+
+    alone = changes._together([{"a": 1}, {"b": 1}], size, change)
+    both = changes._together([{"a": 1}, {"b": 1}, {"c": 1}], size, change)
+    assert alone is None and both.overrides == ["a", "c"]
+
+
+def test_the_mildest_step_that_suffices_is_found_by_halving() -> None:
+    asked = []
+
+    def size(values):
+        asked.append(values["n"])
+        return None if values["n"] == 7 else 100 * values["n"]
+
+    now = memory.Need({}, 0, 0, {}, "step", {}, {}, predicted=10_000, available=1234)
+    steps = [{"n": n} for n in range(60, 0, -1)]
+    assert changes._far_enough(steps, size, now) == ({"n": 12}, 1200)
+    assert len(asked) <= 8
+    now = memory.Need({}, 0, 0, {}, "step", {}, {}, predicted=10_000, available=50)
+    assert changes._far_enough(steps, size, now) == ({"n": 1}, 100)
 
 
 def test_the_default_length_is_shortened_too() -> None:

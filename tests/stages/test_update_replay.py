@@ -384,12 +384,12 @@ def _update_recipe() -> str:
 
 def test_a_field_of_events_of_two_kinds_is_told_with_its_event(begun) -> None:
     named = [
-        {"prompt": [{"role": "user", "content": f"q {i}", "name": "x" if i == 7 else 5}], "response": "a", "better": "b"}
+        {"prompt": [{"role": "user", "content": f"q {i}", "name": "x" if i % 2 else 5}], "response": "a", "better": "b"}
         for i in range(40)
     ]  # fmt: skip
     events = rows("named.jsonl", named)
-    body = f"model: {{name: runs/sft}}\nfeedback: {{events: {events}, eval: 0.3}}\n{LORA}{ONE}run: {{output: runs/n}}\n"
+    body = f"model: {{name: runs/sft}}\nfeedback: {{events: {events}, eval: 0.3}}\n{LORA}{ONE}{ANYTHING}run: {{output: runs/n}}\n"
     with pytest.raises(
-        InputError, match=r"named\.jsonl:8: `prompt\[\]\.name` is text, and a number at named\.jsonl:1"
+        InputError, match=r"named\.jsonl:2: `prompt\[\]\.name` is text, and a number at named\.jsonl:1"
     ):
         run("lora-update", body)

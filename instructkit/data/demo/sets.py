@@ -71,12 +71,16 @@ def general_held_out() -> list[Row]:
 
 
 def _not_begun(rows: list[Row]) -> list[Row]:
-    """Those of held-out demonstrations whose question no talk of training begins with: its answer is learned there."""
-    begun = [
-        dict(zip(("role", "content"), talk.messages[0], strict=True))
-        for talk in world.follow_ups(held_out=False)
-    ]
-    return [row for row in rows if len(row["messages"]) > 2 or row["messages"][0] not in begun]
+    """Those of held-out demonstrations that share no question, or first answer, with the beginning of a trained one."""
+    trained = [row["messages"] for row in conversations(False)]
+    asked = {talk[0]["content"] for talk in trained if len(talk) > 2}
+    answered = {(talk[0]["content"], talk[1]["content"]) for talk in trained}
+
+    def is_new(talk: list[Row]) -> bool:
+        first = talk[0]["content"]
+        return (first, talk[1]["content"]) not in answered if len(talk) > 2 else first not in asked
+
+    return [row for row in rows if is_new(row["messages"])]
 
 
 DEMO_SETS: dict[str, Callable[[], list[Row]]] = {

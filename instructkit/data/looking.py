@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from instructkit.data.detect import Found
+from instructkit.data.detect import Found, detect, faults_of, unread_columns
+from instructkit.data.readers import paths_of, read_source
+from instructkit.data.records import truth
+from instructkit.errors import DataError, Fault, InputError
 
 MOST_FILES = 100  # of a folder or glob, that are looked at one by one
 MOST_FAULTS = 0.2  # of the rows, above which the shapes of a file are told too
@@ -30,8 +32,6 @@ def look_at(name: str) -> list[Found]:
     Raises:
         InputError: as `look`; what cannot be read too.
     """
-    from instructkit.errors import DataError, InputError
-
     whole = refused = None
     try:
         whole = look(name)
@@ -50,17 +50,18 @@ def look_at(name: str) -> list[Found]:
 
 
 def _apart(name: str) -> list[Found]:
-    """The files of a folder or glob, each for itself; none where they are one or too many, or one of them is nothing by itself."""
-    from instructkit.data.readers import paths_of
-    from instructkit.errors import InputError
-
+    """The files of a folder or glob that hold rows, each for itself; none where one of them is nothing by itself."""
     files = paths_of(name)
     if not 1 < len(files) <= MOST_FILES:
         return []
-    try:
-        return [look(str(file)) for file in files]
-    except InputError:  # without rows, say, which is no fault among others
-        return []
+    found = []
+    for file in files:
+        try:
+            found.append(look(str(file)))
+        except InputError as error:
+            if "holds no rows" not in error.message:
+                return []
+    return found
 
 
 def look(name: str) -> Found:
@@ -70,10 +71,6 @@ def look(name: str) -> Found:
     Raises:
         InputError: when there are no rows, they are of no known kind or of several, or they are rated on another scale.
     """
-    from instructkit.data.detect import detect
-    from instructkit.data.readers import read_source
-    from instructkit.errors import Fault, InputError
-
     rows = [(row, place) for row, place in read_source(name) if not isinstance(row, Fault)]
     _refuse_scale(name, [row for row, _ in rows])
     meant = _meant([row for row, _ in rows])
@@ -119,24 +116,19 @@ def _meant(rows: list[dict[str, Any]]) -> str | None:
 
 def _has(row: dict[str, Any], fields: set[str]) -> bool:
     """Whether a row has these fields; a label that is a class of something is none of an answer."""
-    from instructkit.data.records import truth
-
     return fields <= set(row) and ("label" not in fields or truth(row.get("label")) is not None)
 
 
 def _as_meant(name: str, kind: str, rows: list[tuple[dict[str, Any], str]], found: Found | None) -> Found:
-    from instructkit.data.detect import Found, _faults, unread_columns
 
-    faults, left = tuple(_faults(rows, kind, {})), unread_columns(rows, kind, {})
+    faults, left = tuple(faults_of(rows, kind, {})), unread_columns(rows, kind, {})
     if found is not None:
         return replace(found, kind=kind, columns={}, faults=faults, unread=left)
-    return Found(name, kind, {}, len(rows), faults, not _faults(rows, "prompt", {}), left)
+    return Found(name, kind, {}, len(rows), faults, not faults_of(rows, "prompt", {}), left)
 
 
 def _refuse_scale(name: str, rows: list[dict[str, Any]]) -> None:
     """Ratings from 1 to 5 are no rows to train on as they are; the store reads them with their scale."""
-    from instructkit.errors import InputError
-
     rated = [row for row in rows if "rating" in row and ({"response", "completion", "answer"} & set(row))]
     given = [
         row["rating"]
@@ -164,7 +156,6 @@ def _shapes(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 def _with_shapes(name: str, rows: list[dict[str, Any]], error: Any) -> Any:
-    from instructkit.errors import InputError
 
     shapes = _shapes(rows)
     if len(shapes) < 2:
