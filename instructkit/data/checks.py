@@ -18,6 +18,7 @@ from instructkit.data.records import (
     detect_shape,
     into_alpaca,
     kind_of,
+    spoken,
     truth,
 )
 from instructkit.errors import Fault
@@ -166,16 +167,12 @@ def _check_preference(row: Row, shape: tuple[str, ...]) -> list[str]:
 
 def _bare(answer: Any) -> Any:
     """An answer without the spaces at its ends; a conversation by its last one."""
-    return answer.strip() if isinstance(answer, str) else (_turns(answer[:-1]), answer[-1]["content"].strip())
-
-
-def _turns(talk: list[Row]) -> list[tuple[str, str]]:
-    return [(turn["role"], turn["content"]) for turn in talk]
+    return answer.strip() if isinstance(answer, str) else (spoken(answer[:-1]), answer[-1]["content"].strip())
 
 
 def _same_question(chosen: list[Row], rejected: list[Row]) -> list[str]:
     """Two conversations are alike up to their last answers, or their comparison says nothing of these."""
-    asked = [_turns(side[:-1]) for side in (chosen, rejected)]
+    asked = [spoken(side[:-1]) for side in (chosen, rejected)]
     if asked[0] == asked[1]:
         return []
     pairs = enumerate(itertools.zip_longest(*asked))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from instructkit.data.reading import Skipped
-from instructkit.data.records import Row, detect_shape
+from instructkit.data.records import Row, detect_shape, spoken
 from instructkit.data.sources import Rows, load_rows
 from instructkit.errors import Fault, InputError
 
@@ -220,9 +220,7 @@ def _plain(text: Any) -> Any:
 
 def _turns(asked: Any) -> list[tuple[str, Any]]:
     """A prompt as its turns; a text is what a user says."""
-    if not isinstance(asked, list):
-        return [("user", asked)]
-    return [(message["role"], message["content"]) for message in asked]
+    return spoken(asked) if isinstance(asked, list) else [("user", asked)]
 
 
 def _answer(value: Any) -> Any:

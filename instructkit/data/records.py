@@ -93,6 +93,11 @@ def kind_of(value: Any) -> str:
     return _KINDS.get(type(value)) or briefly(value)
 
 
+def spoken(talk: list[Row]) -> list[tuple[str, str]]:
+    """Who said what, in a list of checked messages."""
+    return [(turn["role"], turn["content"]) for turn in talk]
+
+
 def truth(label: Any) -> bool | None:
     """TRL's label of an answer, which some write as 1 and 0, or in words, as every table does; None for what is none."""
     if isinstance(label, str):
