@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from instructkit.adapters import SettleOnTrainBegin
 from instructkit.encode import encode_prompt
 from instructkit.errors import InputError, InstructKitError
+from instructkit.machine import Machine
 from instructkit.recipe import run_defaults
 from instructkit.stages import checkpoints
 from instructkit.stages.base import CHECKPOINTS, Frame, metrics_writer
@@ -41,16 +42,11 @@ def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any
     Raises:
         InputError: when TRL refuses a combination of values.
     """
-    machine = frame.machine
     ours = {
         **run_defaults.FIXED,
+        **of_machine(frame.machine),
         "output_dir": str(frame.folder / CHECKPOINTS),
         "seed": frame.seed,
-        "use_cpu": machine.on_cpu,
-        "bf16": machine.dtype == "bfloat16",
-        "fp16": machine.dtype == "float16",
-        "gradient_checkpointing": not machine.on_cpu,
-        "dataloader_pin_memory": not machine.on_cpu,
     }
     try:
         return config(**{**ours, **defaults, **given})
@@ -59,6 +55,17 @@ def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any
             f"{frame.recipe.source}: TRL refuses the `trainer:` section: {error}",
             hint="change the fields it names; `--plan` prints the resolved recipe",
         ) from error
+
+
+def of_machine(machine: Machine) -> dict[str, bool]:
+    """The defaults that depend on the machine; `recipe/run_defaults.py` tells them in words."""
+    return {
+        "use_cpu": machine.on_cpu,
+        "bf16": machine.dtype == "bfloat16",
+        "fp16": machine.dtype == "float16",
+        "gradient_checkpointing": not machine.on_cpu,
+        "dataloader_pin_memory": not machine.on_cpu,
+    }
 
 
 def build(trainer_class: type, frame: Frame, **options: Any) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from instructkit.errors import InputError
 from instructkit.recipe.explain import explain
+from instructkit.recipe.load import load_recipe
 from instructkit.recipe.schema import STAGES
 
 
@@ -137,3 +139,25 @@ def test_names_of_other_tools_lead_to_ours(asked: str, way: str) -> None:
     with pytest.raises(InputError) as caught:
         explain(asked)
     assert caught.value.hint == way
+
+
+def test_what_is_told_in_words_is_what_stages_set(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    from instructkit.machine import Machine
+    from instructkit.recipe import run_defaults
+    from instructkit.stages import ppo, training
+
+    cpu, gpu = (training.of_machine(Machine(device, "float32", ())) for device in ("cpu", "cuda"))
+    for name in run_defaults._IN_WORDS[""]:
+        assert (cpu[name], gpu[name]) == (name == "use_cpu", name != "use_cpu")
+    functions = load_recipe(write_ppo("reward: [{function: own.py:score}]\n"), "ppo")
+    assert ppo.defaults_of(functions)["missing_eos_penalty"] == 0
+    with_lora = load_recipe(write_ppo("reward: [{model: runs/reward}]\nlora: {}\n"), "ppo")
+    found = ppo.defaults_of(with_lora)
+    assert "missing_eos_penalty" not in found and found["learning_rate"] == 1e-5
+
+
+def write_ppo(rest: str) -> str:
+    body = "stage: ppo\nmodel: {name: tiny}\ndata: {train: p.jsonl}\nrun: {output: o}\n"
+    Path("ppo.yaml").write_text(body + rest, encoding="utf-8")
+    return "ppo.yaml"
