@@ -44,7 +44,7 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 
 FLOOR_1 = (
-    "errors recipe recipe.paths data.records data.checks data.turns data.shapes data.table data.demo runs "
+    "errors recipe recipe.paths data.records data.checks data.scales data.turns data.shapes data.table data.demo runs "
     "evaluate.metrics evaluate.inference feedback.gates"
 )
 FLOOR_2 = (
@@ -89,6 +89,7 @@ ROOMS = {
     "data": room("errors"),
     "data.records": room("errors"),
     "data.checks": room("errors data.records"),
+    "data.scales": room("errors"),
     "data.turns": room("errors data.records data.checks"),
     "data.shapes": room("errors data.records data.checks data.turns"),
     "data.demo": room("errors"),

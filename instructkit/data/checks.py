@@ -25,6 +25,7 @@ from instructkit.errors import Fault
 
 ROLES = ("system", "user", "assistant", "tool")
 LONGEST_CHARACTERS = 2_000_000
+MOST_MARGIN = 1000  # between two scores; behind a larger one every loss is lost in rounding
 
 
 def check_rows(rows: Sequence[Row], kind: str, places: Sequence[str]) -> list[Fault]:
@@ -72,13 +73,19 @@ class Checker:
             self._good += 1
         return [Fault(place, message) for message in messages]
 
+    def strange_forms(self) -> set[tuple[str, ...]]:
+        """All forms but the usual one."""
+        return set(self.forms) - {self._usual()}
+
+    def _usual(self) -> tuple[str, ...]:
+        """The form of most good rows, the first of those that are as usual."""
+        return max(self.forms, key=lambda form: len(self.forms[form]), default=())
+
     def strangers(self) -> Iterator[tuple[int, tuple[str, str]]]:
         """Of the good rows those of another form than most: which of them, and what is wrong in words."""
         if len(self.forms) < 2:
             return
-        usual = max(
-            self.forms, key=lambda form: len(self.forms[form])
-        )  # the first of those that are as usual
+        usual = self._usual()
         told = f"instead of {form_told(usual)}, as {len(self.forms[usual])} of {self._good} rows"
         others = {i: form for form, found in self.forms.items() if form != usual for i in found}
         for i in sorted(others):
@@ -160,8 +167,8 @@ def _check_preference(row: Row, shape: tuple[str, ...]) -> list[str]:
     if not faults and row.get("prompt") is None and not isinstance(row["chosen"], str):
         faults += _same_question(row["chosen"], row["rejected"])
     margin = row.get("margin")
-    if margin is not None and not (_number(margin) and margin >= 0):
-        faults.append(f"`margin` is {briefly(margin)}; wanted a number, 0 or above")
+    if margin is not None and not (_number(margin) and 0 <= margin <= MOST_MARGIN):
+        faults.append(f"`margin` is {briefly(margin)}; wanted a number from 0 to {MOST_MARGIN}")
     return faults
 
 

@@ -17,6 +17,7 @@ from instructkit.recipe.paths import encoding_of
 
 LONGEST_LINE_BYTES = 64 * 2**20
 NOT_UTF_8 = ("not UTF-8", "save the file as UTF-8")
+_GZIPPED = b"\x1f\x8b"  # with which such a file begins
 _NO_CHARACTER = re.compile("[\udc80-\udcff]")  # what a byte that is no UTF-8 is decoded to
 
 
@@ -55,6 +56,9 @@ def lines(
     try:
         with opener(path, "rb") as stream:
             for i, line in enumerate(iter(lambda: stream.readline(longest + 1), b"")):
+                if i == 0 and opener is open and line[:2] == _GZIPPED:
+                    way = f"rename the file to {path.name}.gz"
+                    raise DataError([Fault(f"{path}:1", "gzipped, which its name does not say", way)], 1)
                 if i == 0 and (encoding := encoding_of(line[:4])):
                     raise DataError([Fault(f"{path}:1", encoding, "save the file as UTF-8")], 1)
                 if len(line) > longest:

@@ -9,6 +9,7 @@ from typing import Any
 from instructkit.data.detect import Found, detect, faults_of, unread_columns
 from instructkit.data.readers import paths_of, read_source
 from instructkit.data.records import truth
+from instructkit.data.scales import Scale
 from instructkit.errors import DataError, Fault, InputError
 
 MOST_FILES = 100  # of a folder or glob, that are looked at one by one
@@ -130,21 +131,11 @@ def _as_meant(name: str, kind: str, rows: list[tuple[dict[str, Any], str]], foun
 def _refuse_scale(name: str, rows: list[dict[str, Any]]) -> None:
     """Ratings from 1 to 5 are no rows to train on as they are; the store reads them with their scale."""
     rated = [row for row in rows if "rating" in row and ({"response", "completion", "answer"} & set(row))]
-    given = [
-        row["rating"]
-        for row in rated
-        if isinstance(row["rating"], int | float) and row["rating"] == row["rating"]
-    ]
-    finite = [rating for rating in given if abs(rating) < 1e6]
-    if 2 * len(rated) <= len(rows) or not finite or (max(finite) <= 1 and min(finite) >= -1):
-        return
-    low, high = min(finite), max(finite)
-    scale = f"{min(low, 1) if low >= 0 else low:g}:{high:g}"
-    raise InputError(
-        f"{name}: {len(rows)} rows of users' feedback, rated {low:g} to {high:g}; wanted are ratings from -1 to 1",
-        hint=f"`instructkit feedback import {name} --scale {scale}` reads them into a store with the scale they were given on, "
-        "and `instructkit init --data feedback.db` makes a recipe of it",
-    )
+    scale = Scale()
+    for row in rated:
+        scale.add(row["rating"])
+    if 2 * len(rated) > len(rows) and scale.is_another:
+        raise scale.error(name)
 
 
 def _shapes(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:

@@ -63,7 +63,8 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     if not all(sides):
         empty = "training" if not sides[0] else "evaluation"
         raise InputError(
-            f"{rows.source}: holding out a share of {share} of {len(rows.rows)} rows leaves nothing for {empty}",
+            f"{rows.source}: holding out a share of {share} of {len(rows.rows)} rows leaves nothing for {empty}; they have "
+            f"{len(first)} different prompts, and all rows of one go to one side",
             hint="give more rows, another share, or a held-out file of its own",
         )
     return rows.pick(sides[0]), rows.pick(sides[1])

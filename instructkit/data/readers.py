@@ -97,7 +97,10 @@ def _found(path: Path) -> list[Path]:
             _tell_left_out(path, tuple(item.name for item in inside if item not in found))
         return found
     folder, pattern = Path(path.anchor), str(path.relative_to(path.anchor))
-    return sorted(item for item in folder.glob(pattern) if item.is_file())
+    hidden = path.name.startswith(".")
+    return sorted(
+        item for item in folder.glob(pattern) if item.is_file() and (hidden or item.name[:1] != ".")
+    )
 
 
 @cache

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import bisect
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from instructkit.data.csv_files import numbered
 from instructkit.data.lines import Read
 from instructkit.data.readers import read_source
 from instructkit.data.records import DEEPEST, SHAPES, Row, detect_shape, is_nested, unread
+from instructkit.data.scales import Scale
 from instructkit.data.shapes import as_messages, in_our_shape
 from instructkit.data.table import Table
 from instructkit.data.turns import fields_beside
@@ -74,24 +75,27 @@ class Reading:
         self._seen = self._faults = 0
         self._margins = False  # whether any good comparison has one
         self._forms_of: dict[str, set[tuple[str, ...]]] = {}  # by file, the shapes of its good rows
-        self.unread: Counter[str] = Counter()  # columns that nothing reads, and how many good rows have each
+        self._scale = Scale()
+        self._unread: dict[
+            tuple[str, ...], Counter[str]
+        ] = {}  # by form, how many rows have a column that nothing reads
         self.beside: Counter[str] = Counter()  # the same of messages' fields, which some templates read
         self._first: list[tuple[int, Fault]] = []  # as many faults as are shown, and which row each is in
 
     def read(self, part: Part, limit: int | None) -> None:
         """
-        Read a source to its end, or so many rows.
+        Read a source to its end, or so many rows; where faults are skipped, so many good ones.
 
         Raises:
             InputError: when there is no such source, or it is empty.
         """
         self._starts.append(len(self.table))
         before = self._seen
-        for raw, place in itertools.islice(
-            read_source(part.source, split=part.split, config=part.config), limit
-        ):
+        for raw, place in read_source(part.source, split=part.split, config=part.config):
             self._take(raw, place)
             self._seen += 1
+            if limit is not None and limit <= (len(self.table) if self.skip_faults else self._seen):
+                break
         if self._seen == before:
             raise InputError(
                 f"{part.source} holds no rows", hint="check the file; each line of a .jsonl is one row"
@@ -101,6 +105,8 @@ class Reading:
         self._keys.update(() if isinstance(raw, Fault) else raw)
         row, _ = ours(raw, place, self.columns, self._checker.kind, self.shapes)
         faults = [row] if isinstance(row, Fault) else self._checker.faults(row, place)
+        if self._checker.kind == "feedback" and not isinstance(row, Fault):
+            self._scale.add(row.get("rating"))
         if faults:
             self._refuse(self._seen, faults)
             if self.skip_faults:
@@ -109,9 +115,18 @@ class Reading:
         self.table.append((_as_learned(row) if self._checker.kind == "sft" else row, place))
         self._order.append(self._seen)
         self._margins |= self._checker.kind == "preference" and row.get("margin") is not None
-        self.unread.update(sorted(unread(row, self._checker.kind)))
+        left = self._unread.setdefault(self._checker.form, Counter())
+        left.update(sorted(unread(row, self._checker.kind)))
         self.beside.update(sorted(fields_beside(row)))
         self._forms_of.setdefault(_ROW_OF_PLACE.sub("", place), set()).add(self._checker.form)
+
+    @property
+    def unread(self) -> Counter[str]:
+        """Columns that nothing reads, and how many of the rows that are kept have each."""
+        kept = {
+            form: found for form, found in self._unread.items() if form not in self._checker.strange_forms()
+        }
+        return sum(kept.values(), Counter())
 
     def _refuse(self, i: int, faults: list[Fault]) -> None:
         self._faults += len(faults)
@@ -149,8 +164,13 @@ class Reading:
             self._refuse_some_margins(kept, parts)
             return kept
         faults = [fault for _, fault in sorted(self._first, key=itemgetter(0))]
+        other = (
+            self._scale.error(" + ".join(part.source for part in parts)) if self._scale.is_another else None
+        )
         if not self.skip_faults:
-            raise DataError(faults, self._faults)
+            raise DataError(faults, self._faults, hint=other and other.hint)
+        if other:  # what is left is within our scale by chance
+            raise other
         if not all(kept):
             hint = "no row is left; `on_fault: skip` needs some without faults"
             raise DataError(faults, self._faults, hint=hint)
@@ -159,15 +179,22 @@ class Reading:
             self._skip(strangers, parts)
         return kept
 
+    def by_source(self, chosen: Iterable[int]) -> list[int]:
+        """How many of these good rows are of each source."""
+        found = Counter(bisect.bisect_right(self._starts, i) - 1 for i in chosen)
+        return [found[i] for i in range(len(self._starts))]
+
     def _refuse_some_margins(self, kept: list[Sequence[int]], parts: list[Part]) -> None:
         """A trainer reads margins of all rows or of none; which of the two would depend on the order of the file."""
         if not self._margins:
             return
-        given = [self.table[i][0].get("margin") is not None for part in kept for i in part]
-        if 0 < sum(given) < len(given):
+        count = sum(map(len, kept))
+        without = [i for part in kept for i in part if self.table[i][0].get("margin") is None]
+        if 0 < len(without) < count:
+            name, first = " + ".join(part.source for part in parts), self.table[without[0]][1]
             raise InputError(
-                f"{' + '.join(part.source for part in parts)}: {sum(given)} of {len(given)} comparisons have a `margin`",
-                hint="give all of them one, or none: a trainer reads margins of all rows or of none",
+                f"{name}: {count - len(without)} of {count} comparisons have a `margin`; {first} has none",
+                hint="give all of them one, or none (`columns: {margin: unused}`): a trainer reads margins of all rows or none",
             )
 
     def _bring_together(self) -> None:

@@ -106,7 +106,7 @@ def load_rows(
     """
     parts = [Part.of(item) for item in (source if isinstance(source, list) else [source])]
     reading = Reading(kind, columns or {}, skip_faults=skip_faults)
-    first = limit if len(parts) == 1 and not shuffle and not skip_faults else None
+    first = limit if len(parts) == 1 and not shuffle else None
     for part in parts:
         reading.read(part, first)
     if every_column:
@@ -116,8 +116,10 @@ def load_rows(
     chosen = _mixture(sound, counts, seed) if isinstance(source, list) else sound[0]
     if shuffle:
         chosen = array("Q", random.Random(seed).sample(chosen, len(chosen)))
-    rows, places = (reading.table.column(chosen[:limit], itemgetter(i)) for i in (0, 1))
-    shares = tuple((p.source, n, len(r)) for p, n, r in zip(parts, counts, sound, strict=True))
+    chosen = chosen[:limit]
+    rows, places = (reading.table.column(chosen, itemgetter(i)) for i in (0, 1))
+    used = reading.by_source(chosen)
+    shares = tuple((p.source, n, len(r)) for p, n, r in zip(parts, used, sound, strict=True))
     return Rows(
         rows,
         places,

@@ -56,10 +56,10 @@ def look(recipe: Any, inputs: Inputs, machine: Machine, count: int) -> Look:
     """
     beginning = _first(inputs, max(count, LOOKED_AT))
     try:
-        tokenizer, encoded = _prepared(recipe, beginning, machine)
+        tokenizer, encoded, left = _prepared(recipe, beginning, machine)
     except InputError:  # said of all rows, it may be true of these alone
         beginning = inputs
-        tokenizer, encoded = _prepared(recipe, beginning, machine)
+        tokenizer, encoded, left = _prepared(recipe, beginning, machine)
     every = [(ids, labels) for parts in encoded for _, ids, labels in parts]
     found = oddities(recipe.stage, tokenizer, every)
     rows = beginning.data.get("train")
@@ -70,8 +70,9 @@ def look(recipe: Any, inputs: Inputs, machine: Machine, count: int) -> Look:
     ):  # no row of a trainer is one of the source
         titled = [(f"row {i}", parts) for i, parts in enumerate(encoded[:count], start=1)]
         return Look([_seen(tokenizer, title, part) for title, parts in titled for part in parts], found)
-    if len(encoded) == len(rows.rows):
-        kept = dict(enumerate(encoded[:count]))
+    if len(encoded) == len(left.places):  # of PPO's prompts the stage itself says which it left out
+        at = {place: i for i, place in enumerate(rows.places)}
+        kept = {at[place]: parts for place, parts in zip(left.places, encoded, strict=True)}
     else:
         kept = _kept(recipe, beginning, machine, list(range(min(count, len(rows.rows)))))
     return Look(list(_of_rows(recipe.stage, tokenizer, rows, kept, count)), found)
@@ -86,18 +87,18 @@ def _first(inputs: Inputs, count: int) -> Inputs:
     return replace(inputs, data=data)
 
 
-def _prepared(recipe: Any, inputs: Inputs, machine: Machine) -> tuple[Any, list[list[Part]]]:
-    # A stage that leaves rows out takes them from what it is given.
+def _prepared(recipe: Any, inputs: Inputs, machine: Machine) -> tuple[Any, list[list[Part]], Rows | None]:
+    """The tokenizer, the training rows as the trainer holds them, and the rows that the stage gave it."""
     given = replace(inputs, data=dict(inputs.data))
     with on_paper(recipe, given, machine) as (trainer, rest, _, _):
-        return rest[0], list(parts_of_rows(recipe.stage, trainer, rest[0]))
+        return rest[0], list(parts_of_rows(recipe.stage, trainer, rest[0])), given.data.get("train")
 
 
 def _kept(recipe: Any, inputs: Inputs, machine: Machine, places: list[int]) -> dict[int, list[Part]]:
     """By its place, each row that a trainer keeps; none says which it left out, so halves are tried until it is clear."""
     some = replace(inputs, data={**inputs.data, "train": inputs.data["train"].pick(places)})
     try:
-        _, encoded = _prepared(recipe, some, machine)
+        _, encoded, _ = _prepared(recipe, some, machine)
     except InputError:  # all rows together are no fault, so nothing of these is left
         encoded = []
     if len(encoded) == len(places):

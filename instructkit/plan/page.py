@@ -79,7 +79,12 @@ def _shares(found: dict[str, float]) -> str:
 def _steps(plan: Plan) -> str:
     s = plan.rehearsal.steps
     each = f"{s['per_device']} per device x {s['accumulation']} accumulation x {s['processes']} processes = {s['batch']}"
-    return f"steps: {s['steps']}, of {each} rows; {s['steps_per_epoch']} steps an epoch, {s['rows']} rows"
+    told = f"steps: {s['steps']}, of {each} rows; {s['steps_per_epoch']} steps an epoch, {s['rows']} rows"
+    if "rollout" not in s:
+        return told
+    whole, over = divmod(s["rows"], s["rollout"])
+    left = f", {over} prompts of each epoch left over" if over else ""
+    return f"{told}: {whole} rollouts of {s['rollout']} prompts x {s['steps_a_rollout']} steps{left}"
 
 
 def _memory(plan: Plan) -> list[str]:

@@ -259,7 +259,14 @@ def _steps(trainer: Any) -> dict[str, Any]:
     """Epochs, steps and batches as Trainer itself works them out."""
     args = trainer.args
     found = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    rollout = {}
+    if hasattr(trainer, "critic"):
+        rollout = {
+            "rollout": args.prompts_per_rollout,
+            "steps_a_rollout": args.num_iterations * args.mini_batches,
+        }
     return {
+        **rollout,
         "rows": len(trainer.train_dataset),
         "epochs": found[0],
         "steps_per_epoch": found[1],

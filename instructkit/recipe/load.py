@@ -213,6 +213,8 @@ def _remedy(key: str, section: str, allowed: set[str], stage: str) -> str:
         return f"did you mean `{near[0]}`?"
     if told := home(key, stage, within=section):
         return told
+    if key in trainer_fields.OURS:
+        return trainer_fields.OURS[key]
     if trainer_fields.known(key, stage):
         return "it belongs under `trainer:`"
     if not section and key != INTERNAL:

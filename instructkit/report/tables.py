@@ -82,7 +82,7 @@ def left_out(run: dict[str, Any]) -> list[str]:
     """Rows that a run left out, a line for each reason: those with faults, and those that its trainer dropped."""
     data = run.get("data") or {}
     told = [
-        f"data {role}: {rows['skipped']} rows skipped for their faults; skipped.jsonl has each with its reason"
+        f"data {role}: {rows['skipped']} rows left out; skipped.jsonl has each with its reason"
         for role, rows in data.items()
         if isinstance(rows, dict) and rows.get("skipped")
     ]

@@ -125,7 +125,7 @@ def left_out(inputs: Inputs) -> list[str]:
     for role, rows in inputs.data.items():
         for source, used, of in rows.shares:
             if used < of:
-                told.append(f"data {role}: drawn from {source}, by its weight: {used} of its {of} rows")
+                told.append(f"data {role}: {used} of {of} rows of {source}, by weights and limit")
         for shape, count in rows.shapes:
             told.append(f"data {role}: {count} rows of {rows.source} read as {shape}")
         if rows.unread:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from instructkit.data.reading import Skipped
 from instructkit.data.sources import Rows
 from instructkit.encode import encode_prompt
-from instructkit.errors import DataError, Fault
+from instructkit.errors import SHOWN_FAULTS, DataError, Fault
 from instructkit.stages.base import Frame
 
 TEMPLATE_TOKENS = 256  # more than what a template puts around a message
@@ -32,27 +34,32 @@ def keep_to_context(frame: Frame, model: Any, tokenizer: Any, response: int) -> 
         if not found:
             continue
         told = f"a response of {response} more is longer than the model's {positions} positions"
-        if frame.recipe.data.on_fault != "skip" or len(found) == len(rows.rows):
-            faults = [
-                Fault(rows.places[i], f"a prompt of {n} tokens, which with {told}") for i, n in found.items()
-            ]
+        faults = {
+            i: Fault(rows.places[i], f"a prompt of {n} tokens, which with {told}") for i, n in found.items()
+        }
+        skips = frame.recipe.data.on_fault == "skip"
+        if not skips or len(found) == len(rows.rows):
+            way = "" if skips else ", or leave them out with data.on_fault: skip"
             raise DataError(
-                faults[:20],
+                list(faults.values())[:SHOWN_FAULTS],
                 len(faults),
-                hint=f"{_shorter_responses(positions, found)}shorten or remove these prompts, or leave them out with "
-                "data.on_fault: skip; nothing was trained",
+                hint=f"{_shorter_responses(positions, found)}shorten or remove these prompts{way}; nothing was trained",
             )
-        data[role] = rows.pick([i for i in range(len(rows.rows)) if i not in found])
+        left_out = tuple(Skipped(fault, rows.rows[i]) for i, fault in faults.items())
+        kept = rows.pick([i for i in range(len(rows.rows)) if i not in found])
+        data[role] = replace(kept, skipped=(*rows.skipped, *left_out))
         frame.dropped[f"data.{role}: a prompt that with {told}"] = len(found)
+        frame.reporter.note(
+            f"{len(found)} of {len(rows.rows)} {role} prompts are left out, the first {left_out[0].fault}"
+        )
 
 
 def _shorter_responses(positions: int, found: dict[int, int]) -> str:
-    """The way on that keeps every prompt, where there is one."""
-    longest = max(found.values())
+    """The way on that keeps the prompts, or those of them that the model has positions for at all."""
+    fitting = [tokens for tokens in found.values() if tokens < positions]
+    all_ = "" if len(fitting) == len(found) else f", with which {len(fitting)} of them fit"
     return (
-        f"set trainer.max_completion_length to {positions - longest} or lower, "
-        if longest < positions
-        else ""
+        f"set trainer.max_completion_length to {positions - max(fitting)} or lower{all_}, " if fitting else ""
     )
 
 

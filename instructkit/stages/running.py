@@ -179,11 +179,10 @@ def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: 
         begun=inputs.begun(),
         synthetic=any(rows.synthetic for rows in inputs.data.values()),
     )
-    skipped = [{"role": role, **row.as_dict()} for role, rows in inputs.data.items() for row in rows.skipped]
-    if skipped:
-        write_rows(frame.folder / "skipped.jsonl", skipped)
+    _keep_skipped(frame)
     seed_everything(frame.seed)
     result = train(frame)
+    _keep_skipped(frame)  # a stage may have left out more, which only its model tells
     frame.timed("save", lambda: result.save(frame.folder))
     _drop_checkpoints(recipe, frame.folder)
     write_rows(frame.folder / "samples.jsonl", result.samples)
@@ -194,6 +193,15 @@ def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: 
         gates=[gate.as_dict() for gate in result.gates],
         timings=frame.clock,
     )
+
+
+def _keep_skipped(frame: Frame) -> None:
+    """Every row that was left out for a fault, with its reason."""
+    found = [
+        {"role": role, **row.as_dict()} for role, rows in frame.inputs.data.items() for row in rows.skipped
+    ]
+    if found:
+        write_rows(frame.folder / "skipped.jsonl", found)
 
 
 def _drop_checkpoints(recipe: Any, output: Path) -> None:

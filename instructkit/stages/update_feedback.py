@@ -216,9 +216,14 @@ def _known_again(test: sources.Rows, path: str) -> sources.Rows:
 
 def _refuse_mixed_prompts(rows: sources.Rows) -> None:
     """A trainer reads texts or conversations, not both at once."""
-    texts = sum(isinstance(row.get("prompt"), str) for row in rows.rows)
-    if 0 < texts < len(rows.rows):
+    forms: dict[bool, list[str]] = {True: [], False: []}
+    for row, place in zip(rows.rows, rows.places, strict=True):
+        forms[isinstance(row.get("prompt"), str)].append(place)
+    if all(forms.values()):
+        texts, talks = forms[True], forms[False]
+        few, what = (talks, "messages") if len(talks) < len(texts) else (texts, "text")
         raise InputError(
-            f"{rows.source}: {texts} of {len(rows.rows)} events have a text as prompt, the rest have messages",
+            f"{rows.source}: {len(texts)} of {len(rows.rows)} events have a text as prompt, the rest have messages; the first of "
+            f"the fewer, with {what}, is {few[0]}",
             hint="write every prompt as messages, or every one as text",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from instructkit.data.looking import look
+from instructkit.data.prepare import split
 from instructkit.data.sources import Rows, load_rows
 from instructkit.errors import InputError
 
@@ -147,3 +149,63 @@ def test_a_json_file_that_is_too_large_says_how_to_go_on(monkeypatch: pytest.Mon
         with pytest.raises(InputError) as caught:
             load_rows("rows.json", kind="sft")
         assert "write it as .jsonl" in f"{caught.value} {caught.value.hint}"
+
+
+def test_ratings_on_another_scale_are_not_skipped_down_to_ours() -> None:
+    rows = [{"prompt": f"q {i}", "response": "a", "rating": 1 + i % 5} for i in range(20)]
+    for skip in (False, True):
+        with pytest.raises(InputError) as caught:
+            load(*rows, kind="feedback", skip_faults=skip)
+        assert "instructkit feedback import rows.jsonl --scale 1:5" in caught.value.hint
+    one = [{**row, "rating": 5 if i == 3 else 1} for i, row in enumerate(rows)]
+    assert len(load(*one, kind="feedback", skip_faults=True).rows) == 19
+
+
+def test_a_limit_counts_good_rows_where_faults_are_skipped() -> None:
+    rows = [{"text": ""}, *({"text": str(i)} for i in range(6)), {"text": ""}]
+    found = load(*rows, skip_faults=True, limit=3)
+    assert [row["text"] for row in found.rows] == ["0", "1", "2"]
+    assert [each.fault.where for each in found.skipped] == ["rows.jsonl:1"]
+    with pytest.raises(InputError, match=r"rows\.jsonl:1"):
+        load(*rows, limit=3)
+    assert len(load(*rows[1:7], limit=3).rows) == 3
+
+
+def test_shares_are_told_of_the_rows_that_are_kept() -> None:
+    one, two = (write(name, *({"text": f"{name} {i}"} for i in range(20))) for name in ("a.jsonl", "b.jsonl"))
+    found = load_rows([one, two], kind="sft", limit=10)
+    assert sum(used for _, used, _ in found.shares) == 10
+    for source, used, of in found.shares:
+        assert (used, of) == (sum(place.startswith(source) for place in found.places), 20)
+
+
+def test_columns_of_rows_that_are_left_out_are_not_told() -> None:
+    found = load({"text": "a"}, {"text": "b"}, {**PAIR, "text": "c", "more": 1}, skip_faults=True)
+    assert found.unread == () and len(found.skipped) == 1
+
+
+def test_a_pattern_finds_no_hidden_files_unless_it_asks_for_them() -> None:
+    write("a.jsonl", {"text": "a"}), write(".b.jsonl", {"text": "b"})
+    assert len(load_rows("*.jsonl", kind="sft").rows) == 1
+    assert len(load_rows(".*.jsonl", kind="sft").rows) == 1
+
+
+def test_a_packed_file_says_so_whatever_its_name(here: Path) -> None:
+    Path("rows.jsonl").write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    with pytest.raises(InputError, match=r"rows\.jsonl:1: gzipped.*rename the file to rows\.jsonl\.gz"):
+        load_rows("rows.jsonl", kind="sft")
+
+
+def test_some_margins_are_told_with_the_first_row_without() -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    with pytest.raises(
+        InputError, match=r"1 of 2 comparisons have a `margin`; rows\.jsonl:2 has none"
+    ) as caught:
+        load({**pair, "margin": 1}, pair, kind="preference")
+    assert "columns: {margin: unused}" in caught.value.hint
+
+
+def test_a_share_of_one_prompt_says_why_nothing_is_held_out() -> None:
+    found = load(*({"prompt": "q", "completion": str(i)} for i in range(9)))
+    with pytest.raises(InputError, match="they have 1 different prompts, and all rows of one go to one side"):
+        split(found, 0.5, 0)

@@ -13,6 +13,7 @@ from stages.small import CHAT, rows
 
 from instructkit.cli.main import main
 from instructkit.errors import InputError
+from instructkit.plan import make, page
 from instructkit.plan.look import look
 from instructkit.stages import collector
 from instructkit.stages.base import choose_machine
@@ -158,3 +159,22 @@ def test_a_fault_of_the_first_rows_alone_is_none_of_all(workplace, monkeypatch) 
     rows("some.jsonl", [long, long, *CHAT])
     body = "model: {name: tiny}\ndata: {train: some.jsonl, eval: null}\ntrainer: {max_length: 24}\nrun: {output: out}\n"
     assert "left out" in seen(recipe("sft", body), 1).rows[0].title
+
+
+def test_prompts_that_ppo_leaves_out_are_named_and_no_others(line, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.chdir(line)
+    asked = [{"prompt": "w " * 900 if i == 2 else f"q {i}"} for i in range(9)]
+    rows("many.jsonl", asked)
+    body = (
+        "model: {name: sft}\nreward: [{model: reward}]\ndata: {train: many.jsonl, eval: null, on_fault: skip}\n"
+        "trainer: {max_steps: 1, per_device_train_batch_size: 4, max_completion_length: 9}\nrun: {output: new}\n"
+    )
+    told = [row.title for row in seen(recipe("ppo", body), 4).rows]
+    assert [title.partition(",")[0].partition(": ")[0] for title in told] == [
+        f"many.jsonl:{i}" for i in (1, 2, 3, 4)
+    ]
+    assert ["left out" in title for title in told] == [False, False, True, False]
+    plan = make.make(found := recipe("ppo", body), collector(found))
+    lines = page.lines(plan)
+    assert any(told.startswith("data train: 1 rows skipped, the first many.jsonl:3") for told in lines)
+    assert any("2 rollouts of 4 prompts x" in told for told in lines)

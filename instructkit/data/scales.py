@@ -1,0 +1,41 @@
+"""Ratings of feedback on another scale than from -1 to 1, told as such: a 1 of five would be learned as the best of all. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from instructkit.errors import InputError
+
+FAR_OFF = 1e6  # no scale of ratings goes so far
+
+
+class Scale:
+    """The ratings of rows, as they are found."""
+
+    def __init__(self) -> None:
+        self.rated = self.outside = 0
+        self.low, self.high = math.inf, -math.inf
+
+    def add(self, rating: Any) -> None:
+        """One more; what is no number, or no rating, does not count."""
+        if isinstance(rating, bool) or not isinstance(rating, int | float) or not abs(rating) < FAR_OFF:
+            return
+        self.rated += 1
+        self.outside += not -1 <= rating <= 1
+        self.low, self.high = min(self.low, rating), max(self.high, rating)
+
+    @property
+    def is_another(self) -> bool:
+        """Whether most ratings are beyond ours."""
+        return 2 * self.outside > self.rated
+
+    def error(self, source: str) -> InputError:
+        """What is found, and how such rows are read."""
+        low = min(self.low, 1) if self.low >= 0 else self.low
+        told = f"{source}: {self.rated} rows of users' feedback, rated {self.low:g} to {self.high:g}"
+        return InputError(
+            f"{told}; wanted are ratings from -1 to 1",
+            hint=f"`instructkit feedback import {source} --scale {low:g}:{self.high:g}` reads them into a store with the scale "
+            "they were given on, and a recipe names that: `feedback: {events: feedback.db}`",
+        )
