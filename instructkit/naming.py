@@ -21,6 +21,7 @@ from instructkit.runs.chains import follow
 if TYPE_CHECKING:
     from instructkit.recipe.schema import LoraSection
 
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?$")
 
 
@@ -99,6 +100,14 @@ def _locate_folder(name: str, path: Path) -> Source:
     raise InputError(
         f"{name} holds no model", hint="a model folder has config.json or adapter_config.json in it"
     )
+
+
+def lacks_weights(source: Source) -> bool:
+    """Whether a folder holds a config and no weights; of a hub id nothing is known here."""
+    folder = source.adapter or Path(source.base)
+    if source.gguf_file or not folder.is_dir():
+        return False
+    return not any(item.suffix in _WEIGHTS for item in folder.iterdir())
 
 
 def _finished_run(path: Path) -> Path | None:

@@ -163,6 +163,7 @@ def rehearsing() -> Iterator[Ledger]:
         (torch, "is_autocast_enabled", _unless_meta(torch.is_autocast_enabled, False)),
         (torch, "autocast", _unless_meta(torch.autocast, contextlib.nullcontext())),
         (transformers.Trainer, "_move_model_to_device", lambda self, model, device: model),
+        (transformers.Trainer, "init_hf_repo", lambda self, *args, **kwargs: None),  # it would make one
         (accelerate.Accelerator, "device", property(lambda self: torch.device("meta"))),
     )
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in stand_ins]

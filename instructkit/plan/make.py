@@ -21,7 +21,13 @@ from instructkit.recipe.render import to_dict
 from instructkit.runs.lock import refuse_held
 from instructkit.runs.record import RunFolder
 from instructkit.stages import resuming
-from instructkit.stages.base import Inputs, choose_machine, left_out, refuse_unfit_parents
+from instructkit.stages.base import (
+    Inputs,
+    choose_machine,
+    left_out,
+    refuse_unfit_parents,
+    refuse_without_weights,
+)
 
 if TYPE_CHECKING:
     from instructkit.plan.changes import Change
@@ -72,7 +78,10 @@ class Plan:
         for reason, left in self.rehearsal.dropped.items():
             role, _, why = reason.removeprefix("data.").rpartition(": ")
             rows = self.inputs.data.get(role)
-            every = len(rows.rows) if rows is not None else self.rehearsal.rows.rows + left
+            gone = (
+                left if rows is None or self.recipe.stage in ("reward", "ppo") else 0
+            )  # which leave out the rows too
+            every = (self.rehearsal.rows.rows if rows is None else len(rows.rows)) + gone
             if left > MOST_LEFT_OUT * every:
                 told.append(
                     f"{left} of {every} {role or 'train'} rows ({left / every:.0%}) are left out: {why}; raise "
@@ -162,8 +171,9 @@ def make(
 def against(
     recipe: Any, inputs: Inputs, *, overwrite: bool = False, resume: bool = False
 ) -> InputError | None:
-    """What the run would be told of its folder before it could begin; None when nothing stands in its way."""
+    """What the run would be told of its models' folders and its own before it could begin; None when nothing is in its way."""
     try:
+        refuse_without_weights(inputs.parents)
         if resume:
             resuming.refuse(recipe, inputs)
         else:

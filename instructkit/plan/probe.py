@@ -56,7 +56,7 @@ def probe(recipe: Any, inputs: Inputs, machine: Machine) -> Probe:
     stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        frame = Frame(recipe, inputs, machine, Path(folder), Listener(), resume=False)
+        frame = Frame(_without_traces(recipe), inputs, machine, Path(folder), Listener(), resume=False)
         seed_everything(frame.seed)
         trainer, *_ = stage.prepare(frame)
         first, last = _bounds(trainer)
@@ -67,6 +67,13 @@ def probe(recipe: Any, inputs: Inputs, machine: Machine) -> Probe:
     first = min(first, len(ends) - 2)  # a run of one step: from its beginning
     timed = len(ends) - 1 - first
     return Probe(timed, (ends[-1] - ends[first]) / timed, before, peak_memory())
+
+
+def _without_traces(recipe: Any) -> Any:
+    """The recipe without what would be seen elsewhere: a hub's repository, a tracker's run."""
+    return recipe.model_copy(
+        update={"trainer": {**recipe.trainer, "push_to_hub": False, "report_to": "none"}}
+    )
 
 
 def _bounds(trainer: Any) -> tuple[int, int]:

@@ -21,7 +21,7 @@ def told_by_recipe(recipe: Any) -> Iterator[None]:
         yield
     except InstructKitError:
         raise
-    except (ValueError, TypeError, ImportError, OSError, NotImplementedError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{recipe.source}: this run is refused before its first step: {first}",

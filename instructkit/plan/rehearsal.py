@@ -145,7 +145,7 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine, known: Rehearsal | N
             optimizer=int(per_weight * sum(p.numel() for p in trained)),
             held=held,
             batch=batch,
-            steps=known.steps if known else _steps(trainer),
+            steps=known.steps if known else _steps(recipe, trainer),
             rows=said,
             trained=(sum(p.numel() for p in trained), sum(p.numel() for p in every)),
             kept=kept,
@@ -255,10 +255,11 @@ def _work(trainer: Any, batch: tuple[int, int], usual: int) -> tuple[float, floa
     return 0.0, trainer.args.gradient_accumulation_steps * rows * min(usual, longest)
 
 
-def _steps(trainer: Any) -> dict[str, Any]:
+def _steps(recipe: Any, trainer: Any) -> dict[str, Any]:
     """Epochs, steps and batches as Trainer itself works them out."""
     args = trainer.args
-    found = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    with told_by_recipe(recipe):
+        found = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     rollout = {}
     if hasattr(trainer, "critic"):
         rollout = {

@@ -123,7 +123,10 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
         held_out_near=held_out_near,
         near_pairs=near_pairs,
         begun=_begun(trained, held_out) if stage == "sft" and held_out is not None else None,
-        odd=oddities(stage, tokenizer, encoded, getattr(trainer.args, "max_length", None)),
+        odd=[
+            *oddities(stage, tokenizer, encoded, getattr(trainer.args, "max_length", None)),
+            *_beyond_positions(trainer, lengths),
+        ],
         histogram=histogram(lengths),
         scripts=scripts(texts[:LOOKED_AT]),
         languages=by_language,
@@ -171,6 +174,18 @@ def _behind(limit: int, prompt: int, whole: int) -> tuple[int, int]:
     """Tokens of the prompt and of the answer that lie behind a limit."""
     cut, of_prompt = max(0, whole - limit), max(0, min(prompt, whole) - limit)
     return of_prompt, cut - of_prompt
+
+
+def _beyond_positions(trainer: Any, lengths: Sequence[int]) -> list[str]:
+    """Rows that are longer than what the model was made for; PPO leaves such prompts out, or refuses them."""
+    positions = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+    count = sum(length > positions for length in lengths) if positions else 0
+    if not count:
+        return []
+    return [
+        f"{count} of {len(lengths)} rows are longer than the model's {positions} positions, behind which it knows nothing, and "
+        f"some models fail: set trainer.max_length to {positions} or lower"
+    ]
 
 
 def _begun(trained: Rows, held_out: Rows) -> str | None:

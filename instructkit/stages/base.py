@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from instructkit import machine as machines
 from instructkit import naming
 from instructkit.data.sources import Rows
+from instructkit.errors import InputError
 from instructkit.machine import Machine
 from instructkit.runs.metrics import MetricsWriter
 
@@ -110,6 +111,21 @@ def refuse_unfit_parents(recipe: Any, parents: dict[str, naming.Source]) -> None
         if role != "model" or recipe.stage != "reward":
             naming.refuse_wrong_role(source, as_reward=role != "model")
     naming.refuse_dora_above_an_adapter(parents["model"], recipe.lora)
+
+
+def refuse_without_weights(parents: dict[str, naming.Source]) -> None:
+    """
+    A plan needs no weights, a run does.
+
+    Raises:
+        InputError: naming the folder of a model that has a config alone.
+    """
+    for source in parents.values():
+        if naming.lacks_weights(source):
+            folder = source.adapter or source.base
+            raise InputError(
+                f"{folder} holds no weights", hint="download them, such as model.safetensors, into it"
+            )
 
 
 def seed_everything(seed: int) -> None:

@@ -71,37 +71,46 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, Pai
     from instructkit.stages.training import arguments, build, callbacks
 
     args = arguments(RewardConfig, frame, frame.recipe.trainer)
-    fitting = {role: within(rows, args.max_length) for role, rows in pairs.items()}
-    for role, rows in fitting.items():
-        if len(rows) < len(pairs[role]):
-            dropped = len(pairs[role]) - len(rows)
-            frame.reporter.note(
-                f"{dropped} of {len(pairs[role])} {role} pairs are left out: they exceed max_length {args.max_length}"
-            )
-            frame.dropped[f"{role}: longer than max_length"] = dropped
-    if not fitting["train"]:
-        raise InputError(
-            f"{frame.recipe.source}: every training pair is longer than max_length {args.max_length}",
-            hint="raise trainer.max_length",
-        )
+    for role in pairs:
+        leave_out_long(frame, role, pairs, args.max_length)
     return build(
         RewardTrainer,
         frame,
         model=model,
         args=args,
-        train_dataset=dataset_of(fitting["train"]),
-        eval_dataset=dataset_of(fitting["eval"]) if fitting.get("eval") else None,
+        train_dataset=dataset_of(pairs["train"]),
+        eval_dataset=dataset_of(pairs["eval"]) if pairs.get("eval") else None,
         processing_class=tokenizer,
         callbacks=callbacks(frame),
     )
 
 
-def within(rows: Pairs, limit: int | None) -> Pairs:
-    """The pairs that TRL keeps; it drops longer ones without a count."""
-    if limit is None:
-        return rows
-    lengths = (max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
-    return pick(rows, [i for i, length in enumerate(lengths) if length <= limit])
+def leave_out_long(frame: Frame, role: str, pairs: dict[str, Pairs], limit: int | None) -> None:
+    """
+    Leave out the pairs that TRL drops without a count, and their rows: what is not trained on is not measured either.
+
+    Raises:
+        InputError: when no training pair is left.
+    """
+    rows, every = pairs[role], len(pairs[role])
+    kept = [i for i, row in enumerate(rows) if limit is None or _longest(row) <= limit]
+    if len(kept) == every:
+        return
+    if not kept and role == "train":
+        raise InputError(
+            f"{frame.recipe.source}: every training pair is longer than max_length {limit}",
+            hint="raise trainer.max_length",
+        )
+    pairs[role] = pick(rows, kept)
+    frame.inputs.data[role] = frame.inputs.data[role].pick(kept)
+    frame.reporter.note(
+        f"{every - len(kept)} of {every} {role} pairs are left out: they exceed max_length {limit}"
+    )
+    frame.dropped[f"{role}: longer than max_length"] = every - len(kept)
+
+
+def _longest(pair: dict[str, Any]) -> int:
+    return max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
 
 
 def encode_pairs(tokenizer: Any, rows: Rows) -> Pairs:

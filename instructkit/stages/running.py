@@ -32,6 +32,7 @@ from instructkit.stages.base import (
     peak_memory,
     quiet_libraries,
     refuse_unfit_parents,
+    refuse_without_weights,
     seed_everything,
 )
 
@@ -68,6 +69,7 @@ def run(
         reporter.note(f"{nothing}; nothing to do")
         return _closed(read_run(output), finish(recipe, output, reporter.note))
     refuse_unfit_parents(recipe, inputs.parents)
+    refuse_without_weights(inputs.parents)
     parents = resuming.hashes(inputs)
     if options.if_changed:
         reason = lineage.unchanged(output, to_dict(recipe), resuming.fingerprints(inputs), parents)

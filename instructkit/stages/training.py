@@ -80,7 +80,11 @@ def build(trainer_class: type, frame: Frame, **options: Any) -> Any:
     """
     try:
         trainer = trainer_class(**options)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # a tracker that is not installed is a RuntimeError
         raise InputError(
             f"{frame.recipe.source}: TRL refuses this run: {error}",
             hint="change the fields of `trainer:` that it names, or the data",

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from stages.small import CHAT, rows
+from stages.small import CHAT, Silent, rows
 
 from instructkit.cli.main import main
+from instructkit.errors import InputError
 from instructkit.plan import make, page
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.render import to_dict
 from instructkit.runs.record import RunFolder
-from instructkit.stages import collector, resuming
+from instructkit.stages import RunOptions, collector, resuming, run_stage
 from instructkit.stages.base import CHECKPOINTS
+
+CHAT_PAIRS = [{"prompt": f"q {i}", "completion": "a"} for i in range(8)]
 
 
 @pytest.fixture
@@ -113,3 +117,60 @@ def test_the_way_on_is_that_of_the_run(workplace, capsys) -> None:
     assert told["output"]["refused"] == "out holds no run to resume"
     assert "leave out --resume" in json.dumps(told)
     assert "choose another folder" not in json.dumps(told)
+
+
+def test_a_model_without_weights_is_planned_and_no_run_of_it_begins(workplace, tiny_folder) -> None:
+    Path("bare").mkdir()
+    for path in tiny_folder.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, "bare")
+    Path("sft.yaml").write_text(
+        "stage: sft\nmodel: {name: bare}\ndata: {train: chat.jsonl, eval: null}\nrun: {output: out}\n",
+        encoding="utf-8",
+    )
+    found = load_recipe("sft.yaml", "sft")
+    plan = make.make(found, collector(found))
+    assert plan.fits and "holds no weights" in plan.against.message
+    with pytest.raises(InputError, match="bare holds no weights"):
+        run_stage(found, RunOptions(), Silent())
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trainer.report_to=wandb", "WandbCallback"),
+        (
+            "trainer.dataloader_drop_last=true",
+            "this run is refused before its first step|TRL refuses this run",
+        ),
+    ],
+)
+def test_what_a_trainer_refuses_is_no_traceback(workplace, override: str, told: str) -> None:
+    recipe()
+    found = load_recipe(
+        "sft.yaml", "sft", [override, "trainer.per_device_train_batch_size=60", "trainer.max_steps=-1"]
+    )
+    with pytest.raises(InputError, match=told):
+        make.make(found, collector(found))
+
+
+def test_a_plan_and_its_probe_make_no_repository(workplace, monkeypatch) -> None:
+    import transformers
+
+    def made(*args, **kwargs):
+        pytest.fail("a repository was made")
+
+    monkeypatch.setattr(transformers.Trainer, "init_hf_repo", made)
+    recipe()
+    found = load_recipe("sft.yaml", "sft", ["trainer.push_to_hub=true"])
+    assert make.make(found, collector(found), probing=True).probe.steps >= 1
+
+
+def test_rows_beyond_the_models_positions_are_told(workplace) -> None:
+    long = {"prompt": "q", "completion": "word " * 600}
+    rows("chat.jsonl", [*CHAT_PAIRS, long])
+    recipe()
+    found = load_recipe("sft.yaml", "sft", ["data.eval=null"])
+    warnings = make.make(found, collector(found)).warnings
+    assert any("1 of 9 rows are longer than the model's 512 positions" in told for told in warnings)

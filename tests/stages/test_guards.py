@@ -341,3 +341,20 @@ def test_a_tokenizer_of_another_model_is_told_before_the_first_step(
 def test_rows_with_an_empty_field_of_another_shape_are_trained_on(workplace: Path) -> None:
     given = [{"prompt": f"q {i}", "completion": "a", "text": "t", "messages": None} for i in range(8)]
     assert sft("out", data=rows("d.jsonl", given))["status"] == "done"
+
+
+def test_pairs_that_are_too_long_to_train_on_are_not_measured(workplace: Path) -> None:
+    long = {**PAIRS[0], "prompt": [{"role": "user", "content": "word " * 400}]}
+    data = rows("p.jsonl", [*PAIRS, long])
+    held = rows(
+        "h.jsonl",
+        [{**PAIRS[1], "prompt": [{"role": "user", "content": f"Held {i}"}]} for i in range(3)]
+        + [{**long, "prompt": [{"role": "user", "content": "words " * 400}]}],
+    )
+    body = (
+        f"model: {{name: tiny}}\ndata: {{train: {data}, eval: {held}}}\n"
+        "trainer: {max_steps: 1, max_length: 64}\ngates: {accuracy_min: null}\nrun: {output: out}\n"
+    )
+    record, notes = run("reward", body)
+    assert [line["n"] for line in record["measurements"]][:1] == [3]
+    assert record["dropped"] == {"train: longer than max_length": 1, "eval: longer than max_length": 1}
