@@ -33,12 +33,12 @@ PAIRS = "demo/bias-pairs"  # minimal pairs are no rows of a kind of training
 # SHA-256 of the sets as JSON: the tokenizer of the embedded model, and with it every figure of the default line, hangs on them.
 DIGESTS = {
     "demo/conversations": "7c75143199d3668df1dfa0feb590169d65a60d6a50d8a9d26c3dab0b29d03289",
-    "demo/conversations-held-out": "3c149eedbb83acdd83d3eeb095b97f88edc70ebf5570cf57d8b52f90a158f820",
+    "demo/conversations-held-out": "6a8281da98edb149872469d6fcb14ba89832076b526479063730dacec1753af4",
     "demo/comparisons": "e4468ba0c95450f2ca22cbbc7695db549ad3737b289d4ef83da56eaa7c625d47",
     "demo/comparisons-held-out": "d65e63d297596e299e2826ed52f2d1569755f8b66534acbc93210cf6cf89772f",
     "demo/prompts": "7515f00652be4ae61aa83b574f3a399801c921ceacd2c039bb0a16022d907cda",
     "demo/prompts-held-out": "5979e9c665aa22551c254abcc684a0a38cf9b6af4d62d010ce762cbe0bb9e128",
-    "demo/general-held-out": "6fcac76a71b10396ca12c3e20c125a0c68da902f0142e8d409a33b6d00397fc8",
+    "demo/general-held-out": "ebe12728bda65d48741abdf317c00dd6e160cd873a42008c1fe4a3cc80893978",
 }
 CORPUS = "d57829a6a190b308b35acca32cbe868c1439b2b7e15c66719b74e79f986779ef"
 

@@ -19,7 +19,7 @@ def conversations(held_out: bool) -> list[Row]:
     """Demonstrations by people of mixed quality, single questions and two-turn conversations."""
     rng = random.Random(11 + held_out)
     singles, pairs = world.questions(held_out=held_out), world.follow_ups(held_out=held_out)
-    asked = singles * (1 if held_out else 12) + pairs * (1 if held_out else 6)
+    asked = singles + pairs + world.new_talks() if held_out else singles * 12 + pairs * 6
     rng.shuffle(asked)
     rows = [{"messages": [*q.prompt, _message(world.people_answer(q, rng))]} for q in asked]
     return _not_begun(rows) if held_out else rows
@@ -62,8 +62,9 @@ def wishes() -> Iterator[str]:
 def general_held_out() -> list[Row]:
     """Held-out demonstrations of every topic but the one that the feedback is about."""
     rng = random.Random(53)
-    topics = [topic.name for topic in world.TOPICS if topic.name != FEEDBACK_TOPIC]
-    asked = _asked(True, rng, times=2, topics=topics)
+    every = [*world.questions(held_out=True), *world.follow_ups(held_out=True), *world.new_talks()]
+    asked = [question for question in every if question.topic != FEEDBACK_TOPIC] * 2
+    rng.shuffle(asked)
     rows = [
         {"messages": [*question.prompt, _message(world.people_answer(question, rng))]} for question in asked
     ]
