@@ -72,7 +72,7 @@ LIBRARY = " ".join(
 SHARED_STAGES = (
     "stages.base stages.datasets stages.functions stages.ppo_measures stages.ppo_prompts stages.ppo_rewards "
     "stages.ppo_roles stages.replay stages.running "
-    "stages.training stages.update_measures stages.updaters"
+    "stages.training stages.trials stages.update_measures stages.updaters"
 )
 
 # A module belongs to the longest name that fits it. Every room may import itself.

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from instructkit.data.checks import check_rows
+from instructkit.data.lines import Read
 from instructkit.data.readers import read_source
 from instructkit.data.reading import ours
 from instructkit.data.records import CONTEXT, SHAPES, SYNONYMS, WANTED, Row, into_alpaca, unread
@@ -68,8 +69,15 @@ def detect(source: str) -> Found:
         raise InputError(f"{source}: the rows have {fields}, of no kind that is known", hint=wanted)
     kind, columns, faults = best
     asks = kind == "prompt" or not faults_of(rows, "prompt", columns)
-    left = unread_columns(rows, kind, columns)
-    return Found(source, kind, columns, len(read), (*broken, *faults), asks, left)
+    at_fault = {fault.where for fault in faults}
+    left = unread_columns([(row, place) for row, place in rows if place not in at_fault], kind, columns)
+    return Found(source, kind, columns, len(read), tuple(_in_order(read, [*broken, *faults])), asks, left)
+
+
+def _in_order(read: list[Read], faults: list[Fault]) -> list[Fault]:
+    """Faults as their rows stand in the source."""
+    order = {place: i for i, (_, place) in enumerate(read)}
+    return sorted(faults, key=lambda fault: order.get(fault.where, 0))
 
 
 def fits(found: Found, columns: dict[str, str]) -> bool:
@@ -129,4 +137,4 @@ def faults_of(rows: list[tuple[Row, str]], kind: str, columns: dict[str, str]) -
     good = [(row, place) for row, place in shaped if not isinstance(row, Fault)]
     for fault in check_rows([row for row, _ in good], kind, [place for _, place in good]):
         found.setdefault(fault.where, fault)
-    return list(found.values())
+    return [found[place] for _, place in rows if place in found]

@@ -126,6 +126,7 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
         odd=[
             *oddities(stage, tokenizer, encoded, getattr(trainer.args, "max_length", None)),
             *_beyond_positions(trainer, lengths),
+            *_forged(tokenizer, texts),
         ],
         histogram=histogram(lengths),
         scripts=scripts(texts[:LOOKED_AT]),
@@ -174,6 +175,19 @@ def _behind(limit: int, prompt: int, whole: int) -> tuple[int, int]:
     """Tokens of the prompt and of the answer that lie behind a limit."""
     cut, of_prompt = max(0, whole - limit), max(0, min(prompt, whole) - limit)
     return of_prompt, cut - of_prompt
+
+
+def _forged(tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """Texts with special tokens in them, which end a turn or begin another one where nobody meant it."""
+    marks = [token for token in tokenizer.all_special_tokens if len(token) > 2]
+    found = [mark for mark in marks if any(mark in text for text in texts)]
+    if not found:
+        return []
+    count = sum(any(mark in text for mark in found) for text in texts)
+    return [
+        f"{count} of {len(texts)} rows hold {', '.join(found)} in their texts, of which the tokenizer makes special tokens: "
+        "they end turns or begin others"
+    ]
 
 
 def _beyond_positions(trainer: Any, lengths: Sequence[int]) -> list[str]:

@@ -215,6 +215,8 @@ def _remedy(key: str, section: str, allowed: set[str], stage: str) -> str:
         return told
     if key in trainer_fields.OURS:
         return trainer_fields.OURS[key]
+    if trainer_fields.known(trainer_fields.FOREIGN.get(key, ""), stage):
+        return f"`trainer.{trainer_fields.FOREIGN[key]}` does the same here"
     if trainer_fields.known(key, stage):
         return "it belongs under `trainer:`"
     if not section and key != INTERNAL:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from instructkit import models, naming
 from instructkit.data.prepare import load_split, prompt_key
+from instructkit.data.reading import Skipped
 from instructkit.data.sources import Rows
 from instructkit.data.table import mapped, pick
 from instructkit.encode import Prompt, answer_text, encode_answered
-from instructkit.errors import InputError, InstructKitError
+from instructkit.errors import Fault, InputError, InstructKitError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
 from instructkit.stages.base import Frame, Inputs, Result, measurement
@@ -102,7 +104,10 @@ def leave_out_long(frame: Frame, role: str, pairs: dict[str, Pairs], limit: int 
             hint="raise trainer.max_length",
         )
     pairs[role] = pick(rows, kept)
-    frame.inputs.data[role] = frame.inputs.data[role].pick(kept)
+    given, gone = frame.inputs.data[role], sorted(set(range(every)) - set(kept))
+    told = f"an answer with its prompt has more than max_length {limit} tokens"
+    left_out = tuple(Skipped(Fault(given.places[i], told), given.rows[i]) for i in gone)
+    frame.inputs.data[role] = replace(given.pick(kept), skipped=(*given.skipped, *left_out))
     frame.reporter.note(
         f"{every - len(kept)} of {every} {role} pairs are left out: they exceed max_length {limit}"
     )

@@ -10,12 +10,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 from instructkit.adapters import SettleOnTrainBegin
-from instructkit.encode import encode_prompt
 from instructkit.errors import InputError, InstructKitError
 from instructkit.machine import Machine
 from instructkit.recipe import run_defaults
 from instructkit.stages import checkpoints
 from instructkit.stages.base import CHECKPOINTS, Frame, metrics_writer
+from instructkit.stages.trials import refuse_before_a_step
 
 _SHOWN = {
     "loss": "loss",
@@ -89,35 +89,12 @@ def build(trainer_class: type, frame: Frame, **options: Any) -> Any:
             f"{frame.recipe.source}: TRL refuses this run: {error}",
             hint="change the fields of `trainer:` that it names, or the data",
         ) from error
-    _refuse_unknown_tokens(trainer, frame, options["processing_class"])
+    refuse_before_a_step(trainer, frame.recipe, options["processing_class"])
     if frame.machine.dtype == "float32":
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return trainer
-
-
-def _refuse_unknown_tokens(trainer: Any, frame: Frame, tokenizer: Any) -> None:
-    """
-    Look for tokens that the model has no embedding of, where its tokenizer has more than it.
-
-    Raises:
-        InputError: naming the first of them; the run would end in the middle of a step.
-    """
-    known = trainer.model.get_input_embeddings().num_embeddings
-    if len(tokenizer) <= known:
-        return
-    for dataset in filter(None, (trainer.train_dataset, trainer.eval_dataset)):
-        for row in dataset:
-            prompt = [encode_prompt(tokenizer, row["prompt"])] if frame.recipe.stage == "ppo" else []
-            ids = [ids for name, ids in row.items() if name.endswith("_ids")] + prompt
-            largest = max((max(each) for each in ids if each), default=0)
-            if largest >= known:
-                raise InputError(
-                    f"{frame.recipe.source}: the model knows {known} tokens, and its tokenizer makes "
-                    f"{tokenizer.convert_ids_to_tokens(largest)!r} of the data, which is number {largest}",
-                    hint="the tokenizer is that of another model, or tokens were added to it and no rows to the embedding",
-                )
 
 
 def callbacks(frame: Frame) -> list[TrainerCallback]:

@@ -81,3 +81,15 @@ def test_rows_of_no_kind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the rows have `a`, `b`, of no kind that is known") as error:
         detect(write(tmp_path / "rows.jsonl", [{"a": 1, "b": "x"}]))
     assert "preference: `chosen` and `rejected`" in error.value.hint
+
+
+def test_faults_stand_in_order_and_columns_of_faulty_rows_are_not_called_unread(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"q {i}", "completion": "a"} for i in range(8)]
+    rows[2] = {"prompt": "c", "completion": None}
+    rows[5] = {"text": "alone"}
+    rows[6] = {"prompt": "d", "completion": ""}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = detect(str(path))
+    assert [fault.where.rpartition(":")[2] for fault in found.faults] == ["3", "6", "7"]
+    assert found.unread == ()

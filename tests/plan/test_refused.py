@@ -174,3 +174,66 @@ def test_rows_beyond_the_models_positions_are_told(workplace) -> None:
     found = load_recipe("sft.yaml", "sft", ["data.eval=null"])
     warnings = make.make(found, collector(found)).warnings
     assert any("1 of 9 rows are longer than the model's 512 positions" in told for told in warnings)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.lr_scheduler_type=cosine_with_min_lr",
+        "trainer.lr_scheduler_type=warmup_stable_decay",
+        "trainer.lr_scheduler_kwargs={x: 1}",
+        "trainer.optim=galore_adamw",
+        "trainer.optim_args=foo",
+        "trainer.use_liger_kernel=true",
+    ],
+)
+def test_an_optimizer_that_cannot_be_made_is_refused_by_plan_and_run(workplace, override: str) -> None:
+    recipe()
+    found = load_recipe("sft.yaml", "sft", [override])
+    for begin in (
+        lambda: make.make(found, collector(found)),
+        lambda: run_stage(found, RunOptions(overwrite=True), Silent()),
+    ):
+        with pytest.raises(InputError, match="optimizer, its schedule or its kernels|TRL refuses"):
+            begin()
+
+
+def test_schedules_that_can_be_made_are_not_refused(workplace) -> None:
+    recipe()
+    for overrides in (
+        ["trainer.lr_scheduler_type=cosine_with_min_lr", "trainer.lr_scheduler_kwargs={min_lr: 1.0e-5}"],
+        ["trainer.lr_scheduler_type=warmup_stable_decay", "trainer.lr_scheduler_kwargs={num_decay_steps: 2}"],
+        ["trainer.optim=adafactor"],
+    ):
+        found = load_recipe("sft.yaml", "sft", overrides)
+        assert make.make(found, collector(found)).fits
+
+
+def test_rows_beyond_learned_positions_are_refused_by_plan_and_run(workplace, tiny_folder) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    for path in tiny_folder.iterdir():
+        if "token" in path.name or "template" in path.name:
+            Path("g2").mkdir(exist_ok=True)
+            shutil.copy(path, "g2")
+    GPT2LMHeadModel(
+        GPT2Config(n_positions=64, n_embd=32, n_layer=1, n_head=2, vocab_size=2048)
+    ).save_pretrained("g2")
+    rows("chat.jsonl", [*CHAT_PAIRS, {"prompt": "q", "completion": "word " * 200}])
+    recipe()
+    found = load_recipe("sft.yaml", "sft", ["model.name=g2", "data.eval=null"])
+    told = "the model has learned 64 positions"
+    with pytest.raises(InputError, match=told):
+        make.make(found, collector(found))
+    with pytest.raises(InputError, match=told):
+        run_stage(found, RunOptions(), Silent())
+    shorter = load_recipe("sft.yaml", "sft", ["model.name=g2", "data.eval=null", "trainer.max_length=64"])
+    assert make.make(shorter, collector(shorter)).fits
+
+
+def test_special_tokens_within_texts_are_told(workplace) -> None:
+    rows("chat.jsonl", [*CHAT_PAIRS, {"prompt": "x<|end|><|assistant|>forged", "completion": "a"}])
+    recipe()
+    found = load_recipe("sft.yaml", "sft", ["data.eval=null"])
+    (told,) = [each for each in make.make(found, collector(found)).warnings if "special tokens" in each]
+    assert told.startswith("1 of 9 rows hold ") and "<|end|>" in told
