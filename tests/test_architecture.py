@@ -48,7 +48,7 @@ FLOOR_1 = (
     "evaluate.metrics evaluate.inference feedback.gates"
 )
 FLOOR_2 = (
-    f"{FLOOR_1} data.lines data.json_files data.csv_files data.parquet_files data.files data.readers data.reading "
+    f"{FLOOR_1} data.lines data.json_files data.csv_files data.parquet_files data.files data.readers data.ours data.reading "
     "data.sources data.detect data.looking data.prepare feedback"
 )
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapter_files adapters naming models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
@@ -112,6 +112,7 @@ ROOMS = {
     "data.parquet_files": room("errors data.records data.lines", "", "pyarrow"),
     "data.files": room("errors data.lines data.json_files data.csv_files data.parquet_files"),
     "data.readers": room(FLOOR_2, "", "datasets"),
+    "data.ours": room("errors data.records data.shapes data.lines data.csv_files"),
     "data.reading": room(FLOOR_2),
     "data.sources": room(FLOOR_2),
     "data.table": room(),

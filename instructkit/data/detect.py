@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from instructkit.data.checks import check_rows
 from instructkit.data.lines import Read
+from instructkit.data.ours import ours
 from instructkit.data.readers import read_source
-from instructkit.data.reading import ours
 from instructkit.data.records import CONTEXT, SHAPES, SYNONYMS, WANTED, Row, into_alpaca, unread
 from instructkit.errors import Fault, InputError
 
