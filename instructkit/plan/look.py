@@ -65,14 +65,11 @@ def look(recipe: Any, inputs: Inputs, machine: Machine, count: int) -> Look:
     rows = beginning.data.get("train")
     if rows is not None and len(rows.rows) < len(inputs.data["train"].rows):
         found = [f"of the first {len(rows.rows)} rows: {told}" for told in found]
-    if rows is None or getattr(recipe, "trainer", {}).get(
-        "packing"
-    ):  # no row of a trainer is one of the source
+    if rows is None or recipe.trainer.get("packing"):  # no row of such a trainer is one of the source
         titled = [(f"row {i}", parts) for i, parts in enumerate(encoded[:count], start=1)]
         return Look([_seen(tokenizer, title, part) for title, parts in titled for part in parts], found)
-    if len(encoded) == len(left.places):  # of PPO's prompts the stage itself says which it left out
-        at = {place: i for i, place in enumerate(rows.places)}
-        kept = {at[place]: parts for place, parts in zip(left.places, encoded, strict=True)}
+    if len(encoded) == len(left.places):
+        kept = _in_place(rows, left, encoded)
     else:
         kept = _kept(recipe, beginning, machine, list(range(min(count, len(rows.rows)))))
     return Look(list(_of_rows(recipe.stage, tokenizer, rows, kept, count)), found)
@@ -92,6 +89,14 @@ def _prepared(recipe: Any, inputs: Inputs, machine: Machine) -> tuple[Any, list[
     given = replace(inputs, data=dict(inputs.data))
     with on_paper(recipe, given, machine) as (trainer, rest, _, _):
         return rest[0], list(parts_of_rows(recipe.stage, trainer, rest[0])), given.data.get("train")
+
+
+def _in_place(rows: Rows, left: Rows, encoded: list[list[Part]]) -> dict[int, list[Part]]:
+    """By its place, each row that a stage did not leave out: they stand in their order; a source may be named twice."""
+    found, at = {}, iter(enumerate(rows.places))
+    for place, parts in zip(left.places, encoded, strict=True):
+        found[next(i for i, there in at if there == place)] = parts
+    return found
 
 
 def _kept(recipe: Any, inputs: Inputs, machine: Machine, places: list[int]) -> dict[int, list[Part]]:

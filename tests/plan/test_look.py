@@ -178,3 +178,10 @@ def test_prompts_that_ppo_leaves_out_are_named_and_no_others(line, monkeypatch) 
     lines = page.lines(plan)
     assert any(told.startswith("data train: 1 rows skipped, the first many.jsonl:3") for told in lines)
     assert any("2 rollouts of 4 prompts x" in told for told in lines)
+
+
+def test_a_source_that_is_named_twice_is_looked_at_twice(workplace) -> None:  # noqa: F811
+    rows("some.jsonl", CHAT[:2])
+    body = "model: {name: tiny}\ndata: {train: [some.jsonl, some.jsonl], eval: null}\nrun: {output: out}\n"
+    titles = [row.title for row in seen(recipe("sft", body), 4).rows]
+    assert sorted(titles) == ["some.jsonl:1"] * 2 + ["some.jsonl:2"] * 2
