@@ -87,9 +87,9 @@ def test_rows_left_out_stand_in_the_closing_table_and_in_the_chain() -> None:
         console = Console(file=io.StringIO(), width=200)
         console.print(table)
         told = console.file.getvalue()
-        assert "data train: 3 rows skipped for their faults" in told
+        assert "data train: 3 rows left out; skipped.jsonl has each with its reason" in told
         assert "rows left out, train: longer than max_length: 2" in told
-        assert "data eval" not in told and told.count("rows left out") == 1
+        assert "data eval" not in told and told.count("rows left out") == 2
 
 
 def test_resolved_recipes_are_documents_with_their_names(capsys) -> None:
