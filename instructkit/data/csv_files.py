@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from instructkit.data.lines import LONGEST_LINE_BYTES, NOT_UTF_8, Read, Unread, is_broken, shown, text_lines
+from instructkit.data.lines import (
+    LONGEST_LINE_BYTES,
+    NOT_UTF_8,
+    Read,
+    Unread,
+    is_broken,
+    text_lines,
+    writable,
+)
 from instructkit.data.records import Row
 from instructkit.errors import DataError, Fault
 
@@ -86,7 +94,7 @@ def _broken(place: str, error: csv.Error, found: str) -> Unread:
     elif "new-line character" in str(error):
         told = "a carriage return within a line, as old Macs end theirs"
         way = "save the file with line feeds at the ends of its lines, and put quotes around cells that hold line ends"
-    return Unread(place, told, way, shown(found))
+    return Unread(place, told, way, writable(found))
 
 
 def _header(place: str, names: list[str]) -> list[str]:
@@ -117,7 +125,7 @@ def _header(place: str, names: list[str]) -> list[str]:
 def _table_row(header: list[str], cells: list[str], place: str) -> Row | Fault:
     """A row of a table; an empty cell is no value."""
     if any(map(is_broken, cells)):
-        return Unread(place, *NOT_UTF_8, shown(",".join(cells)))
+        return Unread(place, *NOT_UTF_8, writable(",".join(cells)))
     if len(cells) > len(header):
         told = f"found {len(cells)} cells; the header names {len(header)}"
         return Unread(place, told, "put quotes around cells that hold commas", ",".join(cells))

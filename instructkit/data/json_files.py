@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from instructkit.data.lines import NOT_UTF_8, Read, Unread, is_broken, lines, shown, text_lines
+from instructkit.data.lines import NOT_UTF_8, Read, Unread, is_broken, lines, text_lines, writable
 from instructkit.data.records import Row, kind_of
 from instructkit.errors import DataError, Fault, InputError
 
@@ -179,9 +179,9 @@ def _told_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _sound(row: Any, place: str, broken: bool) -> Row | Fault:
     """An item of a list as a row, or why it is none."""
     if not isinstance(row, dict):
-        return Unread(place, f"found {kind_of(row)}; wanted a JSON object", None, shown(str(row)))
+        return Unread(place, f"found {kind_of(row)}; wanted a JSON object", None, writable(str(row)))
     if broken and is_broken(written := json.dumps(row, ensure_ascii=False)):
-        return Unread(place, *NOT_UTF_8, shown(written))
+        return Unread(place, *NOT_UTF_8, writable(written))
     if (twice := _twice_within(row)) is not None:
         return Unread(place, twice, "give it once", json.dumps(row, ensure_ascii=False))
     return row

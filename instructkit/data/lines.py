@@ -81,6 +81,6 @@ def is_broken(text: str) -> bool:
     return not text.isascii() and _NO_CHARACTER.search(text) is not None
 
 
-def shown(text: str) -> str:
+def writable(text: str) -> str:
     """A text as it can be written again: what was no UTF-8 is a replacement character."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

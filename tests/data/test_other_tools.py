@@ -11,8 +11,10 @@ import pytest
 from instructkit.data import json_files
 from instructkit.data.checks import check_rows
 from instructkit.data.detect import detect
-from instructkit.data.sources import Rows, load_rows
+from instructkit.data.sources import load_rows
 from instructkit.errors import DataError, InputError
+
+from .written import PAIR, TALK, load, says, write
 
 
 @pytest.fixture(autouse=True)
@@ -21,30 +23,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(name: str, *rows: dict) -> str:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return name
-
-
-def load(*rows: dict, kind: str = "sft", **options: Any) -> Rows:
-    return load_rows(write("rows.jsonl", *rows), kind=kind, **options)
-
-
-def says(*turns: tuple[str, Any]) -> list[dict]:
-    return [{"role": role, "content": content} for role, content in turns]
-
-
-TALK = says(("user", "Hi"), ("assistant", "Hello."))
-KTO = {"prompt": "q", "completion": "a"}
-
-
 def test_an_answer_that_is_labelled_bad_is_not_learned() -> None:
-    rows = [{**KTO, "label": True}, {**KTO, "label": False}, {"messages": TALK, "label": False}]
+    rows = [{**PAIR, "label": True}, {**PAIR, "label": False}, {"messages": TALK, "label": False}]
     with pytest.raises(DataError) as caught:
         load(*rows)
     assert [fault.where for fault in caught.value.faults] == ["rows.jsonl:2", "rows.jsonl:3"]
     assert "`label` is false" in str(caught.value) and "lora-update" in str(caught.value)
-    assert load(rows[1], columns={"label": "unused"}).rows == [{**KTO, "unused": False}]
+    assert load(rows[1], columns={"label": "unused"}).rows == [{**PAIR, "unused": False}]
     assert [row["rating"] for row in load(*rows[:2], kind="feedback").rows] == [1.0, -1.0]
 
 
@@ -140,7 +125,7 @@ def test_columns_that_nothing_reads_are_named() -> None:
     found = load(pair, kind="preference")
     assert found.unread == ("score_chosen", "score_rejected")
     assert found.pick([0]).summary()["unread"] == list(found.unread)
-    assert load({**KTO, "label": True, "system": "x"}).unread == ("system",)
+    assert load({**PAIR, "label": True, "system": "x"}).unread == ("system",)
     assert load({"prompt": "q", "answer": "for a function", "context": "x"}, kind="prompt").unread == (
         "context",
     )
@@ -232,9 +217,9 @@ def test_a_comma_behind_each_row_is_told_as_such_without_reading_on(monkeypatch)
 
 def test_a_document_of_many_lines_is_told_by_its_beginning(monkeypatch) -> None:
     monkeypatch.setattr(json_files, "LOOKED_AT_CHARACTERS", 50)
-    Path("rows.jsonl").write_text(json.dumps([KTO] * 100, indent=1), encoding="utf-8")
+    Path("rows.jsonl").write_text(json.dumps([PAIR] * 100, indent=1), encoding="utf-8")
     assert len(json_files._beginning(Path("rows.jsonl"))) < 100
-    Path("one.jsonl").write_text(json.dumps({"rows": [KTO] * 100}, indent=1), encoding="utf-8")
+    Path("one.jsonl").write_text(json.dumps({"rows": [PAIR] * 100}, indent=1), encoding="utf-8")
     with pytest.raises(DataError, match="one JSON document over many lines"):
         load_rows("one.jsonl", kind="sft")
 
@@ -248,13 +233,13 @@ LONG = "9" * 5000
         ('{"text": "a\0b"}\n', "rows.jsonl:1: not JSON: a NUL byte at column 12"),
         ('{"text": "a\tb"}\n', "rows.jsonl:1: not JSON: Invalid control character at column 12"),
         (f'{{"text": "a", "n": {LONG}}}\n', "rows.jsonl:1: not JSON: a whole number of more than 4300 digits"),
-        (json.dumps([KTO], indent=1), "rows.jsonl:1: a JSON list of rows; wanted one JSON object a line (rename"),
+        (json.dumps([PAIR], indent=1), "rows.jsonl:1: a JSON list of rows; wanted one JSON object a line (rename"),
         (
-            json.dumps({"rows": [KTO]}, indent=1),
+            json.dumps({"rows": [PAIR]}, indent=1),
             "rows.jsonl:1: one JSON document over many lines; wanted one JSON object a line (name it rows.json",
         ),
         ('{"prompt": "q",\n"completion": "a"}\n', "rows.jsonl:1: one JSON document over many lines"),
-        (f"{json.dumps(KTO, indent=1)}\n" * 2, "rows.jsonl:1: JSON objects of many lines each"),
+        (f"{json.dumps(PAIR, indent=1)}\n" * 2, "rows.jsonl:1: JSON objects of many lines each"),
     ],
 )  # fmt: skip
 def test_broken_lines_are_told_in_one_clear_fault(content: str, told: str) -> None:

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from instructkit.data.looking import look
 from instructkit.data.prepare import split
-from instructkit.data.sources import Rows, load_rows
+from instructkit.data.sources import load_rows
 from instructkit.errors import InputError
+
+from .written import PAIR, TALK, load, write
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def write(name: str, *rows: dict) -> str:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return name
-
-
-def load(*rows: dict, kind: str = "sft", **options: Any) -> Rows:
-    return load_rows(write("rows.jsonl", *rows), kind=kind, **options)
-
-
-PAIR = {"prompt": "q", "completion": "a"}
-TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
 
 def test_labels_of_1_and_0_are_those_of_feedback() -> None:
