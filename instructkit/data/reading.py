@@ -122,10 +122,8 @@ class Reading:
     @property
     def unread(self) -> Counter[str]:
         """Columns that nothing reads, and how many of the rows that are kept have each."""
-        kept = {
-            form: found for form, found in self._unread.items() if form not in self._checker.strange_forms()
-        }
-        return sum(kept.values(), Counter())
+        strange = self._checker.strange_forms()
+        return sum((found for form, found in self._unread.items() if form not in strange), Counter())
 
     def _refuse(self, i: int, faults: list[Fault]) -> None:
         self._faults += len(faults)

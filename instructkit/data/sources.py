@@ -118,7 +118,7 @@ def load_rows(
         chosen = array("Q", random.Random(seed).sample(chosen, len(chosen)))
     chosen = chosen[:limit]
     rows, places = (reading.table.column(chosen, itemgetter(i)) for i in (0, 1))
-    used = reading.by_source(chosen)
+    used = reading.by_source(chosen) if len(parts) > 1 else [len(chosen)]
     shares = tuple((p.source, n, len(r)) for p, n, r in zip(parts, used, sound, strict=True))
     return Rows(
         rows,
