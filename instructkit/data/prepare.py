@@ -123,6 +123,23 @@ def without_leaks(train: Rows, held_out: Rows, *, by_prompt: bool = False) -> Ro
     return replace(held_out.pick(kept), skipped=(*held_out.skipped, *skipped))
 
 
+def without_held_out(train: Rows, held_out: Rows) -> Rows:
+    """
+    Return the training rows that ask nothing that a held-out row asks.
+
+    Raises:
+        InputError: when none is left.
+    """
+    asked = {key for row in held_out.rows for key in _keys(row, held_out.kind, by_prompt=True)[-1:]}
+    kept = [i for i, row in enumerate(train.rows) if asked.isdisjoint(_keys(row, train.kind, by_prompt=True))]
+    if not kept:
+        raise InputError(
+            f"{train.source}: all {len(train.rows)} rows ask what is held out in {held_out.source}",
+            hint="give other rows",
+        )
+    return train if len(kept) == len(train.rows) else train.pick(kept)
+
+
 def leaks(train: Rows, held_out: Rows, *, by_prompt: bool = False) -> dict[str, str]:
     """
     Places of held-out rows (or prompts) that are trained on, in their order, each with the place of its first double.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from instructkit.evaluate.inference import level_of_look, smallest_gain
 from instructkit.feedback.items import Item, Prepared
 from instructkit.feedback.registry import Chain
 from instructkit.feedback.side_effects import FEWEST
+from instructkit.recipe.schema import DataSection
 from instructkit.runs import lineage
 from instructkit.runs.reading import read_record
 from instructkit.stages import update_feedback
@@ -129,7 +131,7 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
     if feedback.test is not None:
         data["test"] = feedback.test
     prepared, earlier = update_feedback.prepared(recipe, feedback), []
-    _refuse_too_few(prepared, data, feedback.events.source)
+    _refuse_too_few(prepared, feedback.events.source)
     if stored and current is not None:
         before = update_feedback.learned_before(recipe, chain, int(current.name), feedback)
         earlier = before.train
@@ -178,78 +180,112 @@ def _mode(recipe: Any, current: Path | None, parent: naming.Source) -> tuple[str
 
 def _general_rows(recipe: Any, parent: naming.Source, fresh: bool) -> dict[str, sources.Rows]:
     """Rows to replay, rows of everything else that only measure, and rows for the rescue of a fresh adapter to look at."""
-    wanted, seed = recipe.feedback, recipe.run.seed
+    wanted, sft = recipe.feedback, from_sft(parent)
+    options = {"seed": recipe.run.seed, "skip_faults": wanted.on_fault == "skip"}
     data: dict[str, sources.Rows] = {}
-    leaves_overlap = False
-    for role, named, theirs in (("replay", wanted.replay, "train"), ("general", wanted.general, "eval")):
-        found = (
-            Theirs(named, {"seed": seed, "skip_faults": wanted.on_fault == "skip"})
-            if named
-            else from_sft(parent, theirs)
-        )
-        if found.source:
-            data[role] = _rows_of(role, found)
-            leaves_overlap |= found.leaves_overlap
+    for role, named in (("replay", wanted.replay), ("general", wanted.general)):
+        if named:
+            data[role] = _read(f"feedback.{role}", lambda named=named: _demonstrations(named, options))
+        elif sft is not None and (rows := sft.rows(role)) is not None:
+            data[role] = rows
     if "replay" in data and "general" in data:
-        if leaves_overlap:
+        if sft is not None and sft.is_split and not wanted.general:
+            data["replay"] = splits.without_held_out(data["replay"], data["general"])
+        elif sft is not None and sft.leaves_overlap and not (wanted.replay and wanted.general):
             data["general"] = splits.without_leaks(data["replay"], data["general"])
         else:
             splits.check_leak(data["replay"], data["general"])
     if "replay" in data and recipe.gates.rescue and fresh:
         with contextlib.suppress(InputError):  # too few to keep some apart
-            data["replay"], apart = splits.split(data["replay"], TUNE_GENERAL, seed)
+            data["replay"], apart = splits.split(data["replay"], TUNE_GENERAL, recipe.run.seed)
             data["tune"] = apart.pick(range(len(apart.rows))[:TUNE_GENERAL_ROWS]).told_elsewhere()
     return data
 
 
 @dataclass(frozen=True)
-class Theirs:
-    """Demonstrations to replay or to measure on, how they are read, and the run that named them."""
-
-    source: str | list | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    run: str | None = None
-    leaves_overlap: bool = False  # whether held-out rows that are trained on are left out
-
-
-def from_sft(parent: naming.Source, role: str) -> Theirs:
-    """The data of the SFT run that the parent descends from, when named by a source of its own, read as that run read them."""
-    for record in lineage.chain(parent.run) if parent.run else []:
-        if record["stage"] != "sft":
-            continue
-        section, run = record["recipe"]["data"], record["recipe"]["run"]
-        source = section.get(role)
-        if not isinstance(source, str | list):
-            return Theirs()
-        options = {
-            "columns": section.get("columns") or {},
-            "skip_faults": section.get("on_fault") == "skip",
-            "limit": section.get("limit" if role == "train" else "eval_limit"),
-            "shuffle": role == "train" and bool(section.get("shuffle")),
-            "seed": run["seed"],
-        }
-        return Theirs(source, options, run["output"], section.get("on_overlap") == "skip")
-    return Theirs()
-
-
-def _rows_of(role: str, theirs: Theirs) -> sources.Rows:
+class SftData:
     """
-    These rows, read and checked.
+    The demonstrations of an SFT run: those that it trained on and those that it held out.
+
+    Attributes:
+        section: the `data:` section of its recipe.
+        seed: the seed of the run.
+        run: the run folder.
+    """
+
+    section: DataSection
+    seed: int
+    run: str
+
+    @property
+    def is_split(self) -> bool:
+        """Whether a share of the training file was held out."""
+        return isinstance(self.section.eval, float)
+
+    @property
+    def leaves_overlap(self) -> bool:
+        """Whether held-out rows that are trained on are left out."""
+        return self.section.on_overlap == "skip"
+
+    def rows(self, role: str) -> sources.Rows | None:
+        """The rows it trained on (`replay`) or held out (`general`); None where it held out none."""
+        told = f"the {role} rows, which are those of {self.run}"
+        if self.is_split:
+            return _read(told, lambda: self._split[role], or_name=role)
+        source = self.section.train if role == "replay" else self.section.eval
+        return source and _read(told, lambda: _demonstrations(source, self._options(role)), or_name=role)
+
+    @cached_property
+    def _split(self) -> dict[str, sources.Rows]:
+        """Both parts, the same as in the run: they depend on the prompts and the seed of the run alone."""
+        train, held_out = splits.load_split(self.section, kind="sft", seed=self.seed)
+        held_out = replace(held_out, source=f"{held_out.source}, held out by {self.run}")
+        return {"replay": train, "general": held_out}
+
+    def _options(self, role: str) -> dict[str, Any]:
+        section = self.section
+        return {
+            "columns": section.columns,
+            "skip_faults": section.on_fault == "skip",
+            "limit": section.limit if role == "replay" else section.eval_limit,
+            "shuffle": role == "replay" and section.shuffle,
+            "seed": self.seed,
+        }
+
+
+def from_sft(parent: naming.Source) -> SftData | None:
+    """The demonstrations of the SFT run that the parent descends from; None where it descends from none."""
+    for record in lineage.chain(parent.run) if parent.run else []:
+        if record["stage"] == "sft":
+            section, run = record["recipe"]["data"], record["recipe"]["run"]
+            known = {name: value for name, value in section.items() if name in DataSection.model_fields}
+            return SftData(DataSection(**known), run["seed"], run["output"])
+    return None
+
+
+def _demonstrations(source: str | list[Any], options: dict[str, Any]) -> sources.Rows:
+    return sources.load_rows(source, kind="sft", every_column=False, **options)
+
+
+def _read(whose: str, read: Callable[[], sources.Rows], *, or_name: str | None = None) -> sources.Rows:
+    """
+    Read rows, and name them in an error: a recipe of an update need not name the rows of its parent.
+
+    Args:
+        whose: names the rows.
+        or_name: the key of `feedback` that would replace them.
 
     Raises:
-        InputError: when they are at fault, saying whose rows they are: a recipe of an update need not name them.
+        InputError: when the rows have faults.
     """
     try:
-        return sources.load_rows(theirs.source, kind="sft", every_column=False, **theirs.options)
+        return read()
     except InputError as error:
-        told = (
-            f"feedback.{role}" if theirs.run is None else f"the {role} rows, which are those of {theirs.run}"
-        )
-        way = "" if theirs.run is None else f"; or name others with `feedback.{role}`"
-        raise InputError(f"{told}: {error.message}", hint=f"{error.hint or 'mend them'}{way}") from error
+        way = f"; or name others with `feedback.{or_name}`" if or_name else ""
+        raise InputError(f"{whose}: {error.message}", hint=f"{error.hint or 'correct them'}{way}") from error
 
 
-def _refuse_too_few(prepared: Prepared, data: dict[str, sources.Rows], source: str) -> None:
+def _refuse_too_few(prepared: Prepared, source: str) -> None:
     """Of a single figure there is no interval, so no gate could be decided on it."""
     outcomes = ", ".join(f"{n} {what}" for what, n in prepared.outcomes.items() if n)
     for side, least in (("train", 1), ("test", 2)):
@@ -259,8 +295,3 @@ def _refuse_too_few(prepared: Prepared, data: dict[str, sources.Rows], source: s
                 f"at least {least} {'is' if least == 1 else 'are'} wanted",
                 hint="give more events, or change feedback.eval; `--plan` shows what becomes of each of them",
             )
-    if "general" in data and len(data["general"].rows) < 2:
-        raise InputError(
-            f"{data['general'].source}: {len(data['general'].rows)} general rows; a gate needs at least 2",
-            hint="give more rows",
-        )

@@ -210,7 +210,7 @@ def test_earlier_feedback_is_replayed_without_any_demonstrations(begun, monkeypa
         replay(self, rows_given, own, **kwargs)
 
     monkeypatch.setattr(Replay, "replay", noted)
-    monkeypatch.setattr(update_inputs, "from_sft", lambda *_: update_inputs.Theirs())
+    monkeypatch.setattr(update_inputs, "from_sft", lambda *_: None)
     store(edits(0, 60))
     update("first", replay="null")
     assert not given
@@ -372,6 +372,30 @@ def test_rows_of_an_sft_run_are_limited_and_left_out_as_there(workplace) -> None
     found = update_inputs._general_rows(recipe, parent, False)
     assert len(found["replay"].rows) == 12 and len(found["general"].rows) == len(GENERAL)
     assert len(found["general"].skipped) == 3
+
+
+def test_held_out_rows_of_a_split_sft_run_are_general_and_never_replayed(workplace) -> None:
+    talks = rows("talks.jsonl", MANY)
+    body = f"model: {{name: tiny}}\ndata: {{train: {talks}, eval: 0.4}}\n{LORA}{ONE}run: {{output: runs/sft, seed: 7}}\n"
+    run("sft", body)
+    trained = json.loads(Path("runs/sft/run.json").read_text(encoding="utf-8"))["data"]["train"][
+        "fingerprint"
+    ]
+    parent = update_inputs.naming.locate("runs/sft")
+    norescue = ["gates.rescue=false"]
+    found = update_inputs._general_rows(load_recipe(_update_recipe(), "lora-update", norescue), parent, True)
+    assert found["replay"].fingerprint == trained
+    asked = [{row["messages"][0]["content"] for row in found[role].rows} for role in ("replay", "general")]
+    assert asked[1] and asked[0] | asked[1] == {row["messages"][0]["content"] for row in MANY}
+    assert not asked[0] & asked[1]
+    assert found["general"].source == "talks.jsonl, held out by runs/sft"
+    named = load_recipe(_update_recipe(), "lora-update", [*norescue, f"feedback.replay={talks}"])
+    assert update_inputs._general_rows(named, parent, True)["replay"].fingerprint == trained
+    Path("talks.jsonl").unlink()
+    with pytest.raises(
+        InputError, match=r"the replay rows, which are those of runs/sft: no data at talks\.jsonl"
+    ):
+        update_inputs._general_rows(load_recipe(_update_recipe(), "lora-update"), parent, True)
 
 
 def _update_recipe() -> str:
