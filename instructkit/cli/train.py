@@ -43,6 +43,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinishe
 IfChanged = Annotated[
     bool, typer.Option("--if-changed", help="Skip when recipe, data and parents are unchanged; else rebuild.")
 ]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Train although some gates cannot be decided on so little data.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' own messages.")]
 
@@ -64,6 +67,7 @@ def _command(stage: str):
         overwrite: Overwrite = False,
         resume: Resume = False,
         if_changed: IfChanged = False,
+        anyway: Anyway = False,
         quiet: Quiet = False,
         debug: Debug = False,
     ) -> None:
@@ -77,8 +81,11 @@ def _command(stage: str):
             raise InputError("--probe goes with --plan", hint="add --plan")
         if overwrite and resume:
             raise InputError("--overwrite and --resume contradict each other", hint="leave one of them out")
+        if anyway and stage != "lora-update":
+            raise InputError("--anyway goes with lora-update", hint="leave it out")
         if plan:
             how = {"probing": probe, "overwrite": overwrite or (if_changed and not resume), "resume": resume}
+            how["anyway"] = anyway
             _print_plan(lambda: load_recipe(recipe, stage, overrides or []), how, json, quiet, debug)
             return
         loaded = load_recipe(recipe, stage, overrides or [])
@@ -88,7 +95,7 @@ def _command(stage: str):
         from instructkit.stages import RunOptions, run_stage
 
         refuse_early(loaded)
-        options = RunOptions(overwrite, resume, if_changed, command=["instructkit", *sys.argv[1:]])
+        options = RunOptions(overwrite, resume, if_changed, anyway, command=["instructkit", *sys.argv[1:]])
         with Console(quiet=quiet, debug=debug) as console:
             run_stage(loaded, options, console)
 

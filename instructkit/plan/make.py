@@ -25,6 +25,7 @@ from instructkit.stages.base import (
     Inputs,
     choose_machine,
     left_out,
+    refuse_undecidable,
     refuse_unfit_parents,
     refuse_without_weights,
 )
@@ -52,6 +53,7 @@ class Plan:
     together: Change | None = None
     untried: list[str] = field(default_factory=list)
     against: InputError | None = None
+    undecidable: list[str] = field(default_factory=list)
     probe: Probe | None = None
 
     @property
@@ -117,6 +119,7 @@ class Plan:
             "together": self.together.as_dict() if self.together else None,
             "untried": self.untried,
             **self.inputs.as_dict(),
+            "undecidable": self.undecidable,
             "warnings": self.warnings,
             "notes": [*left_out(self.inputs), *found.notes],
             "fits": self.fits,
@@ -124,7 +127,13 @@ class Plan:
 
 
 def make(
-    recipe: Any, collect: Any, *, probing: bool = False, overwrite: bool = False, resume: bool = False
+    recipe: Any,
+    collect: Any,
+    *,
+    probing: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    anyway: bool = False,
 ) -> Plan:
     """
     Plan a run without loading a weight or writing a file.
@@ -133,7 +142,7 @@ def make(
         recipe: a checked recipe.
         collect: the stage's function that reads its data and finds its parents.
         probing: load the model after all and time a few real steps, where they fit; they leave no trace either.
-        overwrite, resume: what the run would be told of its folder.
+        overwrite, resume, anyway: the options of the run.
 
     Raises:
         InputError: for all that the run would refuse before its first step.
@@ -145,6 +154,7 @@ def make(
 
     refuse_early(recipe)
     refuse_unfit_parents(recipe, inputs.parents)
+    undecidable, refuses = inputs.undecidable(recipe)
     machine = choose_machine(recipe)
     rehearsal = rehearse(recipe, inputs, machine)
     need = memory.need(rehearsal, recipe, machine)
@@ -157,7 +167,9 @@ def make(
         disk(recipe, rehearsal),
         timing.estimate(rehearsal, machine),
         parents(recipe, inputs.parents),
-        against=against(recipe, inputs, overwrite=overwrite, resume=resume),
+        against=against(recipe, inputs, overwrite=overwrite, resume=resume)
+        or _undecided(recipe, undecidable, refuses and not (anyway or resume)),
+        undecidable=undecidable,
     )
     if not need.fits:
         plan.changes, plan.together, plan.untried = changes(recipe, inputs, machine, need, rehearsal)
@@ -179,6 +191,15 @@ def against(
         else:
             RunFolder(recipe.run.output).check_free(overwrite=overwrite)
             refuse_held(Path(recipe.run.output))
+    except InputError as error:
+        return error
+    return None
+
+
+def _undecided(recipe: Any, told: list[str], refuses: bool) -> InputError | None:
+    """Return why the run would be refused for gates that cannot be decided; None when it would not."""
+    try:
+        refuse_undecidable(recipe, told, refuses)
     except InputError as error:
         return error
     return None

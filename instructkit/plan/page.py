@@ -18,6 +18,7 @@ def lines(plan: Plan) -> list[str]:
         *plan.machine.reasons,
         *found.notes,
         *plan.inputs.notes(),
+        *(f"cannot be decided: {each}" for each in plan.undecidable),
         _steps(plan),
         *_memory(plan),
         _disk(plan),
@@ -127,7 +128,7 @@ def _time(plan: Plan) -> str:
 
 
 def _output(plan: Plan) -> str:
-    reason = f"{plan.against.message}; " if plan.against else ""
+    reason = f"{plan.against.message.splitlines()[0].rstrip(':')}; " if plan.against else ""
     return f"output: {plan.recipe.run.output}; {reason}nothing was trained"
 
 

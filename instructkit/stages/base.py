@@ -31,6 +31,7 @@ class RunOptions:
     overwrite: bool = False
     resume: bool = False
     if_changed: bool = False
+    anyway: bool = False
     command: list[str] = field(default_factory=list)
 
 
@@ -58,6 +59,10 @@ class Inputs:
     def as_dict(self) -> dict[str, Any]:
         """The same as data."""
         return {}
+
+    def undecidable(self, recipe: Any) -> tuple[list[str], bool]:
+        """Return the gates that cannot be decided on so little data, in words, and whether they refuse what is trained."""
+        return [], False
 
     def begun(self) -> dict[str, Any]:
         """What has to be known again to read the same when an interrupted run is resumed; the run record keeps it."""
@@ -126,6 +131,24 @@ def refuse_without_weights(parents: dict[str, naming.Source]) -> None:
             raise InputError(
                 f"{folder} holds no weights", hint="download them, such as model.safetensors, into it"
             )
+
+
+def refuse_undecidable(recipe: Any, told: Sequence[str], refuses: bool) -> None:
+    """
+    Refuse to train what its gates could only refuse, because there is too little to measure on.
+
+    Args:
+        told, refuses: as `Inputs.undecidable` gives them.
+
+    Raises:
+        InputError: naming each such gate, what there is, how much is needed and which key to change.
+    """
+    if refuses:
+        raise InputError(
+            f"{recipe.source}: some gates cannot be decided on the data at hand, so the result would be refused after training:\n"
+            + "\n".join(f"  {each}" for each in told),
+            hint="change these keys or give more data; --anyway trains all the same; nothing was trained",
+        )
 
 
 def seed_everything(seed: int) -> None:

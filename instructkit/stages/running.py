@@ -31,6 +31,7 @@ from instructkit.stages.base import (
     left_out,
     peak_memory,
     quiet_libraries,
+    refuse_undecidable,
     refuse_unfit_parents,
     refuse_without_weights,
     seed_everything,
@@ -76,6 +77,8 @@ def run(
         reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
         if reason is None:
             return _closed(read_run(output), finish(recipe, output, reporter.note))
+    if not (options.anyway or options.resume):
+        refuse_undecidable(recipe, *inputs.undecidable(recipe))
     _make(recipe, inputs, parents, options, reporter, train)
     overtaken = finish(recipe, output, reporter.note)
     reporter.finished()

@@ -16,13 +16,13 @@ from instructkit.errors import InputError
 from instructkit.evaluate.inference import level_of_look, smallest_gain
 from instructkit.feedback.items import Item, Prepared
 from instructkit.feedback.registry import Chain
-from instructkit.feedback.side_effects import FEWEST
 from instructkit.recipe.schema import DataSection
 from instructkit.runs import lineage
 from instructkit.runs.reading import read_record
 from instructkit.stages import update_feedback
 from instructkit.stages.base import Inputs
 from instructkit.stages.functions import load_function
+from instructkit.stages.update_sides import shortages
 from instructkit.stages.update_warnings import warnings
 
 TUNE_GENERAL = 0.1  # of the replay prompts: kept apart for a rescue, which may look at no held-out row
@@ -43,7 +43,6 @@ class UpdateInputs(Inputs):
         earlier: items of the updates that it goes on from, which may still be trained on.
         newest: id of the last event that was read of a store, from which the next update goes on; None of a file.
         in_force: number of the chain's adapter that is in force, 0 for none.
-        refuses: whether gates that cannot be decided refuse the update.
         elsewhere: where other updates from the same store were made, whose looks are not counted; None where there are none.
     """
 
@@ -54,22 +53,22 @@ class UpdateInputs(Inputs):
     earlier: Sequence[Item] = ()
     newest: str | None = None
     in_force: int = 0
-    refuses: bool = True
     elsewhere: str | None = None
 
     def notes(self) -> list[str]:
         """What the test side can show at all, and what is wrong before anything begins."""
-        found, general = self.power(), self.data.get("general")
-        then = "the update is refused" if self.refuses else "gates.on_undecided lets it pass"
+        found = self.power()
         told = [
-            f"test side: {found['items']} events on {found['clusters']} prompts, look {found['look']} at them; the smallest gain "
-            f"that it can show is {found['smallest_gain']:.2f} times the spread of gains between prompts"
+            f"test split: {found['items']} events on {found['clusters']} prompts, look {found['look']} at them; the smallest "
+            f"gain that it can show is {found['smallest_gain']:.2f} times the spread of gains between prompts"
         ]
-        if found["clusters"] < FEWEST:
-            told.append(f"  too few: below {FEWEST} prompts no gate on feedback is decided, and {then}")
-        if general is None:
-            told.append(f"  no general rows: nothing can show that the rest is kept, and {then}")
         return told + warnings(self)
+
+    def undecidable(self, recipe: Any) -> tuple[list[str], bool]:
+        """Return the gates that cannot be decided on so little data, and whether any of them refuses the update."""
+        found = shortages(recipe, self)
+        refuses = recipe.gates.on_undecided == "refuse"
+        return [str(each) for each in found], any(refuses or each.essential for each in found)
 
     def as_dict(self) -> dict[str, Any]:
         """Outcomes, report and power, as data."""
@@ -143,8 +142,7 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
     newest = feedback.newest if stored else None
     return UpdateInputs(
         data, parents, prepared, chain, current, (mode, why), earlier, newest,
-        stands.current, recipe.gates.on_undecided == "refuse",
-        update_feedback.elsewhere(recipe),
+        stands.current, update_feedback.elsewhere(recipe),
     )  # fmt: skip
 
 

@@ -20,11 +20,9 @@ from instructkit.stages import update_secrets
 from instructkit.stages.base import Frame, prompt_of
 from instructkit.stages.functions import scoring_function
 from instructkit.stages.replay import encoded_demonstrations, last_answer
-from instructkit.stages.update_sides import Side, side_of
+from instructkit.stages.update_sides import GENERAL_PROMPTS, Side, groups_of, side_of
 from instructkit.stages.update_warnings import warnings
 
-# Answered for conduct. Of 64, two more that decline could not be shown to be below a tenth.
-GENERAL_PROMPTS = 128
 ANSWER_TOKENS = 64
 ALTERNATIVES, MOST_ALTERNATIVES = 200, 1000  # that a secret is ranked among, beside itself
 
@@ -238,11 +236,6 @@ class Measurer:
             self.model, self.tokenizer, shown, max_new_tokens=ANSWER_TOKENS, seed=self.seed, temperature=0
         )
         return [a.text for a in told]
-
-
-def groups_of(item: Item) -> tuple[str, ...]:
-    """The segments of users and topics that an item belongs to."""
-    return (*([f"group:{item.group}"] if item.group else []), *(f"tag:{tag}" for tag in item.tags))
 
 
 def known_raters(inputs: Any) -> set[str]:

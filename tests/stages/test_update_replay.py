@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from instructkit.errors import InputError
+from instructkit.errors import GateRefused, InputError
 from instructkit.feedback.events import event_of
 from instructkit.feedback.registry import Chain
 from instructkit.feedback.store import Store
@@ -306,18 +307,26 @@ def test_a_held_out_file_is_worn_whatever_it_is_called_and_another_is_not(begun)
     assert [record(name)["look"]["number"] for name in ("first", "second", "third")] == [1, 2, 1]
 
 
-@pytest.mark.parametrize(("what", "told"), [("refuse", "the update is refused"), ("pass", "lets it pass")])
-def test_the_plan_says_what_becomes_of_what_cannot_be_decided(begun, what: str, told: str) -> None:
+def test_what_cannot_be_decided_is_refused_before_training_unless_told_otherwise(begun) -> None:
     store(edits(0, 20))
-    Path("lora-update.yaml").write_text(
-        "stage: lora-update\nmodel: {name: runs/sft}\nfeedback: {events: feedback.db}\n"
-        f"{LORA}{ONE}gates: {{on_undecided: {what}}}\nrun: {{output: runs/first}}\n",
-        encoding="utf-8",
+    lax = "gates: {on_undecided: pass}\n"
+    body = f"model: {{name: runs/sft}}\nfeedback: {{events: feedback.db}}\n{LORA}{ONE}{{}}run: {{output: runs/first}}\n"
+    with pytest.raises(InputError) as refused:
+        run("lora-update", body.replace("{}", ""), anyway=False)
+    told = refused.value.message
+    assert re.search(
+        r"held-out feedback: \d independent test prompts; at least 10 are needed; import more", told
     )
-    inputs = collected()
-    inputs.data.pop("general", None)
-    assert [note for note in inputs.notes() if "too few" in note or "no general" in note] != []
-    assert all(told in note for note in inputs.notes() if "too few" in note or "no general" in note)
+    assert "answers end, repetition, refusals: 0 general prompts; at least 35 are needed" in told
+    assert "--anyway" in refused.value.hint and not Path("runs/first").exists()
+    with pytest.raises(InputError, match="held-out feedback"):  # which refuses whatever on_undecided says
+        run("lora-update", body.replace("{}", lax), anyway=False)
+    inputs = collected("feedback.eval=0.8")
+    named, refuses = inputs.undecidable(load_recipe("lora-update.yaml", "lora-update", ["feedback.eval=0.8"]))
+    assert named and not refuses
+    with pytest.raises(GateRefused):
+        run("lora-update", body.replace("{}", ANYTHING))
+    assert Path("runs/first/run.json").exists()
 
 
 def test_earlier_answers_are_among_the_rows_to_replay(begun, monkeypatch) -> None:
