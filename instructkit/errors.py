@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 
 SHOWN_FAULTS = 20
+SHOWN_ALIKE = 5  # of faults that differ in place and value alone
+_VALUE = re.compile(r" is .{1,80}?;")
 
 
 class InstructKitError(Exception):
@@ -49,14 +53,71 @@ class RecipeError(InputError):
         super().__init__("\n".join(str(fault) for fault in faults), hint="mend these; nothing was started")
 
 
-class DataError(InputError):
-    """Faults of data rows: the first twenty and the total."""
+class Faults:
+    """
+    The first faults of many rows: twenty at most, five of those that differ in place and value alone, and how many there are.
 
-    def __init__(self, faults: list[Fault], total: int, *, hint: str | None = None) -> None:
+    Attributes:
+        total: how many were added.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._shown: list[tuple[int, Fault]] = []
+        self._alike: Counter[str] = Counter()
+
+    def add(self, fault: Fault, row: int | None = None) -> None:
+        """
+        Count a fault, and keep it while there are few.
+
+        Args:
+            row: where its row stands among all; left out, they are added in the order of their rows.
+        """
+        self.total += 1
+        self._alike[_kind(fault)] += 1
+        if len(self._shown) < SHOWN_FAULTS and self._alike[_kind(fault)] <= SHOWN_ALIKE:
+            self._shown.append((self.total if row is None else row, fault))
+
+    def shown(self) -> list[Fault]:
+        """Return the faults that were kept, in the order of their rows."""
+        return [fault for _, fault in sorted(self._shown, key=lambda pair: pair[0])]
+
+    def lines(self) -> list[str]:
+        """Return the faults that were kept, a line each, and how many more there are of each kind and of others."""
+        shown = self.shown()
+        last = {_kind(fault): i for i, fault in enumerate(shown)}
+        counts = Counter(_kind(fault) for fault in shown)
+        lines, left = [], self.total - len(shown)
+        for i, fault in enumerate(shown):
+            lines.append(str(fault))
+            more = self._alike[_kind(fault)] - counts[_kind(fault)]
+            if last[_kind(fault)] == i and more:
+                lines.append(f"... and {more} more like this one")
+                left -= more
+        if left:
+            lines.append(f"... and {left} more faults, {self.total} in all")
+        return lines
+
+    def error(self, hint: str | None = None) -> DataError:
+        """Return the error that lists them."""
+        return DataError(self.shown(), self.total, hint=hint, lines=self.lines())
+
+
+def _kind(fault: Fault) -> str:
+    return _VALUE.sub(" is ...;", fault.message)
+
+
+class DataError(InputError):
+    """Faults of data rows: the first of them and the total."""
+
+    def __init__(
+        self, faults: list[Fault], total: int, *, hint: str | None = None, lines: list[str] | None = None
+    ) -> None:
         self.faults, self.total = faults, total
-        lines = [str(fault) for fault in faults[:SHOWN_FAULTS]]
-        if total > len(lines):
-            lines.append(f"... and {total - len(lines)} more faults, {total} in all")
+        if lines is None:
+            lines = [str(fault) for fault in faults[:SHOWN_FAULTS]]
+            if total > len(lines):
+                lines.append(f"... and {total - len(lines)} more faults, {total} in all")
         super().__init__("\n".join(lines), hint=hint or "mend these rows; nothing was trained")
 
 

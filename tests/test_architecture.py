@@ -44,8 +44,8 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 
 FLOOR_1 = (
-    "errors recipe recipe.paths data.records data.checks data.scales data.turns data.shapes data.table data.demo runs "
-    "evaluate.metrics evaluate.inference feedback.gates"
+    "errors recipe recipe.paths data.records data.checks data.scales data.thumbs data.turns data.shapes data.table data.demo "
+    "runs evaluate.metrics evaluate.inference feedback.gates"
 )
 FLOOR_2 = (
     f"{FLOOR_1} data.lines data.json_files data.csv_files data.parquet_files data.files data.readers data.ours data.reading "
@@ -90,8 +90,9 @@ ROOMS = {
     "data.records": room("errors"),
     "data.checks": room("errors data.records"),
     "data.scales": room("errors"),
+    "data.thumbs": room("data.records"),
     "data.turns": room("errors data.records data.checks"),
-    "data.shapes": room("errors data.records data.checks data.turns"),
+    "data.shapes": room("errors data.records data.checks data.thumbs data.turns"),
     "data.demo": room("errors"),
     "runs": room("errors"),
     "evaluate.metrics": room("errors", "numpy"),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections import Counter
-
-    from instructkit.errors import Fault
+    from instructkit.errors import Faults
     from instructkit.feedback.importers import Reading
     from instructkit.feedback.store import Store
 
@@ -31,8 +31,8 @@ def import_(
     ],
     store: At = DEFAULT,
     scale: Scale = None,
-    field: Annotated[
-        str | None, typer.Option(help="The field, question or score that is the rating.")
+    rating_field: Annotated[
+        str | None, typer.Option("--field", help="The field, question or score that is the rating.")
     ] = None,
     consent: Annotated[
         bool, typer.Option("--consent/--no-consent", help="May rows that do not say so be trained on?")
@@ -44,43 +44,112 @@ def import_(
     json: Json = False,
 ) -> None:
     """Check every file whole, then add what is new; a row that is there already is not added again."""
-    from instructkit.errors import DataError
     from instructkit.feedback.importers import Reading
 
-    how = Reading(_scale(scale), field, consent)
-    faults, total = _faults(files, how)
-    if total and not skip:
-        raise DataError(
-            faults, total, hint="mend these rows, or leave them out with --skip-faults; nothing was imported"
+    asked = Reading(_scale(scale), rating_field, consent)
+    found = _look(files, asked)
+    if found.faults.total and not skip:
+        raise found.faults.error(
+            "correct these rows, or leave them out with --skip-faults; nothing was imported"
         )
     from instructkit.feedback.store import Store
     from instructkit.feedback.storing import Stored, put
 
-    if total and not store.exists() and not any(True for _ in _events(files, how)):
-        raise DataError(
-            faults, total, hint="every row has a fault; nothing was imported, and no store was made"
-        )
+    if found.faults.total and not store.exists() and not found.events:
+        raise found.faults.error("every row has a fault; nothing was imported, and no store was made")
     with Store.open(store, create=True) as opened:
         # File by file, so that a row in two of them is one event, as it is when they are imported one after the other.
-        done = sum((put(opened, _events([name], how), keep_raw=keep_raw) for name in files), Stored())
-        rescaled = _rescaled(opened, files, how) if done.new else []
-    for warning in rescaled:
+        done = sum((put(opened, _events(name, how), keep_raw=keep_raw) for name, how in found.how), Stored())
+        warnings = _rescaled(opened, dict(found.how)) if done.new else []
+    if done.clashes:
+        warnings.append(_about_clashes(done.clashes))
+    if done.new and not found.raters:
+        warnings.append(_anonymous(found))
+    for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     personal = {"kept" if keep_raw else "replaced": dict(done.personal)}
-    if done.clashes:
-        typer.echo(f"warning: {_about_clashes(done.clashes)}", err=True)
-    numbers = {"new": done.new, "known": done.known, "withdrawn": done.withdrawn, "faults": total}
-    told = {"store": str(store), **numbers, "clashes": len(done.clashes), **personal}
+    numbers = {
+        "new": done.new,
+        "known": done.known,
+        "withdrawn": done.withdrawn,
+        "faults": found.faults.total,
+    }
+    told = {
+        "store": str(store),
+        **numbers,
+        "clashes": len(done.clashes),
+        "unread": dict(found.unread),
+        **personal,
+    }
     if json:
         print_data(told)
         return
+    for note in found.notes():
+        typer.echo(note)
     typer.echo(
-        f"{store}: {done.new} new events, {done.known} known already, {total} rows with faults left out"
+        f"{store}: {done.new} new events, {done.known} known already, {found.faults.total} rows with faults left out"
         + (f"; {done.withdrawn} known ones withdrawn: they came without consent" if done.withdrawn else "")
         + _about_personal(done.personal, keep_raw)
     )
-    for fault in faults:
-        typer.echo(f"  {fault}", err=True)
+    for line in found.faults.lines():
+        typer.echo(f"  {line}", err=True)
+
+
+@dataclass
+class _Found:
+    """What the files hold: how each is read, its faults, its columns that are not read, and how many events name a rater."""
+
+    faults: Faults
+    how: list[tuple[str, Reading]] = field(default_factory=list)
+    thumbs: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    events: int = 0
+    raters: int = 0
+    times: int = 0
+
+    def notes(self) -> list[str]:
+        """Return what a user should know of how the files were read."""
+        told = [f"{name}: the ratings are 1 and 0, read as thumbs up and down" for name in self.thumbs]
+        if self.unread:
+            told.append(
+                "columns that are not read: " + ", ".join(f"{n} ({c} rows)" for n, c in self.unread.items())
+            )
+        return told
+
+
+def _look(files: list[str], asked: Reading) -> _Found:
+    """Read all files once, and report the faults of all of them."""
+    from instructkit.errors import DataError, Fault, Faults
+    from instructkit.feedback.importers import as_thumbs, read, unread
+
+    found = _Found(Faults())
+    try:
+        for name in files:
+            how = asked
+            if as_thumbs(name, asked):
+                found.thumbs.append(name)
+                how = replace(asked, scale=(0.0, 1.0))
+            found.how.append((name, how))
+            for made in read(name, how):
+                if isinstance(made, Fault):
+                    found.faults.add(made)
+                    continue
+                event, row = made
+                found.events += 1
+                found.raters += bool(event.rater)
+                found.times += row.get("time") is not None
+                found.unread.update(unread(row))
+    except DataError as error:  # of a file that cannot be read as a whole; its own hint speaks of training
+        raise DataError(error.faults, error.total, hint="correct the file; nothing was imported") from error
+    return found
+
+
+def _anonymous(found: _Found) -> str:
+    lacking = "a rater" if found.times else "a rater or a time"
+    return (
+        f"no event names {lacking}: what a person said cannot be withdrawn together, only event by event; name a column "
+        "`rater`, `user_id` or `user`, and one `time`, `created_at` or `timestamp`"
+    )
 
 
 def _about_clashes(ids: list[str]) -> str:
@@ -114,42 +183,27 @@ def _scale(told: str | None) -> tuple[float, float] | None:
     raise InputError(f"--scale {told} is no scale", hint="give the lowest and the highest rating, as 1:5")
 
 
-def _rescaled(opened: Store, files: list[str], how: Reading) -> list[str]:
+def _rescaled(opened: Store, how: dict[str, Reading]) -> list[str]:
     """Which files come on another scale than before: a rating that is another number by it is another event."""
     from instructkit.feedback.importers import named
 
-    scale = ":".join(f"{end:g}" for end in how.ends)
-    before = opened.other_scales(dict.fromkeys(map(named, files)), scale)
-    return [
-        f"{name} was read with --scale {' and '.join(scales)} before, and with {scale} now: the same row with another "
-        "rating is a new event; `instructkit feedback list` shows both, `feedback withdraw ID` takes one back"
-        for name, scales in before.items()
-        if scales
-    ]
+    told = []
+    for file, reading in how.items():
+        scale = ":".join(f"{end:g}" for end in reading.ends)
+        for name, scales in opened.other_scales([named(file)], scale).items():
+            if scales:
+                told.append(
+                    f"{name} was read with --scale {' and '.join(scales)} before, and with {scale} now: the same row with "
+                    "another rating is a new event; `instructkit feedback list` shows both, `feedback withdraw ID` takes one back"
+                )
+    return told
 
 
-def _faults(files: list[str], how: Reading) -> tuple[list[Fault], int]:
-    """The first faults of all files, and how many there are."""
-    from instructkit.errors import SHOWN_FAULTS, DataError, Fault
-    from instructkit.feedback.importers import read
-
-    shown, total = [], 0
-    try:
-        for name in files:
-            for found in read(name, how):
-                if isinstance(found, Fault):
-                    total += 1
-                    shown += [found] if len(shown) < SHOWN_FAULTS else []
-    except DataError as error:  # of a file that cannot be read as a whole; its own hint speaks of training
-        raise DataError(error.faults, error.total, hint="mend the file; nothing was imported") from error
-    return shown, total
-
-
-def _events(files: list[str], how: Reading) -> Any:
+def _events(file: str, how: Reading) -> Any:
     from instructkit.errors import Fault
     from instructkit.feedback.importers import read
 
-    return (found for name in files for found in read(name, how) if not isinstance(found, Fault))
+    return (made for made in read(file, how) if not isinstance(made, Fault))
 
 
 def add(

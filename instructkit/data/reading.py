@@ -8,7 +8,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from instructkit.data.checks import Checker, form_told
@@ -18,8 +17,9 @@ from instructkit.data.records import Row, unread
 from instructkit.data.scales import Scale
 from instructkit.data.shapes import as_messages
 from instructkit.data.table import Table
+from instructkit.data.thumbs import is_ulid
 from instructkit.data.turns import fields_beside
-from instructkit.errors import SHOWN_FAULTS, DataError, Fault, InputError
+from instructkit.errors import Fault, Faults, InputError
 
 _ROW_OF_PLACE = re.compile(r"(:| row | event )[^ :]*$")
 _SHOWN_SOURCES = 4  # of those that differ
@@ -71,7 +71,7 @@ class Reading:
         self._checker, self._keys = Checker(kind), set()
         self._starts: list[int] = []  # where each source begins among the good rows
         self._order = array("Q")  # of each good row, which it is among all
-        self._seen = self._faults = 0
+        self._seen, self._faults = 0, Faults()
         self._margins = False  # whether any good comparison has one
         self._forms_of: dict[str, set[tuple[str, ...]]] = {}  # by file, the shapes of its good rows
         self._scale = Scale()
@@ -79,7 +79,6 @@ class Reading:
             tuple[str, ...], Counter[str]
         ] = {}  # by form, how many rows have a column that nothing reads
         self.beside: Counter[str] = Counter()  # the same of messages' fields, which some templates read
-        self._first: list[tuple[int, Fault]] = []  # as many faults as are shown, and which row each is in
 
     def read(self, part: Part, limit: int | None) -> None:
         """
@@ -105,7 +104,7 @@ class Reading:
         row, _ = ours(raw, place, self.columns, self._checker.kind, self.shapes)
         faults = [row] if isinstance(row, Fault) else self._checker.faults(row, place)
         if self._checker.kind == "feedback" and not isinstance(row, Fault):
-            self._scale.add(row.get("rating"))
+            self._scale.add(row.get("rating"), kept=is_ulid(row.get("id")))
         if faults:
             self._refuse(self._seen, faults)
             if self.skip_faults:
@@ -126,9 +125,8 @@ class Reading:
         return sum((found for form, found in self._unread.items() if form not in strange), Counter())
 
     def _refuse(self, i: int, faults: list[Fault]) -> None:
-        self._faults += len(faults)
-        if len(self._first) < SHOWN_FAULTS:
-            self._first += [(i, fault) for fault in faults]
+        for fault in faults:
+            self._faults.add(fault, i)
 
     def refuse_columns_of_no_row(self, source: str) -> None:
         """
@@ -152,25 +150,26 @@ class Reading:
             DataError: for faults, those of the whole in the order of the rows; with `skip_faults`, when none is left.
         """
         self._bring_together()
+        if self._scale.is_thumbs:
+            self._read_as_thumbs()
         strangers = self._strangers()
         ends = [*self._starts[1:], len(self.table)]
         kept: list[Sequence[int]] = [range(*ends_) for ends_ in zip(self._starts, ends, strict=True)]
         if strangers:
             kept = [array("Q", (i for i in part if i not in strangers)) for part in kept]
-        if not self._faults:
+        if not self._faults.total:
             self._refuse_some_margins(kept, parts)
             return kept
-        faults = [fault for _, fault in sorted(self._first, key=itemgetter(0))]
         other = (
             self._scale.error(" + ".join(part.source for part in parts)) if self._scale.is_another else None
         )
         if not self.skip_faults:
-            raise DataError(faults, self._faults, hint=other and other.hint)
+            raise self._faults.error(other and other.hint)
         if other:  # what is left is within our scale by chance
             raise other
         if not all(kept):
             hint = "no row is left; `on_fault: skip` needs some without faults"
-            raise DataError(faults, self._faults, hint=hint)
+            raise self._faults.error(hint)
         self._refuse_some_margins(kept, parts)
         if strangers:
             self._skip(strangers, parts)
@@ -219,8 +218,19 @@ class Reading:
         self.table, self._checker = table, checker
         self.shapes["messages, as the other sources are"] += changed
 
+    def _read_as_thumbs(self) -> None:
+        """Turn ratings of 0 into -1, in a file that has 1 and 0 alone."""
+        table, changed = Table(), 0
+        for i in range(len(self.table)):
+            row, place = self.table[i]
+            down = row.get("rating") == 0
+            changed += down
+            table.append(({**row, "rating": -1.0} if down else row, place))
+        self.table = table
+        self.shapes["thumbs down, a rating of 0 among 1 and 0"] += changed
+
     def _differ(self) -> None:
-        if self.skip_faults or self._faults:
+        if self.skip_faults or self._faults.total:
             return
         told = [f"{name} has {form_told(next(iter(found)))}" for name, found in self._forms_of.items()]
         more = f"; and {len(told) - _SHOWN_SOURCES} more" if len(told) > _SHOWN_SOURCES else ""
@@ -231,13 +241,10 @@ class Reading:
 
     def _strangers(self) -> dict[int, Fault]:
         """Good rows of another form than most, which makes them bad ones."""
-        found, shown = {}, 0
+        found = {}
         for i, told in self._checker.strangers():
             found[i] = Fault(self.table[i][1], *told)
-            self._faults += 1
-            if shown < SHOWN_FAULTS:
-                self._first.append((self._order[i], found[i]))
-                shown += 1
+            self._faults.add(found[i], self._order[i])
         return found
 
     def _skip(self, strangers: dict[int, Fault], parts: list[Part]) -> None:

@@ -16,12 +16,19 @@ class Scale:
     def __init__(self) -> None:
         self.rated = self.outside = 0
         self.low, self.high = math.inf, -math.inf
+        self._thumbs = True
 
-    def add(self, rating: Any) -> None:
-        """One more; what is no number, or no rating, does not count."""
+    def add(self, rating: Any, *, kept: bool = False) -> None:
+        """
+        Count a rating; what is no number, or no rating, does not count.
+
+        Args:
+            kept: whether its row comes from a store, on whose scale 0 is no signal.
+        """
         if isinstance(rating, bool) or not isinstance(rating, int | float) or not abs(rating) < FAR_OFF:
             return
         self.rated += 1
+        self._thumbs &= rating in (0, 1) and not kept
         self.outside += not -1 <= rating <= 1
         self.low, self.high = min(self.low, rating), max(self.high, rating)
 
@@ -29,6 +36,11 @@ class Scale:
     def is_another(self) -> bool:
         """Whether most ratings are beyond ours."""
         return 2 * self.outside > self.rated
+
+    @property
+    def is_thumbs(self) -> bool:
+        """Return whether all ratings are 1 or 0 and some are 0: thumbs up and down."""
+        return self.rated > 0 and self._thumbs and self.low == 0
 
     def error(self, source: str) -> InputError:
         """What is found, and how such rows are read."""

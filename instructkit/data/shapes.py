@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from instructkit.data.records import Row, briefly, detect_shape, truth
+from instructkit.data.thumbs import in_our_names, rated
 from instructkit.data.turns import said, turn_of, turns_of, under_system, with_plain_messages
 
 
@@ -29,6 +30,9 @@ def in_our_shape(row: Row, kind: str) -> tuple[Row, str | None]:
     Raises:
         ValueError: in words, when a row begins such a shape and does not hold it.
     """
+    if kind == "feedback":
+        row = in_our_names(row)
+        row = rated(row) if row.get("response") is not None else row
     plain = with_plain_messages(row, kind)
     found, shape = _converted(plain, kind)
     return found, shape if shape is not None or plain is row else "OpenAI messages"

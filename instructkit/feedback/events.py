@@ -13,6 +13,7 @@ from typing import Any
 
 from instructkit.data.checks import check_rows
 from instructkit.data.records import Row
+from instructkit.data.thumbs import is_ulid
 
 KINDS = ("rating", "edit", "preference")
 HASHED = re.compile(r"^h:[0-9a-f]{16}$")
@@ -210,11 +211,6 @@ def moment(value: Any) -> str | None:
 
 def _told(when: datetime) -> str:
     return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def is_ulid(value: Any) -> bool:
-    """Whether this is an id that a store gave; other files number their rows as they like."""
-    return isinstance(value, str) and len(value) == 26 and set(value) <= set(_CROCKFORD)
 
 
 def ulid() -> str:

@@ -12,15 +12,20 @@ from instructkit.data.csv_files import numbered
 from instructkit.data.readers import read_source
 from instructkit.data.records import Row
 from instructkit.data.shapes import in_our_shape
+from instructkit.data.thumbs import in_our_names, is_ulid, number_of, plain_name
 from instructkit.errors import Fault, InputError
 from instructkit.feedback import exports
 from instructkit.feedback.beside import beside
-from instructkit.feedback.events import Event, event_of
+from instructkit.feedback.events import JUDGEMENTS, ROW_FIELDS, Event, event_of
 from instructkit.feedback.ratings import RATINGS, Reading, rating_of
 
 __all__ = ["Reading", "named", "read", "rows_of"]
 
 _JUDGEMENTS = (*RATINGS, "better", "preferred")
+_READ = {  # by `event_of`, and by `beside`
+    *("prompt", "messages", "conversations", "response", "metadata", "withdrawn", "system"),
+    *(*JUDGEMENTS, *ROW_FIELDS),
+}
 
 
 def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
@@ -54,6 +59,26 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
         raise InputError(f"{source} holds no rows", hint=hint)
 
 
+def as_thumbs(source: str, how: Reading) -> bool:
+    """
+    Return whether the ratings of a file are thumbs as 1 and 0: these alone, and some of them 0.
+
+    Rows that a store has exported keep their scale, on which 0 is no signal.
+    """
+    found: set[float] = set()
+    if how.scale is not None:
+        return False
+    for made in read(source, how):
+        if isinstance(made, Fault) or "rating" not in made[0].judgement:
+            continue
+        if is_ulid(made[1].get("id")):
+            return False
+        found.add(made[0].judgement["rating"])
+        if not found <= {0.0, 1.0}:
+            return False
+    return 0.0 in found
+
+
 def named(source: str) -> str:
     """What events of a file have as their source."""
     return f"import:{Path(source).name}"
@@ -80,19 +105,27 @@ def _is_ours(row: Row) -> bool:
     return row.get("response") is not None
 
 
+def unread(row: Row) -> list[str]:
+    """Return the columns of an imported row that hold something and that nothing reads."""
+    return [name for name, value in row.items() if name not in _READ and value not in (None, "", [], {})]
+
+
 def _ours(row: Row, how: Reading) -> list[Row]:
+    row = in_our_names(row)
     if any(row.get(name) is not None for name in ("better", "preferred")):
         return [row]
     return [_rated(row, how)]
 
 
 def _rated(row: Row, how: Reading) -> Row:
-    """The row with its rating on our scale, whatever it was called."""
-    names = [name for name in ((how.field,) if how.field else RATINGS) if row.get(name) is not None]
-    if not names:
+    """The row with its rating on our scale, whatever it was called; a column of such a name that is no rating stays."""
+    named = [how.field] if how.field else [key for name in RATINGS for key in row if plain_name(key) == name]
+    given = [key for key in named if row.get(key) not in (None, "")]
+    if not given:
         raise ValueError(_not_judged(row, how))
-    kept = {key: value for key, value in row.items() if key not in RATINGS and key != how.field}
-    return {**kept, "rating": rating_of(names[0], row[names[0]], how)}
+    name = next((key for key in given if number_of(plain_name(key), row[key]) is not None), given[0])
+    kept = {key: value for key, value in row.items() if key not in (name, "rating")}
+    return {**kept, "rating": rating_of(name, row[name], how)}
 
 
 def _not_judged(row: Row, how: Reading) -> str:
@@ -111,7 +144,7 @@ def _is_log(row: Row) -> bool:
 
 def _log(row: Row, how: Reading) -> list[Row]:
     """A whole conversation and one rating, which is about its last answer."""
-    told, _ = in_our_shape(row, "sft")
+    told, _ = in_our_shape(in_our_names(row), "sft")
     messages = told["messages"]
     if not messages or not isinstance(messages[-1], dict) or messages[-1].get("role") != "assistant":
         raise ValueError("the conversation does not end with an assistant's answer, so nothing was judged")

@@ -5,21 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# Words alone: "-1" and "+1" are numbers, whose meaning the scale tells.
-GOOD = ("up", "thumbs_up", "thumbs up", "thumbsup", "👍", "good", "positive", "like", "liked", "yes")
-BAD = (
-    "down",
-    "thumbs_down",
-    "thumbs down",
-    "thumbsdown",
-    "👎",
-    "bad",
-    "negative",
-    "dislike",
-    "disliked",
-    "no",
-)
-RATINGS = ("rating", "score", "thumbs", "thumb", "feedback", "label")
+from instructkit.data.thumbs import BAD, GOOD, RATINGS, THUMBS, plain_name
+
+__all__ = ["RATINGS", "Reading", "rating_of"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +48,8 @@ def rating_of(name: str, value: Any, how: Reading) -> float:
         raise ValueError(
             f"`{name}` is {str(value)[:60]!r}; wanted a number, true or false, or up or down"
         ) from None
+    if how.scale is None and plain_name(name) in THUMBS and number == 0:
+        return -1.0
     low, high = how.ends
     if not low <= number <= high:
         hint = "" if how.scale else "; say the scale of the file, as --scale 1:5"

@@ -22,17 +22,21 @@ def changes(run: dict[str, Any]) -> list[str]:
     lines = ["what has changed, in words"]
     for answer in moved.get("answers", []):
         lines.append(f"{INDENT}{_asked(answer['prompt'])}")
-        lines += [f"{INDENT * 2}{name:6}  {_short(answer[name])}" for name in ("before", "after", "wanted")]
+        shown = [name for name in ("before", "after", "wanted", "disliked") if name in answer]
+        lines += [f"{INDENT * 2}{name:8}  {_short(answer[name])}" for name in shown]
     if moved.get("phrases"):
         lines.append(f"{INDENT}new phrases: " + ", ".join(f"`{phrase}`" for phrase in moved["phrases"]))
     if moved.get("topics"):
         told = ", ".join(f"{name} {gain:+.2f}" for name, gain in moved["topics"].items())
         lines.append(f"{INDENT}gain by group and tag (nats/token): {told}")
-    losses = (
-        f"{INDENT}among the largest losses: {loss['gain']:+.2f} on {_asked(loss['prompt'])} -> {_short(loss['wanted'])}"
-        for loss in moved["largest_losses"]
-    )
+    losses = (f"{INDENT}among the largest losses: {_loss(loss)}" for loss in moved["largest_losses"])
     return lines + list(dict.fromkeys(losses))[:LOSSES]  # several people may have wanted the same
+
+
+def _loss(loss: dict[str, Any]) -> str:
+    """A judgement that is met less than before: a wanted answer that became rarer, or a disliked one that did not."""
+    answer = f"disliked: {_short(loss['disliked'])}" if "disliked" in loss else _short(loss["wanted"])
+    return f"{loss['gain']:+.2f} on {_asked(loss['prompt'])} -> {answer}"
 
 
 def _asked(prompt: str | list[dict[str, Any]]) -> str:

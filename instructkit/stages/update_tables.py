@@ -156,11 +156,16 @@ def _share(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str
 
 
 def samples(items: Sequence[Item], before: Sequence[str], after: Sequence[str]) -> list[dict[str, Any]]:
-    """A few test prompts with the answers of parent and update, and what the user wanted."""
+    """Return a few test prompts with the answers of parent and update, and the answer that a user wanted or disliked."""
     return [
-        {"prompt": item.prompt, "before": first, "after": second, "wanted": item.wanted}
+        {"prompt": item.prompt, "before": first, "after": second, **_judged(item)}
         for item, first, second in zip(items, before, after, strict=False)
     ]
+
+
+def _judged(item: Item) -> dict[str, str]:
+    """The answer that was judged, by what was said of it: a bad rating asks for nothing."""
+    return {"wanted" if item.rating > 0 else "disliked": item.wanted}
 
 
 def moved(
@@ -182,7 +187,7 @@ def moved(
     order = sorted(telling, key=gains.__getitem__)
 
     def shown(chosen: Sequence[int]) -> list[dict[str, Any]]:
-        return [{"prompt": items[i].prompt, "wanted": items[i].wanted, "gain": gains[i]} for i in chosen]
+        return [{"prompt": items[i].prompt, **_judged(items[i]), "gain": gains[i]} for i in chosen]
 
     by_topic: dict[str, list[float]] = {}
     for i in telling:

@@ -57,6 +57,7 @@ def test_a_file_is_imported_once(run) -> None:
         "withdrawn": 0,
         "clashes": 0,
         "faults": 0,
+        "unread": {},
         "replaced": {},
     }
     assert len(run("list")[1].splitlines()) == 9
@@ -395,7 +396,7 @@ def test_no_event_on_standard_input(run, monkeypatch, given: bytes, told: str) -
 
 
 def test_a_file_that_comes_again_on_another_scale_is_told(run) -> None:
-    stars = [{"prompt": f"q{i}", "response": "a", "rating": i + 1} for i in range(5)]
+    stars = [{"prompt": f"q{i}", "response": "a", "rating": i + 1, "rater": "ann"} for i in range(5)]
     source = write("stars.jsonl", stars)
     for scale in ("1:5", "1.0:5"):
         assert run("import", source, "--scale", scale)[2] == ""
@@ -403,14 +404,21 @@ def test_a_file_that_comes_again_on_another_scale_is_told(run) -> None:
     assert code == 0 and "4 new events, 1 known already" in out
     assert err.startswith("warning: import:stars.jsonl was read with --scale 1:5 before, and with 1:6 now: ")
     assert run("import", source, "--scale", "1:6")[2] == ""  # it adds nothing
-    assert run("import", write("stars.jsonl", [*stars, ONE]), "--scale", "1:6")[2] == ""  # told once
+    assert (
+        run("import", write("stars.jsonl", [*stars, ONE | {"rater": "ann"}]), "--scale", "1:6")[2] == ""
+    )  # told once
     assert run("import", write("others.jsonl", stars), "--scale", "0:10")[2] == ""  # another file
     for name in ("stars.jsonl: x", "star", "stars.jsonl:", "stars.jsonl;"):  # names that begin alike
-        assert run("import", write(f"{name}.jsonl", [ONE | {"prompt": name}]), "--scale", "0:9")[2] == ""
+        assert (
+            run("import", write(f"{name}.jsonl", [ONE | {"prompt": name, "rater": "ann"}]), "--scale", "0:9")[
+                2
+            ]
+            == ""
+        )
 
 
 def test_words_are_on_every_scale(run) -> None:
-    source = write("thumbs.jsonl", [ONE | {"rating": "up"}])
+    source = write("thumbs.jsonl", [ONE | {"rating": "up", "rater": "ann"}])
     assert run("import", source)[2] == run("import", source, "--scale=1:5")[2] == ""
     assert run("import", source, "--scale=-1:1")[2] == ""
 

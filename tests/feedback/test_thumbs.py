@@ -1,0 +1,132 @@
+"""Exports of thumbs are read as they are: by `feedback import`, and as `feedback.events` of an update alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instructkit.cli.main import main
+from instructkit.data.sources import load_rows
+from instructkit.errors import DataError
+from instructkit.feedback.store import Filter, Store
+
+ASKED = {"prompt": "q", "response": "a"}
+WHEN = "2024-05-01T10:00:00.000Z"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def jsonl(rows: list[dict], name: str = "thumbs.jsonl") -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+def imported(capsys, *arguments: str) -> tuple[int, str, list]:
+    with pytest.raises(SystemExit) as ended:
+        main(["feedback", "import", *arguments])
+    told = "".join(capsys.readouterr())
+    if not Path("feedback.db").exists():
+        return ended.value.code, told, []
+    with Store.open("feedback.db") as store:
+        return ended.value.code, told, list(store.events(Filter()))
+
+
+THUMBS = {
+    "booleans": ("thumbs_up", (True, False)),
+    "up and down": ("feedback", ("up", "down")),
+    "1 and -1": ("score", (1, -1)),
+    "1 and 0": ("score", (1, 0)),
+    "1 and 0 as a rating": ("rating", (1, 0)),
+    "1 and 0 as thumbs": ("thumbs_up", (1, 0)),
+    "booleans of a table": ("Thumbs Up", ("TRUE", "FALSE")),
+    "numbers of a table": ("score", ("1", "0")),
+}
+
+
+@pytest.mark.parametrize("name", THUMBS)
+def test_thumbs_are_read_alike_whatever_they_are_called(name: str, capsys) -> None:
+    field, values = THUMBS[name]
+    rows = [{"prompt": f"q{i}", "response": "a", field: value} for i, value in enumerate(values)]
+    source = jsonl(rows)
+    code, _, events = imported(capsys, source)
+    assert code == 0 and [event.judgement for event in events] == [{"rating": 1.0}, {"rating": -1.0}]
+    assert [row["rating"] for row in load_rows(source, kind="feedback").rows] == [1.0, -1.0]
+
+
+def test_a_table_as_an_app_exports_it(capsys) -> None:
+    Path("app.csv").write_text(
+        "prompt,response,User ID,created_at,thumbs_up,comment\n"
+        "one,a,ann,2024-05-01 10:00:00 UTC,true,fine\n"
+        "two,b,bob,1714557600,false,\n",
+        encoding="utf-8",
+    )
+    code, told, events = imported(capsys, "app.csv")
+    assert code == 0 and "columns that are not read: comment (1 rows)" in told
+    assert [event.time for event in events] == [WHEN, WHEN]
+    assert [event.judgement["rating"] for event in events] == [1.0, -1.0]
+    assert len({event.rater for event in events}) == 2 and all(event.rater for event in events)
+    assert "withdrawn" not in told
+    found = load_rows("app.csv", kind="feedback")
+    assert [row["rater"] for row in found.rows] == ["ann", "bob"] and found.unread == ("comment",)
+    assert [row["time"] for row in found.rows] == ["2024-05-01 10:00:00", 1714557600.0]
+
+
+def test_a_comment_beside_a_score_is_no_rating(capsys) -> None:
+    source = jsonl([{**ASKED, "score": 1, "feedback": "well put"}])
+    _, told, (event,) = imported(capsys, source)
+    assert event.judgement == {"rating": 1.0} and "not read: feedback (1 rows)" in told
+    assert load_rows(source, kind="feedback").unread == ("feedback",)
+
+
+def test_a_blank_correction_is_none(capsys) -> None:
+    source = jsonl([{**ASKED, "rating": -1, "better": " "}])
+    _, _, (event,) = imported(capsys, source)
+    assert event.judgement == {"rating": -1.0}
+    assert load_rows(source, kind="feedback").rows[0]["rating"] == -1
+
+
+def test_0_is_no_signal_beside_other_ratings_with_a_scale_and_from_a_store(capsys) -> None:
+    mixed = jsonl([{**ASKED, "rating": value, "rater": "ann"} for value in (1, 0, -1)])
+    assert [event.judgement["rating"] for event in imported(capsys, mixed)[2]] == [1.0, 0.0, -1.0]
+    assert [row["rating"] for row in load_rows(mixed, kind="feedback").rows] == [1, 0, -1]
+    Path("feedback.db").unlink()
+    ones = jsonl([{**ASKED, "rating": value, "rater": "ann"} for value in (1, 0)])
+    code, told, events = imported(capsys, ones, "--scale", "-1:1")
+    assert [event.judgement["rating"] for event in events] == [1.0, 0.0] and "thumbs" not in told
+    exported = jsonl([event.as_row() for event in events], "exported.jsonl")
+    Path("feedback.db").unlink()
+    assert [event.judgement["rating"] for event in imported(capsys, exported)[2]] == [1.0, 0.0]
+    assert [row["rating"] for row in load_rows(exported, kind="feedback").rows] == [1, 0]
+
+
+def test_who_is_asked_is_no_rater(capsys) -> None:
+    source = jsonl([{"user": "q", "response": "a", "rating": 1}])
+    code, told, _ = imported(capsys, source)
+    assert code == 2 and "wanted `prompt` or `messages`" in told
+
+
+def test_a_store_without_raters_says_what_it_cannot_do(capsys) -> None:
+    _, told, _ = imported(capsys, jsonl([{**ASKED, "rating": 1}]))
+    assert (
+        "warning: no event names a rater or a time: what a person said cannot be withdrawn together" in told
+    )
+    assert "`user_id`" in told and "`created_at`" in told
+
+
+def test_five_alike_are_shown_and_the_rest_counted(capsys) -> None:
+    source = jsonl([{**ASKED, "score": 7 + i} for i in range(30)] + [{"prompt": "q"}])
+    code, told, _ = imported(capsys, source)
+    lines = [line.strip() for line in told.splitlines()]
+    assert code == 2 and lines[0] == "error: 31 faults"
+    assert [line for line in lines if "`score` is" in line] == lines[1:6] and lines[
+        6
+    ] == "... and 25 more like this one"
+    assert lines[7].startswith("thumbs.jsonl:31: found `prompt`")
+    with pytest.raises(DataError) as caught:
+        load_rows(source, kind="prompt", columns={"prompt": "unused"})
+    assert len(str(caught.value).splitlines()) <= 7
