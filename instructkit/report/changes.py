@@ -23,7 +23,8 @@ def changes(run: dict[str, Any]) -> list[str]:
     for answer in moved.get("answers", []):
         lines.append(f"{INDENT}{_asked(answer['prompt'])}")
         shown = [name for name in ("before", "after", "wanted", "disliked") if name in answer]
-        lines += [f"{INDENT * 2}{name:8}  {_short(answer[name])}" for name in shown]
+        width = max(map(len, shown))
+        lines += [f"{INDENT * 2}{name:{width}}  {_short(answer[name])}" for name in shown]
     if moved.get("phrases"):
         lines.append(f"{INDENT}new phrases: " + ", ".join(f"`{phrase}`" for phrase in moved["phrases"]))
     if moved.get("topics"):

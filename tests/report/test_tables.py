@@ -200,25 +200,32 @@ def test_an_update_tells_what_it_changed_in_words() -> None:
     asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "The capital of Spain?"}]
     moved = {
         "answers": [
-            {"prompt": asked, "before": "Madrid.", "after": "Madrid. Enjoy!", "wanted": "Madrid! Enjoy!"}
+            {"prompt": asked, "before": "Madrid.", "after": "Madrid. Enjoy!", "wanted": "Madrid! Enjoy!"},
+            {"prompt": "Who?", "before": "I do not know.", "after": "Ann.", "disliked": "I do not know."},
         ],
         "phrases": ["Enjoy !"],
         "topics": {"group:home": 1.5, "tag:law": -0.25},
         "largest_gains": [],
-        "largest_losses": [{"prompt": "What is [bold]law[/bold]?", "wanted": "x " * 400, "gain": -0.75}] * 2,
+        "largest_losses": [{"prompt": "What is [bold]law[/bold]?", "wanted": "x " * 400, "gain": -0.75}] * 2
+        + [{"prompt": "Who?", "disliked": "I do not know.", "gain": -0.5}],
     }
     text = shown(run_table(record("update", stage="lora-update", verdict="REFUSED", moved=moved)), width=300)
     lines = [line.strip() for line in text.splitlines()]
     start = lines.index("what has changed, in words")
-    assert lines[start + 1 : start + 7] == [
+    assert lines[start + 1 : start + 11] == [
         "The capital of Spain?",
         "before  Madrid.",
         "after   Madrid. Enjoy!",
         "wanted  Madrid! Enjoy!",
+        "Who?",
+        "before    I do not know.",
+        "after     Ann.",
+        "disliked  I do not know.",
         "new phrases: `Enjoy !`",
         "gain by group and tag (nats/token): group:home +1.50, tag:law -0.25",
     ]
-    assert lines[start + 7].startswith("among the largest losses: -0.75 on What is [bold]law[/bold]? -> x x")
-    assert lines[start + 7].endswith("...") and len(lines[start + 7]) < 260
-    assert text.count("among the largest losses") == 1  # two people wanted the same
+    assert lines[start + 11].startswith("among the largest losses: -0.75 on What is [bold]law[/bold]? -> x x")
+    assert lines[start + 11].endswith("...") and len(lines[start + 11]) < 260
+    assert lines[start + 12] == "among the largest losses: -0.50 on Who? -> disliked: I do not know."
+    assert text.count("among the largest losses") == 2  # two people wanted the same
     assert "what has changed" not in shown(run_table(record("sft")))

@@ -43,4 +43,6 @@ def test_bad_ratings_alone_are_in_no_figure() -> None:
     items = [Item(f"e{i}", f"q{i}", "w", None, r) for i, r in enumerate(ratings)]
     told = update_tables.moved(items, before, after, [])
     assert told["topics"] == {"tag:t": 1.0}
+    shown = update_tables.samples([items[0], items[-1]], ["a", "a"], ["b", "b"])
+    assert [{"wanted", "disliked"} & set(row) for row in shown] == [{"wanted"}, {"disliked"}]
     assert {row["gain"] for row in told["largest_gains"]} == {1.0}
