@@ -49,7 +49,7 @@ FLOOR_1 = (
 )
 FLOOR_2 = (
     f"{FLOOR_1} data.lines data.json_files data.csv_files data.parquet_files data.files data.readers data.ours data.reading "
-    "data.sources data.detect data.looking data.prepare feedback"
+    "data.columns data.sources data.detect data.looking data.prepare feedback"
 )
 FLOOR_3 = f"{FLOOR_2} machine encode scoring adapter_files adapters naming models tiny evaluate ppo.critic ppo.prefix ppo.rollout"
 MATHS = "ppo.masks ppo.advantages ppo.kl ppo.losses ppo.scores"
@@ -91,6 +91,7 @@ ROOMS = {
     "data.checks": room("errors data.records"),
     "data.scales": room("errors"),
     "data.thumbs": room("data.records"),
+    "data.columns": room("errors data.records data.thumbs"),
     "data.turns": room("errors data.records data.checks"),
     "data.shapes": room("errors data.records data.checks data.thumbs data.turns"),
     "data.demo": room("errors"),

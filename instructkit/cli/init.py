@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from instructkit.data.columns import Unclear
     from instructkit.data.detect import Found
     from instructkit.recipe.starters import Own
 
@@ -36,6 +37,13 @@ def init(
         list[str] | None,
         typer.Option("--data", help="A file of yours; again for more. What it is for is found out."),
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns",
+            help='What columns of your files mean, as "Customer Message=prompt,Reply=completion".',
+        ),
+    ] = None,
     hub: Annotated[bool, typer.Option("--hub", help="Recipes for a hub model on one GPU.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Recipes for the embedded default.")] = False,
     model: Annotated[
@@ -53,6 +61,8 @@ def init(
     data = list(dict.fromkeys(data or []))
     if sum([bool(data), hub, demo]) > 1:
         raise InputError("--data, --hub and --demo are three ways", hint="give one of them")
+    if columns and not data:
+        raise InputError("--columns goes with --data", hint="give the files whose columns these are")
     if demo and model:
         raise InputError("the embedded default has a model of its own", hint="give --data or --hub")
     if not (data or hub or demo):
@@ -64,7 +74,7 @@ def init(
     else:
         way = "own" if data else "hub" if hub else "demo"
     if way == "own":
-        files, told, faulty = _own(data)
+        files, told, faulty = _own(data, _named_columns(columns))
         texts = _skipping(starters.own(model or SMALL_MODEL, files), faulty)
     else:
         texts, told = starters.shipped(way, model), []
@@ -92,12 +102,73 @@ def _ask(model: str | None) -> tuple[str, list[str], str | None]:
     return way, data, typer.prompt("Model", default=known) if way == "own" else known
 
 
-def _own(names: list[str]) -> tuple[dict[str, Own], list[str], dict[str, int]]:
-    """The files of each stage, what was found in each, in words, and by stage the rows with faults."""
-    from instructkit.data.looking import look_at
+def _named_columns(given: list[str] | None) -> dict[str, str]:
+    from instructkit.data.columns import parse
+
+    return {name: field for text in given or [] for name, field in parse(text).items()}
+
+
+def _look_at_all(names: list[str], columns: dict[str, str]) -> list[Found]:
+    """
+    Look at every file, asking at a terminal what its columns mean where that is unclear.
+
+    Raises:
+        InputError: with the problems of all files.
+    """
     from instructkit.errors import InputError
 
-    found = [each for name in names for each in look_at(name)]
+    found, problems = [], []
+    for name in names:
+        try:
+            found += _look_at(name, columns)
+        except InputError as error:
+            problems.append((name, error))
+    if len(problems) == 1:
+        raise problems[0][1]
+    if problems:
+        told = [error.message for _, error in problems]
+        hints = [f"{name}: {error.hint}" for name, error in problems if error.hint]
+        raise InputError("\n  ".join(["several files have problems:", *told]), hint="\n  ".join(hints))
+    if missing := [name for name in columns if not any(name in each.columns for each in found)]:
+        raise InputError(
+            f"--columns names `{'`, `'.join(missing)}`, which is a column of none of the files",
+            hint="write the name as the header of the file has it",
+        )
+    return found
+
+
+def _look_at(name: str, columns: dict[str, str]) -> list[Found]:
+    from instructkit.data.columns import Unclear
+    from instructkit.data.looking import look_at
+
+    while True:
+        try:
+            return look_at(name, columns)
+        except Unclear as unclear:
+            if not sys.stdin.isatty():
+                raise
+            columns = {**columns, **_asked(unclear)}
+
+
+def _asked(unclear: Unclear) -> dict[str, str]:
+    """What the columns of a file mean, as a person at the terminal says: the proposal, or a line of their own."""
+    from instructkit.data.columns import parse
+    from instructkit.errors import InputError
+
+    typer.echo(unclear.message)
+    told = ",".join(f"{name}={field}" for name, field in unclear.proposal.items())
+    while True:
+        try:
+            return parse(typer.prompt("Columns, as NAME=FIELD,NAME=FIELD", default=told))
+        except InputError as error:
+            typer.echo(f"{error.message}; {error.hint}")
+
+
+def _own(names: list[str], columns: dict[str, str]) -> tuple[dict[str, Own], list[str], dict[str, int]]:
+    """The files of each stage, what was found in each, in words, and by stage the rows with faults."""
+    from instructkit.errors import InputError
+
+    found = _look_at_all(names, columns)
     by_stage = {
         stage: [each for each in found if each.kind == kind]
         for kind, stage in STAGE_OF.items()

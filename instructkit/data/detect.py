@@ -47,9 +47,12 @@ class Found:
         return [name for name in self.unread if name in CONTEXT]
 
 
-def detect(source: str) -> Found:
+def detect(source: str, given: dict[str, str] | None = None) -> Found:
     """
     Look at every row of a source and tell what they are.
+
+    Args:
+        given: what a user says that columns mean, as `{found: wanted}`; names of other columns are still looked for.
 
     Raises:
         InputError: when there are no rows, or they are of no known kind under any of the usual names.
@@ -62,7 +65,8 @@ def detect(source: str) -> Found:
         raise InputError(f"{broken[0].where}: {broken[0].message}{many}", hint=broken[0].hint)
     if not rows:
         raise InputError(f"{source} holds no rows", hint="give a file with rows in it")
-    best = next(filter(None, (_best(rows, kind) for kind in KINDS)), None)
+    given = {name: field for name, field in (given or {}).items() if any(name in row for row, _ in rows)}
+    best = next(filter(None, (_best(rows, kind, given) for kind in KINDS)), None)
     if best is None:
         fields = ", ".join(sorted({f"`{key}`" for row, _ in rows for key in row})) or "nothing"
         wanted = "; ".join(f"{kind}: {WANTED[kind]}" for kind in KINDS)
@@ -86,9 +90,11 @@ def fits(found: Found, columns: dict[str, str]) -> bool:
     return len(faults_of(rows, found.kind, columns)) <= len(faults_of(rows, found.kind, found.columns))
 
 
-def _best(rows: list[tuple[Row, str]], kind: str) -> tuple[str, dict[str, str], list[Fault]] | None:
+def _best(
+    rows: list[tuple[Row, str]], kind: str, given: dict[str, str]
+) -> tuple[str, dict[str, str], list[Fault]] | None:
     """The renaming that makes most rows ones of a kind, and reads most of them; None when fewer than half of them are."""
-    tried = [(columns, faults_of(rows, kind, columns)) for columns in ({}, *_renamings(rows, kind))]
+    tried = [(columns, faults_of(rows, kind, columns)) for columns in (given, *_renamings(rows, kind, given))]
     fewest = min(len(faults) for _, faults in tried)
     best = [each for each in tried if len(each[1]) == fewest]
     columns, faults = min(best, key=lambda each: _lost(rows, kind, each[0])) if len(best) > 1 else best[0]
@@ -108,8 +114,15 @@ def _lost(rows: list[tuple[Row, str]], kind: str, columns: dict[str, str]) -> in
     return sum(name in CONTEXT for name in unread_columns(rows, kind, columns))
 
 
-def _renamings(rows: list[tuple[Row, str]], kind: str) -> list[dict[str, str]]:
-    """For each shape of a kind, the names that most rows have in place of ours."""
+def _renamings(rows: list[tuple[Row, str]], kind: str, given: dict[str, str]) -> list[dict[str, str]]:
+    """For each shape of a kind, the names that most rows have in place of ours; those that are given stay."""
+    if given:
+        renamed = [({given.get(key, key): value for key, value in row.items()}, place) for row, place in rows]
+        taken = set(given.values())
+        return [
+            given | {name: field for name, field in found.items() if name not in taken}
+            for found in _renamings(renamed, kind, {})
+        ]
     counts = Counter(key for row, _ in rows for key, value in row.items() if value is not None)
     usual = {key for key, count in counts.items() if 2 * count > len(rows)}
     found = []

@@ -1,4 +1,4 @@
-"""Rows from one file: JSONL, JSON, CSV or Parquet, plain or gzipped, each with its place."""
+"""Rows from one file: JSONL, JSON, CSV, Parquet or lines of text, plain or gzipped, each with its place."""
 
 from __future__ import annotations
 
@@ -7,12 +7,30 @@ from pathlib import Path
 
 from instructkit.data.csv_files import read_csv
 from instructkit.data.json_files import read_json, read_jsonl
-from instructkit.data.lines import Read
+from instructkit.data.lines import NOT_UTF_8, Read, Unread, is_broken, text_lines, writable
 from instructkit.data.parquet_files import read_parquet
 from instructkit.errors import InputError
 
-_READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
+
+def read_prompts(path: Path) -> Iterator[Read]:
+    """Read a text file, of which every line that is not blank is a prompt."""
+    for i, line in enumerate(text_lines(path), start=1):
+        place = f"{path}:{i}"
+        if is_broken(line):
+            yield Unread(place, *NOT_UTF_8, writable(line)), place
+        elif line.strip():
+            yield {"prompt": line.strip()}, place
+
+
+_READERS = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+    ".txt": read_prompts,
+}
 SUFFIXES = tuple(_READERS)
+OF_FOLDERS = tuple(suffix for suffix in SUFFIXES if suffix != ".txt")  # a folder's text files may be anything
 _OTHER_NAMES = {
     ".ndjson": "one object a line is JSONL; rename the file to .jsonl",
     ".jl": "one object a line is JSONL; rename the file to .jsonl",

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from instructkit.data.columns import Unclear, propose, text_columns
 from instructkit.data.detect import Found, detect, faults_of, unread_columns
 from instructkit.data.readers import paths_of, read_source
 from instructkit.data.records import truth
@@ -26,23 +27,26 @@ _MEANT = {  # fields that belong to one kind alone
 }
 
 
-def look_at(name: str) -> list[Found]:
+def look_at(name: str, columns: dict[str, str] | None = None) -> list[Found]:
     """
     Look at what a name stands for; at the files of a folder or glob one by one, where they are not all of one kind.
+
+    Args:
+        columns: what a user says that columns mean, as `{found: wanted}`.
 
     Raises:
         InputError: as `look`; what cannot be read too.
     """
     whole = refused = None
     try:
-        whole = look(name)
+        whole = look(name, columns)
         if whole.kind != "prompt" and not whole.faults:
             return [whole]
     except DataError as error:
         raise DataError(error.faults, error.total, hint="mend the file; nothing was written") from error
     except InputError as error:
         refused = error
-    apart = _apart(name)
+    apart = _apart(name, columns)
     if len({each.kind for each in apart}) > 1:
         return apart
     if whole is None:
@@ -50,7 +54,7 @@ def look_at(name: str) -> list[Found]:
     return [whole]
 
 
-def _apart(name: str) -> list[Found]:
+def _apart(name: str, columns: dict[str, str] | None) -> list[Found]:
     """The files of a folder or glob that hold rows, each for itself; none where one of them is nothing by itself."""
     files = paths_of(name)
     if not 1 < len(files) <= MOST_FILES:
@@ -58,31 +62,40 @@ def _apart(name: str) -> list[Found]:
     found = []
     for file in files:
         try:
-            found.append(look(str(file)))
+            found.append(look(str(file), columns))
         except InputError as error:
             if "holds no rows" not in error.message:
                 return []
     return found
 
 
-def look(name: str) -> Found:
+def look(name: str, columns: dict[str, str] | None = None) -> Found:
     """
     Look at a file as `detect` does, and believe its fields where most rows that have them are at fault.
 
+    Args:
+        columns: what a user says that columns mean; the file may have some of them.
+
     Raises:
+        Unclear: when columns have to be named: none has a known name, or a text would be lost.
         InputError: when there are no rows, they are of no known kind or of several, or they are rated on another scale.
     """
     rows = [(row, place) for row, place in read_source(name) if not isinstance(row, Fault)]
     _refuse_scale(name, [row for row, _ in rows])
-    meant = _meant([row for row, _ in rows])
+    columns = {
+        known: field for known, field in (columns or {}).items() if any(known in row for row, _ in rows)
+    }
+    meant = None if columns else _meant([row for row, _ in rows])
     try:
-        found = detect(name)
+        found = detect(name, columns)
     except InputError as error:
         if meant is None:
+            _ask_what_is_what(name, [row for row, _ in rows], columns)
             raise _with_shapes(name, [row for row, _ in rows], error) from error
         found = None
     if meant is not None and (found is None or found.kind != meant):
         found = _as_meant(name, meant, rows, found)
+    _ask_about_lost_texts(found, [row for row, _ in rows], columns)
     if len(found.faults) >= found.rows:
         raise InputError(
             f"{name}: all {found.rows} rows of {WORDS[found.kind]} have faults, the first {found.faults[0]}",
@@ -96,6 +109,45 @@ def look(name: str) -> Found:
             hint="give each shape a file of its own; nothing was written",
         )
     return found
+
+
+def _ask_what_is_what(name: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Raise the question what the columns of a file mean, where their names or contents suggest it."""
+    if len(_shapes(rows)) == 1 and not columns and (proposal := propose(rows)):
+        names = ", ".join(f"`{key}`" for key in rows[0])
+        raise Unclear(name, f"the rows have {names}, none of them a known name", proposal)
+
+
+def _ask_about_lost_texts(found: Found, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """Raise the question what a text is that would not be read: beside pairs, or beside what was taken for prompts."""
+    if found.kind == "prompt" and found.columns and not columns:
+        proposal = propose(rows)
+        if len(proposal) > 1:
+            told = " and ".join(f"`{name}`" for name in found.columns)
+            raise Unclear(
+                found.source, f"{told} would be read as prompts, and the other texts not at all", proposal
+            )
+    if found.kind != "preference":
+        return
+    asked = "prompt" in found.columns.values() or any(row.get("prompt") is not None for row in rows)
+    lost = [
+        name for name in text_columns(rows) if name in found.unread and (not asked or _is_prose(name, rows))
+    ]
+    if lost:
+        whole = asked or any(isinstance(row.get("chosen"), list) for row in rows)
+        fields = ["unused" if whole or i else "prompt" for i in range(len(lost))]
+        told = " and ".join(f"`{name}`" for name in lost)
+        raise Unclear(
+            found.source,
+            f"{told} would not be read beside the pairs",
+            found.columns | dict(zip(lost, fields, strict=True)),
+        )
+
+
+def _is_prose(name: str, rows: list[dict[str, Any]]) -> bool:
+    """Whether most values of a column have several words."""
+    values = [row[name] for row in rows if isinstance(row.get(name), str)]
+    return 2 * sum(len(value.split()) > 3 for value in values) > len(values)
 
 
 WORDS = {

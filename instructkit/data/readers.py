@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from instructkit.data.files import SUFFIXES, read_file, suffix_of
+from instructkit.data.files import OF_FOLDERS, SUFFIXES, read_file, suffix_of
 from instructkit.data.lines import Read
 from instructkit.errors import InputError
 from instructkit.recipe.paths import oddity, shown
@@ -92,7 +92,7 @@ def _found(path: Path) -> list[Path]:
         return [path]
     if path.is_dir():
         inside = sorted(item for item in path.iterdir() if not item.name.startswith("."))
-        found = [item for item in inside if suffix_of(item) in SUFFIXES and item.is_file()]
+        found = [item for item in inside if suffix_of(item) in OF_FOLDERS and item.is_file()]
         if found:
             _tell_left_out(path, tuple(item.name for item in inside if item not in found))
         return found
@@ -108,7 +108,7 @@ def _tell_left_out(folder: Path, names: tuple[str, ...]) -> None:
     """Once, for a folder may be read several times."""
     if names:
         more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-        kinds = ", ".join(SUFFIXES)
+        kinds = ", ".join(OF_FOLDERS)
         told = f"{', '.join(names[:SHOWN_NAMES])}{more}"
         _LOG.warning("%s: left out %s; of a folder its own %s files are read", folder, told, kinds)
 
@@ -125,12 +125,12 @@ def _near(source: str) -> str:
         return f"it is {odd}; give a file"
     folder = Path(source).parent
     if source.strip() and _is_folder(Path(source)):
-        return f"the folder holds no {', '.join(SUFFIXES)} file"
+        return f"the folder holds no {', '.join(OF_FOLDERS)} file"
     names = [str(item) for item in folder.iterdir() if str(item) != source] if _is_folder(folder) else []
     near = difflib.get_close_matches(source, names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"
-    return "give a .jsonl, .json, .csv or .parquet file, a glob, a folder, demo/NAME or a hub id"
+    return "give a .jsonl, .json, .csv, .parquet or .txt file, a glob, a folder, demo/NAME or a hub id"
 
 
 def _read_demo(name: str) -> Iterator[Read]:

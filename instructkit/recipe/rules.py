@@ -63,6 +63,8 @@ def _about_columns(recipe: Any) -> Told:
     columns: dict[str, str] = getattr(recipe, section).columns
     known, found = FIELDS.get(recipe.stage), []
     for name, wanted in columns.items():
+        if wanted == "unused":
+            continue
         place, first = (section, "columns", name), next(key for key in columns if columns[key] == wanted)
         if first != name:
             told = f"`{section}.columns` makes both `{first}` and `{name}` to `{wanted}`"

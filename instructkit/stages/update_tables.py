@@ -165,7 +165,7 @@ def samples(items: Sequence[Item], before: Sequence[str], after: Sequence[str]) 
 
 def _judged(item: Item) -> dict[str, str]:
     """The answer that was judged, by what was said of it: a bad rating asks for nothing."""
-    return {"wanted" if item.rating > 0 else "disliked": item.wanted}
+    return {"disliked" if item.rating < 0 else "wanted": item.wanted}
 
 
 def moved(

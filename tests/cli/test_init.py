@@ -90,6 +90,90 @@ def test_own_files_become_recipes_that_fit(capsys: pytest.CaptureFixture) -> Non
     assert parents == ["tiny", "runs/sft", "runs/sft", "runs/ppo"]
 
 
+ODD = "Customer Message,Agent_Reply (final),Ticket\n"
+
+
+def table(name: str, count: int = 40) -> str:
+    """A table of questions and answers as a help desk exports it."""
+    lines = [f"Where is order {i}?,It is on its way to you number {i}.,{i}\n" for i in range(count)]
+    Path(name).write_text(ODD + "".join(lines), encoding="utf-8")
+    return name
+
+
+MEANT = {"Customer Message": "prompt", "Agent_Reply (final)": "completion"}
+
+
+def test_odd_columns_are_a_question_and_an_answer_on_the_command_line(capsys: pytest.CaptureFixture) -> None:
+    assert run("--data", table("desk.csv"), "--model", "tiny") == 2
+    told = capsys.readouterr().err
+    asked = "Customer Message=prompt,Agent_Reply (final)=completion"
+    assert f'--columns "{asked}"' in told and not Path("recipes").exists()
+    assert run("--data", "desk.csv", "--columns", asked, "--model", "tiny") == 0
+    recipe = load_recipe("recipes/sft.yaml", "sft")
+    assert recipe.data.columns == MEANT
+    assert len(load_rows("desk.csv", kind="sft", columns=recipe.data.columns).rows) == 40
+    assert run("two", "--data", "desk.csv", "--columns", "Nothing=prompt") == 2
+    assert run("two", "--data", "desk.csv", "--columns", "Ticket=what") == 2
+    assert "`Ticket` is to be `what`, which is no field" in capsys.readouterr().err
+
+
+def test_odd_columns_are_asked_for_at_a_terminal(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    answers = iter(["Customer Message=nothing", "Customer Message=prompt,Agent_Reply (final)=completion"])
+    asked = []
+    monkeypatch.setattr("typer.prompt", lambda text, default: asked.append(default) or next(answers))
+    assert run("--data", table("desk.csv"), "--model", "tiny") == 0
+    assert asked == ["Customer Message=prompt,Agent_Reply (final)=completion"] * 2
+    assert "`nothing`, which is no field" in capsys.readouterr().out
+    assert load_recipe("recipes/sft.yaml", "sft").data.columns == MEANT
+
+
+def test_a_question_beside_pairs_is_not_lost(capsys: pytest.CaptureFixture) -> None:
+    pairs = write("pairs.jsonl", [{"q": f"q{i}", "winner": "a", "loser": "b"} for i in range(60)])
+    assert run("--data", pairs, "--model", "tiny") == 2
+    told = capsys.readouterr().err
+    assert "`q` would not be read beside the pairs" in told and "q=prompt" in told
+    assert run("--data", pairs, "--columns", "q=prompt", "--model", "tiny") == 0
+    columns = load_recipe("recipes/reward.yaml", "reward").data.columns
+    assert columns == {"q": "prompt", "winner": "chosen", "loser": "rejected"}
+    assert load_recipe("recipes/ppo.yaml", "ppo").data.train == pairs
+    assert run("two", "--data", pairs, "--columns", "q=unused", "--model", "tiny") == 0
+    assert load_recipe("two/reward.yaml", "reward").data.columns["q"] == "unused"
+
+
+def test_answers_beside_what_looks_like_prompts_are_not_lost(capsys: pytest.CaptureFixture) -> None:
+    rows = [{"question": f"Where is {i}?", "Final wording": f"Over there, at {i}."} for i in range(40)]
+    assert run("--data", write("half.jsonl", rows), "--model", "tiny") == 2
+    assert "question=prompt,Final wording=completion" in capsys.readouterr().err
+
+
+def test_a_text_file_holds_prompts(capsys: pytest.CaptureFixture) -> None:
+    pairs = write("pairs.jsonl", [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(60)])
+    Path("asked.txt").write_text("Where is it?\n\nWho said so?\nWhy?\n", encoding="utf-8")
+    assert run("--data", pairs, "--data", "asked.txt", "--model", "tiny") == 0
+    assert "asked.txt: 3 rows of prompts" in capsys.readouterr().out
+    assert load_recipe("recipes/ppo.yaml", "ppo").data.train == "asked.txt"
+    found = load_rows("asked.txt", kind="prompt")
+    assert [row["prompt"] for row in found.rows] == ["Where is it?", "Who said so?", "Why?"]
+    assert found.places[1] == "asked.txt:3"
+    Path("mixed").mkdir()
+    Path("mixed/README.txt").write_text("About these files.", encoding="utf-8")
+    write("mixed/talks.jsonl", [{"prompt": "q", "completion": "a"}])
+    assert len(load_rows("mixed", kind="sft").rows) == 1
+
+
+def test_problems_of_all_files_are_reported(capsys: pytest.CaptureFixture) -> None:
+    write("stars.jsonl", [{"prompt": f"q{i}", "response": "a", "rating": i % 5 + 1} for i in range(20)])
+    assert run("--data", "nowhere.jsonl", "--data", "stars.jsonl", "--data", table("desk.csv")) == 2
+    told = capsys.readouterr().err
+    assert (
+        "no data at nowhere.jsonl" in told and "rated 1 to 5" in told and "none of them a known name" in told
+    )
+    assert (
+        "stars.jsonl: `instructkit feedback import" in told and "desk.csv: say what the columns mean" in told
+    )
+
+
 def test_a_plan_accepts_what_was_written(capsys: pytest.CaptureFixture) -> None:
     talks = write("talks.jsonl", [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(100)])
     run("--data", talks, "--model", "tiny")

@@ -1,0 +1,131 @@
+"""What the columns of a table may mean, proposed by their names and contents, and what a user says of them. Pure: no file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from instructkit.data.records import SHAPES, Row
+from instructkit.data.thumbs import number_of
+from instructkit.errors import InputError
+
+FIELDS = tuple(
+    dict.fromkeys(
+        [field for shapes in SHAPES.values() for shape in shapes for field in shape]
+        + ["prompt", "instruction", "input", "output", "system", "rating", "better", "preferred", "other"]
+        + ["margin", "chosen_rating", "rejected_rating", "rater", "time", "group", "tags", "id", "unused"]
+    )
+)
+_NAMES = {  # words of a column's name
+    "prompt": "prompt question query instruction input user customer client request ask asked message q",
+    "completion": "answer reply response completion output assistant agent bot support target a",
+    "chosen": "chosen preferred better best winner winning accepted good",
+    "rejected": "rejected dispreferred worse worst loser losing refused bad",
+    "rating": "rating score thumb thumbs feedback vote liked helpful",
+}
+_WORDS = {field: set(words.split()) for field, words in _NAMES.items()}
+_DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b")
+LEAST_DISTINCT = 0.2  # of the values of a column that is written by people
+
+
+class Unclear(InputError):
+    """
+    A file whose columns a user has to name.
+
+    Attributes:
+        source: the file.
+        proposal: what its columns may mean, as `{column: field}`.
+    """
+
+    def __init__(self, source: str, why: str, proposal: Mapping[str, str]) -> None:
+        self.source, self.proposal = source, dict(proposal)
+        told = ",".join(f"{name}={field}" for name, field in self.proposal.items())
+        super().__init__(
+            f"{source}: {why}",
+            hint=f'say what the columns mean, such as --columns "{told}" (`unused` for one that is not to be read); '
+            "nothing was written",
+        )
+
+
+def parse(text: str) -> dict[str, str]:
+    """
+    Read `NAME=FIELD,NAME=FIELD`; a name may hold spaces, commas and `=`.
+
+    Raises:
+        InputError: when a field is unknown, or the text is of another form.
+    """
+    found: dict[str, str] = {}
+    for name, field in re.findall(r"(.+?)\s*=\s*(\w+)\s*(?:,\s*|$)", text):
+        if field not in FIELDS:
+            raise InputError(
+                f"--columns: `{name}` is to be `{field}`, which is no field",
+                hint=f"the fields are {', '.join(FIELDS)}",
+            )
+        found[name.strip()] = field
+    if not found or not re.search(r"=\s*\w+\s*,?\s*$", text):
+        raise InputError(
+            f"--columns {text!r} is not of the form NAME=FIELD,NAME=FIELD",
+            hint='as --columns "Customer Message=prompt,Agent Reply=completion"',
+        )
+    return found
+
+
+def text_columns(rows: Iterable[Row]) -> list[str]:
+    """Return the columns whose values are written text, in their order: no numbers, dates, or a few words again and again."""
+    values: dict[str, list[object]] = {}
+    count = 0
+    for row in rows:
+        count += 1
+        for name, value in row.items():
+            if value not in (None, ""):
+                values.setdefault(name, []).append(value)
+    return [name for name, found in values.items() if 2 * len(found) > count and _is_text(found)]
+
+
+def _is_text(values: list[object]) -> bool:
+    written = [value for value in values if isinstance(value, str) and re.search(r"[^\W\d_]", value)]
+    dates = sum(bool(_DATE.match(value)) for value in written)
+    many = len(set(written)) >= max(min(2, len(values)), LEAST_DISTINCT * len(values))
+    return 2 * (len(written) - dates) > len(values) and many
+
+
+def propose(rows: list[Row]) -> dict[str, str]:
+    """Return what the columns of a table may mean, as `{column: field}`; empty where nothing is likely."""
+    texts = text_columns(rows)
+    chosen, rejected = (_named(texts, field) for field in ("chosen", "rejected"))
+    left = [name for name in texts if name not in (chosen, rejected)]
+    asked = _named(left, "prompt")
+    if chosen and rejected:
+        asked = asked or (left[0] if len(left) == 1 else None)
+        return {chosen: "chosen", rejected: "rejected"} | ({asked: "prompt"} if asked else {})
+    answer = _named([name for name in texts if name != asked], "completion")
+    asked = asked if asked != answer else None
+    if len(texts) == 2:  # by content: what is asked stands before what is answered
+        asked = asked or next(name for name in texts if name != answer)
+        answer = answer or next(name for name in texts if name != asked)
+    if not (asked and answer):
+        return {asked: "prompt"} if asked and len(texts) == 1 else {}
+    if rating := _rating(rows):
+        return {asked: "prompt", answer: "response", rating: "rating"}
+    return {asked: "prompt", answer: "completion"}
+
+
+def _named(names: list[str], field: str) -> str | None:
+    """The column whose name says most of a field, the first of equals."""
+    scores = {name: len(_words(name) & _WORDS[field]) for name in names}
+    best = max(scores, key=scores.__getitem__, default=None)
+    return best if best is not None and scores[best] else None
+
+
+def _rating(rows: list[Row]) -> str | None:
+    """The column of thumbs or ratings, by its name and its values."""
+    for name in {name: None for row in rows for name in row}:
+        values = [row[name] for row in rows if row.get(name) not in (None, "")]
+        if _words(name) & _WORDS["rating"] and values and all(number_of(name, v) is not None for v in values):
+            return name
+    return None
+
+
+def _words(name: str) -> set[str]:
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return {word for word in re.split(r"[\W\d_]+", parted.lower()) if word}
