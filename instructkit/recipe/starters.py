@@ -14,7 +14,7 @@ from instructkit.recipe.json_schema import json_schema
 from instructkit.recipe.schema import STAGES
 
 FOLDER = Path(__file__).with_name("starters")
-HELD_OUT_ROWS, LARGEST_SHARE, SMALLEST_SHARE = 40, 0.3, 0.02
+HELD_OUT_ROWS, LARGEST_SHARE, SMALLEST_SHARE = 100, 0.3, 0.02
 
 
 class Own(NamedTuple):
@@ -65,7 +65,7 @@ def _places(files: Own) -> dict[str, str]:
 
 
 def _share(rows: int) -> float:
-    """A share that holds out some forty rows, within bounds."""
+    """Return a share that holds out some hundred rows, within bounds: gates on shares of answers need 35 and more."""
     return round(min(LARGEST_SHARE, max(SMALLEST_SHARE, HELD_OUT_ROWS / max(rows, 1))), 2)
 
 
