@@ -85,7 +85,10 @@ def text_columns(rows: Iterable[Row]) -> list[str]:
 def _is_text(values: list[object]) -> bool:
     written = [value for value in values if isinstance(value, str) and re.search(r"[^\W\d_]", value)]
     dates = sum(bool(_DATE.match(value)) for value in written)
-    many = len(set(written)) >= max(min(2, len(values)), LEAST_DISTINCT * len(values))
+    prose = 2 * sum(len(value.split()) >= 3 for value in written) > len(
+        values
+    )  # a stock answer may stand in many rows
+    many = len(set(written)) >= (2 if prose else max(min(2, len(values)), LEAST_DISTINCT * len(values)))
     return 2 * (len(written) - dates) > len(values) and many
 
 

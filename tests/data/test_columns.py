@@ -43,6 +43,12 @@ def test_numbers_and_a_few_words_are_nothing() -> None:
     assert propose([{"a": i, "b": "open" if i % 2 else "shut", "c": f"{i}.5"} for i in range(40)]) == {}
 
 
+def test_stock_answers_are_texts() -> None:
+    stock = ["Your parcel is on its way.", "We do not know."]
+    rows = [{"Customer": f"Where is {i}?", "Agent": stock[i % 2], "State": "open"} for i in range(40)]
+    assert propose(rows) == {"Customer": "prompt", "Agent": "completion"}
+
+
 def test_names_may_hold_anything() -> None:
     assert parse("A, b=c = prompt, Reply (final)=completion") == {
         "A, b=c": "prompt",
