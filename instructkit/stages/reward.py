@@ -92,7 +92,7 @@ def leave_out_long(frame: Frame, role: str, pairs: dict[str, Pairs], limit: int 
     Leave out the pairs that TRL drops without a count, and their rows: what is not trained on is not measured either.
 
     Raises:
-        InputError: when no training pair is left.
+        InputError: when no training pair is left, or no held-out pair for the gate that the recipe sets.
     """
     rows, every = pairs[role], len(pairs[role])
     kept = [i for i, row in enumerate(rows) if limit is None or _longest(row) <= limit]
@@ -102,6 +102,12 @@ def leave_out_long(frame: Frame, role: str, pairs: dict[str, Pairs], limit: int 
         raise InputError(
             f"{frame.recipe.source}: every training pair is longer than max_length {limit}",
             hint="raise trainer.max_length",
+        )
+    if not kept and frame.recipe.gates.accuracy_min is not None:
+        raise InputError(
+            f"{frame.recipe.source}: all {every} held-out pairs are longer than max_length {limit}, so the gate "
+            "`gates.accuracy_min` cannot be decided",
+            hint="raise trainer.max_length, hold out shorter pairs (data.eval), or remove the gate",
         )
     pairs[role] = pick(rows, kept)
     given, gone = frame.inputs.data[role], sorted(set(range(every)) - set(kept))

@@ -116,13 +116,24 @@ def check_labels(dataset: Any, place: str) -> None:
 
 
 def report_dropped(frame: Frame, trainer: Any) -> None:
-    """Say how many rows TRL left out because nothing in them is learned; it does so without a word."""
+    """
+    Report how many rows TRL left out because nothing in them is learned; it does so without a word.
+
+    Raises:
+        InputError: when no held-out row is left, so that the gate on their loss could not be decided.
+    """
     for role, dataset in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset)):
         rows = frame.inputs.data.get(role)
         packed = trainer.args.packing if role == "train" else trainer.args.eval_packing
         if rows is None or packed or len(dataset) == len(rows.rows):
             continue
         left_out = len(rows.rows) - len(dataset)
+        if not len(dataset):
+            raise InputError(
+                f"{frame.recipe.source}: nothing in any of the {left_out} held-out rows is learned within max_length "
+                f"{trainer.args.max_length}, so the gate `gates.loss_ratio_max` cannot be decided",
+                hint="raise trainer.max_length, hold out shorter rows, or set data.eval: null",
+            )
         frame.dropped[f"{role}: nothing learned within max_length"] = left_out
         frame.reporter.note(
             f"{left_out} of {len(rows.rows)} {role} rows are left out: nothing in them would be learned"

@@ -358,3 +358,20 @@ def test_pairs_that_are_too_long_to_train_on_are_not_measured(workplace: Path) -
     record, notes = run("reward", body)
     assert [line["n"] for line in record["measurements"]][:1] == [3]
     assert record["dropped"] == {"train: longer than max_length": 1, "eval: longer than max_length": 1}
+
+
+def test_a_gate_without_a_held_out_row_within_max_length_is_refused_before_training(workplace) -> None:
+    long = " ".join(["word"] * 200)
+    talks = [{"prompt": f"{row['messages'][0]['content']} {long}", "completion": "Yes."} for row in CHAT]
+    short = [{"prompt": row["messages"][0]["content"], "completion": "Yes."} for row in CHAT]
+    pairs = [{"prompt": row["prompt"], "chosen": "Yes.", "rejected": "No."} for row in talks]
+    few = [{"prompt": row["prompt"], "chosen": "Yes.", "rejected": "No."} for row in short]
+    trainer = "trainer: {max_steps: 1, max_length: 48}\n"
+    for stage, train, held_out, gate in (
+        ("sft", short, talks, "loss_ratio_max"),
+        ("reward", few, pairs, "accuracy_min"),
+    ):
+        names = rows("train.jsonl", train), rows("held.jsonl", held_out)
+        body = "model: {{name: tiny}}\ndata: {{train: {}, eval: {}}}\n".format(*names)
+        with pytest.raises(InputError, match=f"`gates.{gate}` cannot be decided"):
+            run(stage, f"{body}gates: {{{gate}: 0.5}}\n{trainer}run: {{output: runs/{stage}}}\n")
