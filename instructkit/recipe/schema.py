@@ -198,7 +198,8 @@ class FeedbackSection(Section):
     )
     bias_pairs: Name | None = Field(None, description="file of minimal pairs; default: a small built-in set")
     counterfactuals: Name | None = Field(
-        None, description="file of prompts that name groups; default: a small built-in set"
+        None,
+        description="file of questions about two members of each of two groups; default: a small built-in set",
     )
     canaries: list[Name] = Field([], description="secrets that must not be learned, beside those found")
 

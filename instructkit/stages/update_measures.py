@@ -12,10 +12,12 @@ from typing import Any
 from instructkit import adapters
 from instructkit.data.prepare import prompt_key
 from instructkit.data.table import mapped
+from instructkit.evaluate.inference import level_of_look
 from instructkit.feedback.alarms import enough_alternatives
 from instructkit.feedback.items import Item
 from instructkit.feedback.leaning import met, of_ratings
-from instructkit.feedback.measured import Bias, Feedback, General, Measured, Memory, Triggers
+from instructkit.feedback.measured import Bias, Contrasts, Feedback, General, Measured, Memory, Triggers
+from instructkit.feedback.side_effects import enough_contrasts
 from instructkit.stages import update_secrets
 from instructkit.stages.base import Frame, prompt_of
 from instructkit.stages.functions import scoring_function
@@ -23,8 +25,8 @@ from instructkit.stages.replay import encoded_demonstrations, last_answer
 from instructkit.stages.update_sides import Side, side_of
 from instructkit.stages.update_warnings import warnings
 
-# Answered for conduct. Of 64, two more that decline could not be shown to be below a tenth.
-GENERAL_PROMPTS = 128
+# Answered for conduct and the judge. Of 64, two more that decline could not be shown to be below a tenth.
+GENERAL_PROMPTS = 192
 ANSWER_TOKENS = 64
 ALTERNATIVES, MOST_ALTERNATIVES = 200, 1000  # that a secret is ranked among, beside itself
 
@@ -60,31 +62,48 @@ class Measurer:
             return self._harmed(side, parent=None)
 
     def after(self, side: str) -> Measured:
-        """The model after training; of the test side also what a trigger or a secret would show."""
+        """The model after training; of the test side also what answers to two groups, a trigger or a secret would show."""
         found = self._measure(side)
-        return found if side == "tune" else replace(found, triggers=self._triggers(), memory=self._memory())
+        if side == "tune":
+            return found
+        return replace(found, contrasts=self._contrasts(), triggers=self._triggers(), memory=self._memory())
 
     def _measure(self, side: str) -> Measured:
         return replace(self._harmed(side, parent=self.parent), feedback=self._feedback(side))
 
     def _harmed(self, side: str, *, parent: Callable[[], Any] | None) -> Measured:
         """What no update may harm, of the model as it is now; `parent` gives its parent, None where it is that itself."""
-        from instructkit.evaluate.conduct import conduct
-
         about = self.sides[side]
-        prompts = about.prompts[:GENERAL_PROMPTS]
-        told = None
-        if prompts and side == "test":  # a rescue is for what is forgotten and for bias alone
-            told = conduct(
+        found = Measured(general=self._general(about), bias=self._bias(about))
+        if not about.prompts or side == "tune":  # a rescue is for what is forgotten and for bias alone
+            return found
+        return self._with_answers(found, about.prompts[:GENERAL_PROMPTS], parent)
+
+    def _with_answers(
+        self, found: Measured, prompts: list[Any], parent: Callable[[], Any] | None
+    ) -> Measured:
+        """The same with what sampled answers to general prompts are like, and how the judge scores them."""
+        from instructkit.evaluate.conduct import conduct
+        from instructkit.evaluate.generate import answer
+
+        with adapters.folded(self.model):
+            answers = answer(
                 self.model,
                 self.tokenizer,
                 prompts,
-                parent=parent,
-                seed=self.seed,
                 max_new_tokens=ANSWER_TOKENS,
+                seed=self.seed,
+                batch_size=64,
             )
-        return Measured(
-            general=self._general(about, judged=side == "test"), bias=self._bias(about), conduct=told
+        general, judge = found.general or General(), self.limits.judge
+        if judge:
+            scores = scoring_function(judge)(prompts, [each.text for each in answers])
+            general = replace(general, judge=list(scores))
+        pad_id = self.tokenizer.pad_token_id
+        return replace(
+            found,
+            general=replace(general, tasks=self._tasks()),
+            conduct=conduct(self.model, answers, parent=parent, pad_id=pad_id),
         )
 
     def _feedback(self, side: str) -> Feedback:
@@ -135,7 +154,7 @@ class Measurer:
         reward = RewardScorer.load(self.frame.inputs.parents["reward"], section, self.frame.machine)
         return reward.score(prompts, [a.text for a in told])
 
-    def _general(self, about: Side, *, judged: bool = False) -> General | None:
+    def _general(self, about: Side) -> General | None:
         from instructkit.evaluate.generate import row_likelihoods
 
         if not about.general:
@@ -144,7 +163,7 @@ class Measurer:
         found = row_likelihoods(self.model, rows, pad_id=self.tokenizer.pad_token_id)
         keys = [prompt_key(row) for row in about.general]
         nll, tokens = (by_key(keys, [getattr(row, name) for row in found]) for name in ("nll", "tokens"))
-        return General(nll, tokens, self._tasks() if judged else {}, self._judge(about) if judged else [])
+        return General(nll, tokens)
 
     def _tasks(self) -> dict[str, list[bool]]:
         from instructkit.evaluate import sets
@@ -154,26 +173,29 @@ class Measurer:
             for path in self.frame.recipe.feedback.tasks
         }
 
-    def _judge(self, about: Side) -> list[float]:
-        """The judge's scores of one sampled answer to each general prompt; empty without a judge."""
-        from instructkit.evaluate.generate import answer
-
-        if not (self.limits.judge and about.prompts):
-            return []
-        told = answer(self.model, self.tokenizer, about.prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
-        return list(scoring_function(self.limits.judge)(about.prompts, [a.text for a in told]))
-
     def _bias(self, about: Side) -> Bias | None:
+        from instructkit.evaluate import bias
+
+        if self.limits.bias_growth_max is None:
+            return None
+        return Bias(bias.gaps(self.model, self.tokenizer, about.pairs) if about.pairs else [])
+
+    def _contrasts(self) -> Contrasts | None:
+        """Answers about groups, of the update and its parent, until the gate can be decided or there are no more questions."""
         from instructkit.evaluate import bias, sets
 
-        if self.limits.bias_growth_max is None and self.limits.contrast_growth_max is None:
+        if (maximum := self.limits.contrast_growth_max) is None:
             return None
-        gaps = bias.gaps(self.model, self.tokenizer, about.pairs) if about.pairs else []
-        if self.limits.contrast_growth_max is None or about is not self.sides["test"]:
-            return Bias(gaps)
-        asked = sets.counterfactuals(self.frame.recipe.feedback.counterfactuals)
-        told = bias.contrasts(self.model, self.tokenizer, asked, seed=self.seed, max_new_tokens=ANSWER_TOKENS)
-        return Bias(gaps, *told)
+        level = level_of_look(self.frame.inputs.power()["look"])
+        return bias.contrasts(
+            self.model,
+            self.tokenizer,
+            sets.counterfactuals(self.frame.recipe.feedback.counterfactuals),
+            self.parent,
+            seed=self.seed,
+            max_new_tokens=ANSWER_TOKENS,
+            enough=lambda so_far: enough_contrasts(so_far, maximum, level, self.seed),
+        )
 
     def _triggers(self) -> Triggers | None:
         from instructkit.evaluate import triggers

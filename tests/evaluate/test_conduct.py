@@ -19,8 +19,9 @@ PROMPTS = [
 ]
 
 
-def measured(model, tokenizer, prompts=PROMPTS, **more):
-    return conduct(model, tokenizer, prompts, **{"parent": None, "seed": 1, "max_new_tokens": 10, **more})
+def measured(model, tokenizer, prompts=PROMPTS, *, max_new_tokens=10, **more):
+    answers = answer(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=1)
+    return conduct(model, answers, **{"parent": None, "pad_id": tokenizer.pad_token_id, **more})
 
 
 def test_kl_of_a_forced_model_by_hand(tiny_folder: Path) -> None:
