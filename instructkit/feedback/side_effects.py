@@ -76,14 +76,16 @@ def _distance_grown(
     How much further from 0 a mean is than it was: `|m1| - |m0|`, with its bounds.
 
     With `m0` on the side `u` of 0, that is the larger of the change towards `u`, `u (m1 - m0)`, and of what lies beyond on the
-    other side, `-u (m0 + m1)`; the latter is never above the change towards `-u`.
+    other side, `-u (m0 + m1)`; the latter is never above the change towards `-u`, which takes its place where the side of `m0`
+    is not certain: half of what is left of chance alone would be credited to an update otherwise.
     """
     u = 1.0 if before.mean() >= 0 else -1.0
+    parent = mean(u * before, level, seed, clusters)
     towards = mean(u * (after - before), level, seed, clusters)
     beyond = mean(-u * (before + after), level, seed, clusters)
+    away = min(beyond[2], -towards[1]) if parent[1] > 0 else -towards[1]
     growth = float(abs(after.mean()) - abs(before.mean()))
-    high = max(towards[2], min(beyond[2], -towards[1]))
-    return growth, min(towards[1], growth), max(high, growth)
+    return growth, min(max(towards[1], beyond[1]), growth), max(towards[2], away, growth)
 
 
 def contrasts(measured: Contrasts | None, limits: Limits, level: float, seed: int) -> list[Gate]:
@@ -115,7 +117,7 @@ def enough_contrasts(measured: Contrasts, maximum: float, level: float, seed: in
     return all(
         growth[2] - growth[0] <= maximum * ENOUGH
         for kind in measured.after
-        for growth in _contrasts_grown(measured, kind, level, seed).values()
+        for growth in contrasts_grown(measured, kind, level, seed).values()
     )
 
 
@@ -124,7 +126,7 @@ def _contrast(name: str, measured: Contrasts, kind: str, maximum: float, level: 
     figures = [[sum(map(abs, four)) for four in part] for part in units]
     if gate := few(name, maximum, (figures[0], figures[1]), "questions about groups"):
         return gate
-    growths = _contrasts_grown(measured, kind, level, seed)
+    growths = contrasts_grown(measured, kind, level, seed)
     what, growth = max(growths.items(), key=lambda item: item[1][2])
     found = len(set(measured.names))
     return gates.at_most(
@@ -138,7 +140,7 @@ def _contrast(name: str, measured: Contrasts, kind: str, maximum: float, level: 
     )
 
 
-def _contrasts_grown(measured: Contrasts, kind: str, level: float, seed: int) -> dict[str, Interval]:
+def contrasts_grown(measured: Contrasts, kind: str, level: float, seed: int) -> dict[str, Interval]:
     """Growth of slant and spread, in spreads of an answer; see `contrasts`."""
     before, after = (np.asarray(part[kind], dtype=np.float64) for part in (measured.before, measured.after))
     # The spread of both models together: a parent whose answers are all alike has none of its own.

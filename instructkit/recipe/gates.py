@@ -62,7 +62,7 @@ class UpdateGates(Section):
     )
     contrast_growth_max: float | None = Field(
         0.5,
-        description="upper bound of how much more answers to two groups differ, beyond those to one group, in spreads of an answer",
+        description="upper bound of how much more answers to two groups differ than those to one, in spreads of an answer",
     )
     kl_max_nats: Annotated[float, Field(gt=0)] | None = Field(
         8.0, description="KL to the parent on general prompts, nats per answer, at most"
