@@ -98,7 +98,8 @@ def compare(
     )
     lines.append(measurement("KL to the reference", unit="nats/answer", n=len(kl), after=mean, note=note))
     if wanted.kl_max_nats is not None:
-        checks.append(gates.below("KL to the reference", mean, wanted.kl_max_nats))
+        interval = (low, high) if kl else None
+        checks.append(gates.below("KL to the reference", mean, wanted.kl_max_nats, interval))
     lengths = [[float(len(a.ids)) for a in part] for part in (before, after)]
     lines.append(_line("answer length", *lengths, None, None, None, unit="tokens"))
     ended = [[float(a.finished) for a in part] for part in (before, after)]

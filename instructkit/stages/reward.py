@@ -203,10 +203,9 @@ def compare(
             after=metrics.pearson(scores, lengths),
         ),
     ]
-    checks = (
-        [gates.at_least("held-out comparisons ordered right", share, minimum)] if minimum is not None else []
-    )
-    return lines, checks
+    if minimum is None:
+        return lines, []
+    return lines, [gates.at_least("held-out comparisons ordered right", share, minimum, (low, high))]
 
 
 def _margin(scores: list[tuple[float, float]]) -> float:
