@@ -161,7 +161,8 @@ class Measurer:
         if not (self.limits.judge and about.prompts):
             return []
         told = answer(self.model, self.tokenizer, about.prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
-        return list(scoring_function(self.limits.judge)(about.prompts, [a.text for a in told]))
+        judge = scoring_function(self.limits.judge, texts=self.frame.inputs.data["general"].rendered)
+        return list(judge(about.prompts, [a.text for a in told]))
 
     def _bias(self, about: Side) -> Bias | None:
         from instructkit.evaluate import bias, sets
