@@ -71,28 +71,30 @@ def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str,
     Raises:
         InputError: when the recipe contradicts the parent run, a model that scores reads another format, or rows do not fit.
     """
-    key = "feedback.format" if recipe.stage == "lora-update" else "data.format"
-    asked = (recipe.feedback if recipe.stage == "lora-update" else recipe.data).format
-    source, trained = parents["model"], naming.trained_format(parents["model"])
+    key, asked = _setting(recipe)
+    source = parents["model"]
     has_template = "chat_template_path" in recipe.trainer or models.has_chat_template(source, recipe.model)
-    if asked != AUTO:
-        if trained not in (None, asked):
-            raise InputError(
-                f"{recipe.run.output}: {key} is {asked}, but its parent {source.name} was trained as {trained}",
-                hint=f"leave out {key} to train as {trained}, or train {source.name} again as {asked}",
-            )
-        chosen = Format(asked, f"{key} sets it")
+    if asked == AUTO:
+        chosen = _by_default(source, has_template, data.get("train"))
     else:
-        chosen = _by_default(source, trained, has_template, data.get("train"))
+        _refuse_another_parent(recipe, source)
+        chosen = Format(asked, f"{key} sets it")
     if chosen.name == CHAT and not has_template:
         raise InputError(
-            f"{source.name} has no chat template, and the data format is chat: {chosen.why}",
+            f"{source.name} has no chat template, but the data format is chat: {chosen.why}",
             hint=f"set {key}: text, or name a model with a chat template",
         )
     _refuse_other_scorers(recipe, parents, chosen)
     for rows in data.values():
         _refuse_unfit(rows, chosen, recipe)
     return chosen
+
+
+def _setting(recipe: Any) -> tuple[str, str]:
+    """The key of the format in a recipe, and its value."""
+    of_feedback = recipe.stage == "lora-update"
+    section = recipe.feedback if of_feedback else recipe.data
+    return ("feedback.format" if of_feedback else "data.format"), section.format
 
 
 def tokenizer_of(frame: Frame) -> Any:
@@ -107,8 +109,8 @@ def tokenizer_of(frame: Frame) -> Any:
     return tokenizer
 
 
-def _by_default(source: naming.Source, trained: str | None, has_template: bool, train: Rows | None) -> Format:
-    if trained:
+def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -> Format:
+    if trained := naming.trained_format(source):
         return Format(trained, f"{source.name} was trained as {trained}")
     if not has_template:
         return Format(TEXT, f"{source.name} has no chat template")
@@ -117,6 +119,15 @@ def _by_default(source: naming.Source, trained: str | None, has_template: bool, 
     if train and _is_whole_comparison(train.rows[0], train.kind):
         return Format(TEXT, "no chat template renders comparisons of whole texts without `prompt`")
     return Format(CHAT, f"{source.name} has a chat template")
+
+
+def _refuse_another_parent(recipe: Any, source: naming.Source) -> None:
+    (key, asked), trained = _setting(recipe), naming.trained_format(source)
+    if trained not in (None, asked):
+        raise InputError(
+            f"{recipe.run.output}: {key} is {asked}, but its parent {source.name} was trained as {trained}",
+            hint=f"leave out {key} to train as {trained}, or train {source.name} again as {asked}",
+        )
 
 
 def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], chosen: Format) -> None:
@@ -146,16 +157,23 @@ def _refuse_unfit(rows: Rows, chosen: Format, recipe: Any) -> None:
     """Conversations are no text, and a comparison without a prompt is no conversation."""
     for row, place in zip(rows.rows, rows.places, strict=True):
         if chosen.name == TEXT and has_messages(row, rows.kind):
-            path = ", set trainer.chat_template_path" if recipe.stage == "sft" else ""
             raise InputError(
                 f"{place}: the row is a conversation, but the data format is text: {chosen.why}",
-                hint=f"start from a model that was trained on conversations{path}, or write prompts and answers as texts",
+                hint=f"{_way_to_chat(recipe)}, or write prompts and answers as texts",
             )
         if chosen.name == CHAT and _is_whole_comparison(row, rows.kind):
             raise InputError(
                 f"{place}: `chosen` and `rejected` are whole texts without `prompt`, but the data format is chat: {chosen.why}",
                 hint="give each row its question as `prompt`, and the answers alone as `chosen` and `rejected`",
             )
+
+
+def _way_to_chat(recipe: Any) -> str:
+    key, asked = _setting(recipe)
+    if asked == TEXT:
+        return f"leave out {key}"
+    path = ", set trainer.chat_template_path" if recipe.stage == "sft" else ""
+    return f"start from a model that was trained on conversations{path}"
 
 
 def _is_whole_comparison(row: Row, kind: str) -> bool:

@@ -18,6 +18,7 @@ from instructkit.data.turns import as_conversation, has_messages
 from instructkit.encode import encode_answered, encode_prompt
 from instructkit.errors import InputError
 from instructkit.naming import locate
+from instructkit.plan.look import look
 from instructkit.plan.rehearsal import on_paper
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.schema import ModelSection
@@ -70,10 +71,10 @@ def refused(match: str, *given: Any, **named: Any) -> None:
         collected(*given, **named)
 
 
-def prepared(found: Any, look: Callable[[Any], Any]) -> Any:
+def prepared(found: Any, take: Callable[[Any], Any]) -> Any:
     """What a stage's trainer holds before its first step."""
     with on_paper(found, collector(found)(found), choose_machine(found)) as (trainer, *_):
-        return look(trainer)
+        return take(trainer)
 
 
 def test_texts_become_messages_and_nothing_else_changes() -> None:
@@ -131,7 +132,7 @@ def test_a_model_without_a_template_reads_texts(workplace: Path) -> None:
     for stage, data in (("sft", PAIRS), ("sft", WHOLE), ("reward", COMPARISONS)):
         assert collected(stage, data, base).format.name == "text"
     refused("base has no chat template", "sft", TALKS, base)
-    refused("base has no chat template, and the data format is chat", "sft", PAIRS, base,
+    refused("base has no chat template, but the data format is chat", "sft", PAIRS, base,
             section=", format: chat")  # fmt: skip
     Path("t.jinja").write_text("{{ messages }}", encoding="utf-8")
     assert collected("sft", TALKS, base, trainer="chat_template_path: t.jinja").format.name == "chat"
@@ -236,6 +237,24 @@ def test_each_stage_encodes_texts_as_the_template_renders_them(workplace: Path) 
     prompts, texts = prepared(found, lambda t: (t.train_dataset["prompt"], t.text.rows))
     assert all(prompt[0]["role"] == "user" for prompt in prompts)
     assert {tuple(row["input_ids"]) for row in texts} == set(whole)
+
+
+def test_a_look_shows_the_rendered_text(workplace: Path) -> None:
+    for stage, data, name in (
+        ("sft", PAIRS, "tiny"),
+        ("reward", COMPARISONS, "tiny"),
+        ("sft", PAIRS, "base"),
+    ):
+        found = recipe(stage, data, model("base", template=False) if name == "base" else name)
+        seen = look(found, collector(found)(found), choose_machine(found), 1).rows[0]
+        shown = "".join(token.text for token in seen.tokens)
+        learned = "".join(token.text for token in seen.tokens if token.learned)
+        turns = ("", "") if name == "base" else ("<|begin|><|user|>", "<|end|><|assistant|>")
+        asked_, answer = next(row.values() for row in PAIRS if row["prompt"] in shown)
+        assert (shown, learned) == (
+            f"{turns[0]}{asked_}{turns[1]}{answer}<|end|>",
+            f"{answer}<|end|>",
+        )
 
 
 @pytest.mark.parametrize("name", ["chat", "text"])
