@@ -142,6 +142,13 @@ def refuse_wrong_role(source: Source, *, as_reward: bool) -> None:
     )
 
 
+def trained_format(source: Source) -> str | None:
+    """Return the data format that a run records, `chat` or `text`; None where it records none, and of a model that is no run."""
+    from instructkit.runs.record import read_run
+
+    return read_run(source.run).get("data_format") if source.run else None
+
+
 def refuse_dora_above_an_adapter(source: Source, lora: LoraSection | None) -> None:
     """
     Adapters are joined by rank, and DoRA's magnitudes cannot be.

@@ -16,6 +16,7 @@ from instructkit.data.sources import Rows
 from instructkit.errors import InputError
 from instructkit.machine import Machine
 from instructkit.runs.metrics import MetricsWriter
+from instructkit.stages.formats import Format
 
 CHECKPOINTS = "checkpoints"
 SCORES = (
@@ -46,10 +47,18 @@ class Reporter(Protocol):
 
 @dataclass
 class Inputs:
-    """What a stage reads: rows by role (`train`, `eval`, ...) and the models it stands on by role (`model`, `reward`, ...)."""
+    """
+    What a stage reads.
+
+    Attributes:
+        data: rows by role (`train`, `eval`, ...), in the run's format; of feedback as they were given.
+        parents: the models that it starts from, by role (`model`, `reward`, ...).
+        format: how rows become tokens.
+    """
 
     data: dict[str, Rows]
     parents: dict[str, naming.Source]
+    format: Format = field(default=Format(), kw_only=True)
 
     def notes(self) -> list[str]:
         """What a plan tells of them beside their rows, a line each."""
@@ -136,8 +145,8 @@ def seed_everything(seed: int) -> None:
 
 
 def left_out(inputs: Inputs) -> list[str]:
-    """What a mixture's weights and faults leave out, and what was read in another shape, in words."""
-    told = []
+    """The data format, what a mixture's weights and faults leave out, and what was read in another shape, in words."""
+    told = [str(inputs.format)]
     for role, rows in inputs.data.items():
         for source, used, of in rows.shares:
             if used < of:

@@ -11,6 +11,7 @@ from instructkit.data.sources import load_rows
 from instructkit.encode import IGNORED, answer_text
 from instructkit.errors import InputError
 from instructkit.recipe import run_defaults
+from instructkit.stages import formats
 from instructkit.stages.base import Frame, Inputs, Result
 from instructkit.stages.datasets import as_dataset, common_columns
 from instructkit.stages.functions import load_function, scoring_function
@@ -48,7 +49,7 @@ def collect(recipe: Any) -> Inputs:
         earlier(recipe, parents)
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
-    return Inputs(data, parents)
+    return formats.applied(recipe, Inputs(data, parents))
 
 
 def _refuse_half_of_ptx(recipe: Any) -> None:
@@ -86,7 +87,7 @@ def train(frame: Frame) -> Result:
 def prepare(frame: Frame) -> tuple[Any, Any, list[Any]]:
     """The trainer of a run, the tokenizer, and what scores its responses."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = models.load_tokenizer(source, recipe.model)
+    tokenizer = formats.tokenizer_of(frame)
     tokenizer.padding_side = "left"
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
     rewards = scorers(frame, model, tokenizer)
@@ -114,7 +115,7 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, rewards: list[Any]) 
             "lora.dropout plays no part: PPO scores a response with the very policy that wrote it"
         )
     keep_to_context(frame, model, tokenizer, args.max_completion_length)
-    judge = scoring_function(recipe.gates.judge) if recipe.gates.judge else None
+    judge = scoring_function(recipe.gates.judge, texts=data["train"].rendered) if recipe.gates.judge else None
     return build(
         PPOTrainer,
         frame,

@@ -109,7 +109,8 @@ def compare(
 
 def judged(frame: Frame, before: list, after: list) -> tuple[list[dict[str, Any]], metrics.Interval]:
     """What the judge says of both models' answers, as it is and at equal length; and the gain with its interval."""
-    judge, prompts = scoring_function(frame.recipe.gates.judge), held_out_prompts(frame)
+    texts = frame.inputs.data["train"].rendered
+    judge, prompts = scoring_function(frame.recipe.gates.judge, texts=texts), held_out_prompts(frame)
     first, second = (list(judge(prompts, [a.text for a in part])) for part in (before, after))
     change = metrics.paired_difference(first, second, seed=frame.seed)
     spans = [metrics.bootstrap_mean(scores, seed=frame.seed)[1:] for scores in (first, second)]

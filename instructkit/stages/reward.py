@@ -17,6 +17,7 @@ from instructkit.encode import Prompt, answer_text, encode_answered
 from instructkit.errors import Fault, InputError, InstructKitError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
+from instructkit.stages import formats
 from instructkit.stages.base import Frame, Inputs, Result, measurement
 from instructkit.stages.datasets import dataset_of
 
@@ -29,7 +30,7 @@ def collect(recipe: Any) -> Inputs:
     """Comparisons to train on and to hold out, and the model whose body the reward model starts from."""
     train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
     data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return Inputs(data, {"model": naming.locate(recipe.model.name)})
+    return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
 
 
 def train(frame: Frame) -> Result:
@@ -60,7 +61,7 @@ def train(frame: Frame) -> Result:
 def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Pairs]]:
     """The trainer of a run, the tokenizer, and the comparisons as token ids."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = models.load_tokenizer(source, recipe.model)
+    tokenizer = formats.tokenizer_of(frame)
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
     pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
     return build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs

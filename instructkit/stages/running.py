@@ -175,7 +175,8 @@ def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: 
     recipe, inputs = frame.recipe, frame.inputs
     folder.update(
         hardware=machines.hardware(),
-        choices=list(frame.machine.reasons),
+        choices=[*frame.machine.reasons, str(inputs.format)],
+        data_format=inputs.format.name,
         data={role: rows.summary() for role, rows in inputs.data.items()},
         parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
         begun=inputs.begun(),

@@ -12,6 +12,7 @@ from instructkit.errors import InputError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
 from instructkit.recipe import run_defaults
+from instructkit.stages import formats
 from instructkit.stages.base import Frame, Inputs, Result, measurement, prompt_of
 from instructkit.stages.datasets import as_dataset
 
@@ -20,7 +21,7 @@ def collect(recipe: Any) -> Inputs:
     """Demonstrations to train on and to hold out, and the model to start from."""
     train, held_out = load_split(recipe.data, kind="sft", seed=recipe.run.seed)
     data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return Inputs(data, {"model": naming.locate(recipe.model.name)})
+    return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
 
 
 def train(frame: Frame) -> Result:
@@ -44,7 +45,7 @@ def train(frame: Frame) -> Result:
 def prepare(frame: Frame) -> tuple[Any, Any]:
     """The trainer of a run, its data encoded and checked, and the tokenizer."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = models.load_tokenizer(source, recipe.model)
+    tokenizer = formats.tokenizer_of(frame)
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
     trainer = build_trainer(frame, model, tokenizer)
     check_labels(trainer.train_dataset, recipe.source)

@@ -18,7 +18,7 @@ from instructkit.feedback.registry import Chain
 from instructkit.feedback.side_effects import FEWEST
 from instructkit.runs import lineage
 from instructkit.runs.reading import read_record
-from instructkit.stages import update_feedback
+from instructkit.stages import formats, update_feedback
 from instructkit.stages.base import Inputs
 from instructkit.stages.functions import load_function
 from instructkit.stages.update_warnings import warnings
@@ -128,6 +128,8 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
     data = {"events": feedback.events, **_general_rows(recipe, parent, current is None)}
     if feedback.test is not None:
         data["test"] = feedback.test
+    chosen = formats.choose(recipe, parents, data)
+    data, feedback = formats.rendered(data, chosen), replace(feedback, chat=chosen.name == formats.CHAT)
     prepared, earlier = update_feedback.prepared(recipe, feedback), []
     _refuse_too_few(prepared, data, feedback.events.source)
     if stored and current is not None:
@@ -142,7 +144,7 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
     return UpdateInputs(
         data, parents, prepared, chain, current, (mode, why), earlier, newest,
         stands.current, recipe.gates.on_undecided == "refuse",
-        update_feedback.elsewhere(recipe),
+        update_feedback.elsewhere(recipe), format=chosen,
     )  # fmt: skip
 
 

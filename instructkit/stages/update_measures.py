@@ -97,7 +97,8 @@ class Measurer:
             )
         general, judge = found.general or General(), self.limits.judge
         if judge:
-            scores = scoring_function(judge)(prompts, [each.text for each in answers])
+            texts = self.frame.inputs.data["general"].rendered
+            scores = scoring_function(judge, texts=texts)(prompts, [each.text for each in answers])
             general = replace(general, judge=list(scores))
         pad_id = self.tokenizer.pad_token_id
         return replace(
