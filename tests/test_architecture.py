@@ -44,7 +44,7 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 
 FLOOR_1 = (
-    "errors recipe recipe.paths data.records data.checks data.scales data.turns data.shapes data.table data.demo runs "
+    "errors progress recipe recipe.paths data.records data.checks data.scales data.turns data.shapes data.table data.demo runs "
     "evaluate.metrics evaluate.inference feedback.gates"
 )
 FLOOR_2 = (
@@ -80,6 +80,7 @@ ROOMS = {
     "": room(),
     "__main__": room("cli"),
     "errors": room(),
+    "progress": room(),
     # Floor 1: errors only; pydantic and yaml only in recipe; never each other.
     "recipe": room("errors ppo.limits recipe.paths", "pydantic pydantic_core yaml"),
     # What stands at a path, told in the same words for recipes and data.

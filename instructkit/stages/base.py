@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +20,8 @@ from instructkit.machine import Machine
 from instructkit.runs.metrics import MetricsWriter
 
 CHECKPOINTS = "checkpoints"
+LOADING = "loading torch, transformers and trl"  # announced before the first heavy import
+PREPARING = "loading the model and preparing the rows"  # a phase of every stage
 SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -38,6 +42,7 @@ class Reporter(Protocol):
     """Where a run tells how it goes: a terminal, plain lines, or nothing."""
 
     def note(self, text: str) -> None: ...  # noqa: D102
+    def phase(self, title: str, *, announced: bool = False) -> AbstractContextManager[None]: ...  # noqa: D102
     def stage_started(self, title: str, total_steps: int | None) -> None: ...  # noqa: D102
     def step(self, step: int, total: int, figures: dict[str, float]) -> None: ...  # noqa: D102
     def finished(self) -> None: ...  # noqa: D102
@@ -94,11 +99,12 @@ class Frame:
         """The seed of the run."""
         return self.recipe.run.seed
 
-    def timed(self, what: str, work: Callable[[], Any]) -> Any:
-        """Do `work`, add its seconds to the run record under `what`, return its result."""
+    def timed(self, what: str, work: Callable[[], Any], *, phase: str = "") -> Any:
+        """Do `work`, shown as `phase` where one is given; add its seconds to the run record under `what`; return its result."""
         started = time.perf_counter()
         try:
-            return work()
+            with self.reporter.phase(phase) if phase else contextlib.nullcontext():
+                return work()
         finally:
             self.clock[what] = round(self.clock.get(what, 0.0) + time.perf_counter() - started, 2)
 
@@ -180,6 +186,13 @@ def quiet_libraries() -> None:
     # The fused 4-bit CPU kernels would be fetched from a hub; bitsandbytes' own are used instead.
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports those kernels as missing
+
+
+def load_libraries() -> None:
+    """Import what training needs. It takes seconds, so the caller announces it."""
+    import trl  # noqa: F401
+
+    import instructkit.stages.training  # noqa: F401
 
 
 def choose_machine(recipe: Any) -> Machine:

@@ -22,6 +22,7 @@ from instructkit.runs.record import RunFolder, read_run
 from instructkit.stages import checkpoints, resuming
 from instructkit.stages.base import (
     CHECKPOINTS,
+    LOADING,
     Frame,
     Inputs,
     Reporter,
@@ -29,6 +30,7 @@ from instructkit.stages.base import (
     RunOptions,
     choose_machine,
     left_out,
+    load_libraries,
     peak_memory,
     quiet_libraries,
     refuse_unfit_parents,
@@ -62,7 +64,8 @@ def run(
     quiet_libraries()
     output = Path(recipe.run.output)
     try:
-        inputs = resuming.collected(recipe, collect, resume=options.resume)
+        with reporter.phase("reading the data"):
+            inputs = resuming.collected(recipe, collect, resume=options.resume)
     except NothingNew as nothing:
         if not (options.if_changed and _stands(recipe, output)):
             raise
@@ -70,7 +73,8 @@ def run(
         return _closed(read_run(output), finish(recipe, output, reporter.note))
     refuse_unfit_parents(recipe, inputs.parents)
     refuse_without_weights(inputs.parents)
-    parents = resuming.hashes(inputs)
+    with reporter.phase("hashing the parents"):
+        parents = resuming.hashes(inputs)
     if options.if_changed:
         reason = lineage.unchanged(output, to_dict(recipe), resuming.fingerprints(inputs), parents)
         reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
@@ -130,7 +134,10 @@ def _make(
         lineage.refuse_other_inputs(output, resuming.fingerprints(inputs), parents)
     else:
         folder.check_free(overwrite=overwrite)
-    frame = Frame(recipe, inputs, choose_machine(recipe), output, reporter, options.resume)
+    with reporter.phase(LOADING, announced=True):
+        load_libraries()
+        machine = choose_machine(recipe)
+    frame = Frame(recipe, inputs, machine, output, reporter, options.resume)
     for reason in [*frame.machine.reasons, *left_out(inputs), *_altered(inputs, parents)]:
         reporter.note(reason)
     if frame.machine.on_cpu:
@@ -185,16 +192,17 @@ def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: 
     seed_everything(frame.seed)
     result = train(frame)
     _keep_skipped(frame)  # a stage may have left out more, which only its model tells
-    frame.timed("save", lambda: result.save(frame.folder))
+    frame.timed("save", lambda: result.save(frame.folder), phase="saving the model")
     _drop_checkpoints(recipe, frame.folder)
     write_rows(frame.folder / "samples.jsonl", result.samples)
     folder.update(peak_memory_bytes=peak_memory(), dropped=frame.dropped, **result.details)
-    folder.complete(
-        metrics=result.metrics,
-        measurements=result.measurements,
-        gates=[gate.as_dict() for gate in result.gates],
-        timings=frame.clock,
-    )
+    with frame.reporter.phase("hashing the model files"):
+        folder.complete(
+            metrics=result.metrics,
+            measurements=result.measurements,
+            gates=[gate.as_dict() for gate in result.gates],
+            timings=frame.clock,
+        )
 
 
 def _keep_skipped(frame: Frame) -> None:

@@ -53,7 +53,7 @@ def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise InputError(
             f"{frame.recipe.source}: TRL refuses the `trainer:` section: {error}",
-            hint="change the fields it names; `--plan` prints the resolved recipe",
+            hint="change the fields it names; `--plan --resolved` prints the resolved recipe",
         ) from error
 
 
@@ -120,7 +120,10 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
     checkpoint = _last_checkpoint(trainer, frame) if frame.resume and not fresh else None
     _no_step_behind_the_last(trainer)
     frame.reporter.stage_started(frame.recipe.stage, None)
-    output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
+    try:
+        output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
+    finally:
+        frame.reporter.finished()
     if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
         raise InstructKitError(
             "the weights are not finite after training, so there is no model to keep",

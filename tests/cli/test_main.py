@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from instructkit.cli.main import main
 from instructkit.errors import InputError
@@ -19,7 +20,8 @@ def run(*words: str, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stopped:
         main(list(words))
     captured = capsys.readouterr()
-    return int(stopped.value.code or 0), captured.out, captured.err
+    told = captured.err.removeprefix(f"instructkit {words[0]}: reading {words[1] if words[1:] else ''}\n")
+    return int(stopped.value.code or 0), captured.out, told
 
 
 def imported_after(*words: str) -> set[str]:
@@ -142,12 +144,18 @@ def test_the_unforeseen_is_one_line_unless_debugging(capsys, monkeypatch) -> Non
         main(["sft", "recipes/sft.yaml", "--debug"])
 
 
-def test_a_plan_prints_the_resolved_recipe_and_writes_nothing(
+def test_a_plan_is_on_stdout_or_the_resolved_recipe_is_and_nothing_is_written(
     capsys, tmp_path, monkeypatch, tiny_folder
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, told = run("sft", str(ROOT / "recipes/sft.yaml"), "--plan", capsys=capsys)
     assert code == 0
-    assert "train: demo/conversations" in out and "seed: 42" in out
+    assert "parameters: 1,058,432" in out and "nothing was trained" in out
+    assert told.splitlines()[0] == "loading torch, transformers and trl" and "trained" not in told
+    code, out, told = run("sft", str(ROOT / "recipes/sft.yaml"), "--plan", "--resolved", capsys=capsys)
+    assert code == 0
+    assert yaml.safe_load(out)["data"]["train"] == "demo/conversations"
     assert "nothing was trained" in told
     assert not Path("runs").exists()
+    code, _, told = run("sft", str(ROOT / "recipes/sft.yaml"), "--resolved", capsys=capsys)
+    assert (code, told.splitlines()[0]) == (2, "error: --resolved goes with --plan")
