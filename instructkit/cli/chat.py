@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from instructkit.cli.telling import announce
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -29,8 +27,6 @@ def chat(
     from instructkit.naming import locate
 
     locate(run)  # a wrong name is told before torch is loaded
-
-    announce(f"loading {run}")
 
     from instructkit.chat.terminal import open_session, talk
     from instructkit.stages.base import quiet_libraries

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from instructkit.cli import chat, data, feedback, init, recipes, runs, train
-from instructkit.cli.telling import tell
+from instructkit.cli.telling import tell, visible
 from instructkit.errors import InstructKitError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ chat.register(app)
 INTERRUPTED = 130
 # Commands whose own `--debug` lets the libraries speak as well; of all others it shows tracebacks.
 OWN_DEBUG = (*train.ABOUT, "chat")
+SILENT = {"-h", "--help", "--quiet", "--json"}  # options after which nothing is announced
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     if debug and arguments[0] not in OWN_DEBUG:
         arguments = [each for each in arguments if each != "--debug"] or ["--help"]
+    _announce(arguments)
     try:
         code = app(args=arguments, prog_name="instructkit", standalone_mode=False)
     except InstructKitError as error:
@@ -55,6 +57,15 @@ def main(arguments: list[str] | None = None) -> None:
         again = "go on with --resume" if arguments[0] in train.ABOUT else "give the command again"
         print(f"error: interrupted\nhint: {again}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _announce(arguments: list[str]) -> None:
+    """Print a first sign of life for the commands that load a model: before Typer reads the options, which takes a while."""
+    command, *rest = arguments
+    named = [word for word in rest if not word.startswith("-")]
+    if command not in OWN_DEBUG or not named or SILENT & set(rest):
+        return
+    print(f"instructkit {command}: reading {visible(named[0])}", file=sys.stderr, flush=True)
 
 
 def _usage(error: Exception) -> int:

@@ -22,11 +22,6 @@ def tell(error: InstructKitError) -> int:
     return error.exit_code
 
 
-def announce(text: str) -> None:
-    """One line on stderr at once, before imports that take longer than a person waits for a first sign of life."""
-    print(visible(text), file=sys.stderr, flush=True)
-
-
 def as_data(error: InstructKitError) -> dict[str, Any]:
     """The same as data: what was wrong, how to go on, the exit code, and every fault where there are some."""
     faults = getattr(error, "faults", None) or []

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from instructkit.cli import completion
-from instructkit.cli.telling import announce, as_data, print_json, tell
+from instructkit.cli.telling import as_data, print_json, tell
 from instructkit.errors import InputError, InstructKitError
 
 ABOUT = {
@@ -87,8 +87,6 @@ def _command(stage: str):
             )
         if overwrite and resume:
             raise InputError("--overwrite and --resume contradict each other", hint="leave one of them out")
-        if not (quiet or json):
-            announce(f"instructkit {stage}: reading {recipe}")
         if plan:
             how = {"probing": probe, "overwrite": overwrite or (if_changed and not resume), "resume": resume}
             load = partial(_load, recipe, stage, overrides or [])
@@ -110,7 +108,7 @@ def _command(stage: str):
 
 
 def _load(recipe: str, stage: str, overrides: list[str]) -> Any:
-    from instructkit.recipe.load import load_recipe  # takes longer than a first sign of life may
+    from instructkit.recipe.load import load_recipe
 
     return load_recipe(recipe, stage, overrides)
 

@@ -18,6 +18,7 @@ from instructkit.data.sources import Rows
 from instructkit.errors import InputError
 from instructkit.machine import Machine
 from instructkit.runs.metrics import MetricsWriter
+from instructkit.stages.contention import Contention
 
 CHECKPOINTS = "checkpoints"
 LOADING = "loading torch, transformers and trl"  # announced before the first heavy import
@@ -93,6 +94,14 @@ class Frame:
     resume: bool
     clock: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # rows that a trainer leaves out, by reason
+    contention: Contention | None = None  # watches the CPUs, where they are what computes
+
+    def look_for_other_work(self, when: str, **options: float) -> None:
+        """Warn, once, where other work uses the CPUs that this run computes on."""
+        import torch
+
+        if self.contention is not None and self.machine.on_cpu:
+            self.contention.look(torch.get_num_threads(), when, **options)
 
     @property
     def seed(self) -> int:

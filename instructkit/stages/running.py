@@ -37,6 +37,7 @@ from instructkit.stages.base import (
     refuse_without_weights,
     seed_everything,
 )
+from instructkit.stages.contention import Contention
 
 Collect, Train = Callable[..., Inputs], Callable[[Frame], Result]
 Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
@@ -134,10 +135,12 @@ def _make(
         lineage.refuse_other_inputs(output, resuming.fingerprints(inputs), parents)
     else:
         folder.check_free(overwrite=overwrite)
+    contention = Contention(reporter.note)
     with reporter.phase(LOADING, announced=True):
         load_libraries()
         machine = choose_machine(recipe)
-    frame = Frame(recipe, inputs, machine, output, reporter, options.resume)
+    frame = Frame(recipe, inputs, machine, output, reporter, options.resume, contention=contention)
+    frame.look_for_other_work("at the start")
     for reason in [*frame.machine.reasons, *left_out(inputs), *_altered(inputs, parents)]:
         reporter.note(reason)
     if frame.machine.on_cpu:
@@ -195,7 +198,9 @@ def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: 
     frame.timed("save", lambda: result.save(frame.folder), phase="saving the model")
     _drop_checkpoints(recipe, frame.folder)
     write_rows(frame.folder / "samples.jsonl", result.samples)
-    folder.update(peak_memory_bytes=peak_memory(), dropped=frame.dropped, **result.details)
+    frame.look_for_other_work("while measuring and saving")
+    told = {"dropped": frame.dropped, "busy": frame.contention.as_dict() if frame.contention else None}
+    folder.update(peak_memory_bytes=peak_memory(), **told, **result.details)
     with frame.reporter.phase("hashing the model files"):
         folder.complete(
             metrics=result.metrics,

@@ -15,6 +15,7 @@ from instructkit.machine import Machine
 from instructkit.recipe import run_defaults
 from instructkit.stages import checkpoints
 from instructkit.stages.base import CHECKPOINTS, Frame, metrics_writer
+from instructkit.stages.contention import EVERY_SECONDS
 from instructkit.stages.trials import refuse_before_a_step
 
 _SHOWN = {
@@ -172,7 +173,7 @@ class _Progress(TrainerCallback):
     """Passes what the trainer logs to the reporter and to `metrics.jsonl`."""
 
     def __init__(self, frame: Frame) -> None:
-        self.reporter = frame.reporter
+        self.frame, self.reporter = frame, frame.reporter
         self.writer = metrics_writer(frame)
         self.started = self.tokens = 0.0
         self.resumed = False
@@ -184,6 +185,7 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.reporter.step(state.global_step, state.max_steps, {})
+        self.frame.look_for_other_work("while training", every=EVERY_SECONDS)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         numbers = _row({"step": state.global_step, **(logs or {})})

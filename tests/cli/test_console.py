@@ -73,9 +73,12 @@ def test_the_first_sign_of_life_comes_before_the_first_slow_import(tmp_path) -> 
     """What is printed first is printed before pydantic, yaml and rich are loaded, which alone take longer than may pass."""
     (tmp_path / "r.yaml").write_text("stage: sft\n", encoding="utf-8")
     code = (
-        "import sys\nfrom instructkit.cli import main, train\n"
-        "def heard(text): print(text, {'pydantic', 'yaml', 'rich', 'torch'} & set(sys.modules)); sys.exit()\n"
-        "train.announce = heard\nmain.main(['sft', 'r.yaml'])"
+        "import sys\nfrom instructkit.cli import main\n"
+        "class Heard:\n"
+        "    def write(self, text):\n"
+        "        print(text, {'pydantic', 'yaml', 'rich', 'torch'} & set(sys.modules)); sys.exit()\n"
+        "    def flush(self): ...\n"
+        "sys.stderr = Heard()\nmain.main(['sft', 'r.yaml'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "instructkit sft: reading r.yaml set()\n", done.stderr
