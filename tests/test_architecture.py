@@ -44,7 +44,8 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 
 FLOOR_1 = (
-    "errors progress recipe recipe.paths data.records data.checks data.scales data.turns data.shapes data.table data.demo runs "
+    "errors processes progress "
+    "recipe recipe.paths data.records data.checks data.scales data.turns data.shapes data.table data.demo runs "
     "evaluate.metrics evaluate.inference feedback.gates"
 )
 FLOOR_2 = (
@@ -80,6 +81,7 @@ ROOMS = {
     "": room(),
     "__main__": room("cli"),
     "errors": room(),
+    "processes": room("errors", "", {"torch", "accelerate"}),
     "progress": room(),
     # Floor 1: errors only; pydantic and yaml only in recipe; never each other.
     "recipe": room("errors ppo.limits recipe.paths", "pydantic pydantic_core yaml"),
@@ -269,7 +271,7 @@ def test_cli_imports_little_at_import_time() -> None:
             target = ours(found.name)
             package = found.name.partition(".")[0]
             if target is not None:
-                light = room_of(target) in ("", "cli", "errors")
+                light = room_of(target) in ("", "cli", "errors", "processes")
             else:
                 light = package in sys.stdlib_module_names or package in {"typer", "click", "rich"}
             if not found.inside_function and not light:

@@ -9,6 +9,7 @@ import typer
 from instructkit.cli import chat, data, feedback, init, recipes, runs, train
 from instructkit.cli.telling import tell, visible
 from instructkit.errors import InstructKitError
+from instructkit.processes import is_first, leave_to_the_first, refuse_several
 
 app = typer.Typer(
     name="instructkit",
@@ -40,10 +41,12 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = [each for each in arguments if each != "--debug"] or ["--help"]
     _announce(arguments)
     try:
+        _refuse_several_processes(arguments)
         code = app(args=arguments, prog_name="instructkit", standalone_mode=False)
     except InstructKitError as error:
         if debug:
             raise
+        leave_to_the_first()
         sys.exit(tell(error))
     except typer.Abort:
         code = INTERRUPTED
@@ -52,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(_usage(error))
         if debug:
             raise
+        leave_to_the_first()
         sys.exit(_unexpected(error))
     if code == INTERRUPTED:  # what Typer returns for Ctrl-C
         again = "go on with --resume" if arguments[0] in train.ABOUT else "give the command again"
@@ -59,11 +63,21 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _refuse_several_processes(arguments: list[str]) -> None:
+    """Raise an `InputError` where torchrun or `accelerate launch` has started what one process alone can do."""
+    command = " ".join(["instructkit", *arguments[:1]])
+    if arguments[0] != "sft":
+        why = "only `instructkit sft` shares its work among processes"
+        refuse_several(command, why)
+    if "--plan" in arguments:
+        refuse_several(f"{command} --plan", "it plans and trains nothing")
+
+
 def _announce(arguments: list[str]) -> None:
     """Print a first sign of life for the commands that load a model: before Typer reads the options, which takes a while."""
     command, *rest = arguments
     named = [word for word in rest if not word.startswith("-")]
-    if command not in OWN_DEBUG or not named or SILENT & set(rest):
+    if command not in OWN_DEBUG or not named or SILENT & set(rest) or not is_first():
         return
     print(f"instructkit {command}: reading {visible(named[0])}", file=sys.stderr, flush=True)
 

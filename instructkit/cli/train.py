@@ -96,10 +96,11 @@ def _command(stage: str):
 
         from instructkit.cli.console import Console
         from instructkit.plan.refusals import refuse_early
+        from instructkit.processes import is_first
         from instructkit.stages import RunOptions, run_stage
 
         options = RunOptions(overwrite, resume, if_changed, command=["instructkit", *sys.argv[1:]])
-        with Console(quiet=quiet, debug=debug) as console:
+        with Console(quiet=quiet or not is_first(), debug=debug) as console:
             with console.phase("checking the recipe against the model"):
                 refuse_early(loaded)
             run_stage(loaded, options, console)

@@ -191,6 +191,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # TRL's own, while it computes what a reference says
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of DDP, that it looks for unused parameters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The fused 4-bit CPU kernels would be fetched from a hub; bitsandbytes' own are used instead.
     os.environ.setdefault("USE_HUB_KERNELS", "NO")

@@ -32,10 +32,13 @@ class Busy:
     when: str
 
     def __str__(self) -> str:
+        told = f"warning: other work uses {self.other_cpus:.1f} of {self.cpus:g} CPUs {self.when}"
+        if self.threads == 1:
+            return f"{told}, so this run takes longer. Stop the other work, or wait"
         return (
-            f"warning: other work uses {self.other_cpus:.1f} of {self.cpus:g} CPUs {self.when}, and this run computes with "
-            f"{self.threads} threads: they wait for each other, and it may take many times as long. Stop the other work, or "
-            f"stop this run and start it with OMP_NUM_THREADS={max(1, int(self.cpus - self.other_cpus))}"
+            f"{told}, and this run computes with {self.threads} threads, which wait for each other: it may take many times "
+            "as long. Stop the other work, or stop this run and start it with "
+            f"OMP_NUM_THREADS={max(1, int(self.cpus - self.other_cpus))}"
         )
 
 

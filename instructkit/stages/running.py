@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instructkit import machine as machines
+from instructkit import processes
 from instructkit.errors import GateRefused, InstructKitError, NothingNew
 from instructkit.feedback.gates import stands_against
 from instructkit.feedback.remedies import remedies
@@ -56,7 +57,7 @@ def run(
             already may have been cut off before it.
 
     Returns:
-        The run record.
+        The run record; nothing in a process that joined another one's run.
 
     Raises:
         InputError: for what the user can mend, before anything is written.
@@ -81,7 +82,12 @@ def run(
         reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
         if reason is None:
             return _closed(read_run(output), finish(recipe, output, reporter.note))
-    _make(recipe, inputs, parents, options, reporter, train)
+    try:
+        _make(recipe, inputs, parents, options, reporter, train)
+    finally:
+        processes.part()
+    if not processes.is_first():
+        return {}
     overtaken = finish(recipe, output, reporter.note)
     reporter.finished()
     record = read_run(output)
@@ -136,6 +142,11 @@ def _make(
     else:
         folder.check_free(overwrite=overwrite)
     contention = Contention(reporter.note)
+    if processes.alone_against_the_wish():
+        reporter.note(
+            "warning: accelerate launch started one process: on CPUs it needs mpirun (--mpirun_hostfile) for several. "
+            "Use torchrun --nproc-per-node N -m instructkit sft RECIPE"
+        )
     with reporter.phase(LOADING, announced=True):
         load_libraries()
         machine = choose_machine(recipe)
@@ -145,6 +156,12 @@ def _make(
         reporter.note(reason)
     if frame.machine.on_cpu:
         machines.keep_freed_memory()
+    _meet(frame)  # all have looked at the folder before one of them changes it
+    if not processes.is_first():
+        _meet(frame)  # the first holds the folder now
+        seed_everything(frame.seed)
+        train(frame)
+        return
     folder.start(
         to_dict(recipe),
         stage=recipe.stage,
@@ -154,7 +171,13 @@ def _make(
         refuse=lambda: checkpoints.refuse_none(output, recipe.stage),
     )
     with folder, _full_disk_in_words(output):
+        _meet(frame)
         _carry_out(frame, folder, parents, train)
+
+
+def _meet(frame: Frame) -> None:
+    timeout = frame.recipe.trainer.get("ddp_timeout", 1800)  # transformers' own default
+    processes.meet(on_cpu=frame.machine.on_cpu, timeout_seconds=timeout)
 
 
 @contextlib.contextmanager
@@ -189,6 +212,7 @@ def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: 
         data={role: rows.summary() for role, rows in inputs.data.items()},
         parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
         begun=inputs.begun(),
+        processes=processes.count(),
         synthetic=any(rows.synthetic for rows in inputs.data.values()),
     )
     _keep_skipped(frame)

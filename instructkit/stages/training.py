@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from instructkit import processes
 from instructkit.adapters import SettleOnTrainBegin
 from instructkit.errors import InputError, InstructKitError
 from instructkit.machine import Machine
@@ -100,7 +101,7 @@ def build(trainer_class: type, frame: Frame, **options: Any) -> Any:
 
 def callbacks(frame: Frame) -> list[TrainerCallback]:
     """Progress for the user, every logged step for `metrics.jsonl`, both adapters after a resume."""
-    return [SettleOnTrainBegin(), _Progress(frame)]
+    return [SettleOnTrainBegin(), *([_Progress(frame)] if processes.is_first() else [])]
 
 
 def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
@@ -118,6 +119,7 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
     trainer.remove_callback(PrinterCallback)
     if frame.resume:
         _set_aside_halves(trainer, frame)
+        trainer.accelerator.wait_for_everyone()
     checkpoint = _last_checkpoint(trainer, frame) if frame.resume and not fresh else None
     _no_step_behind_the_last(trainer)
     frame.reporter.stage_started(frame.recipe.stage, None)

@@ -39,6 +39,12 @@ def test_other_work_is_what_others_use_beside_the_threads(monkeypatch, threads, 
         assert len(said) == 1
 
 
+def test_one_thread_is_not_told_to_use_fewer(monkeypatch) -> None:
+    watch, said = watched(monkeypatch, [Usage(2, 0.0), Usage(2, 28.0)], [None, None], 10.0)
+    watch.look(1, "while training")
+    assert "1.8 of 2 CPUs" in said[0] and "OMP_NUM_THREADS" not in said[0]
+
+
 def test_a_busy_container_is_noticed_on_an_idle_host(monkeypatch) -> None:
     watch, said = watched(
         monkeypatch, [Usage(64, 0.0), Usage(64, 20.0)], [Usage(2, 0.0), Usage(2, 20.0)], 10.0
