@@ -87,20 +87,19 @@ def _pointed(checked: list[Checked]) -> list[Checked]:
     """Add the faults of what sound recipes point to; a run that another of them writes need not be there yet."""
     from dataclasses import replace
 
+    from instructkit.cli.console import Console
     from instructkit.plan.points import faults
 
-    written = [one.recipe.run.output for one in checked if one.recipe is not None]
-    return [
-        one
-        if one.recipe is None
-        else replace(
-            one,
-            faults=faults(
-                one.recipe, one.document.where, [name for name in written if name != one.recipe.run.output]
-            ),
-        )
-        for one in checked
-    ]
+    written = {one.path: one.recipe.run.output for one in checked if one.recipe is not None}
+    found = []
+    with Console() as console:
+        for one in checked:
+            if one.recipe is not None:
+                others = [output for path, output in written.items() if path != one.path]
+                with console.phase(f"looking at what {one.path} points to"):
+                    one = replace(one, faults=faults(one.recipe, one.document.where, others))
+            found.append(one)
+    return found
 
 
 def _is_override(name: str) -> bool:
