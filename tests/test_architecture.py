@@ -44,7 +44,7 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 
 FLOOR_1 = (
-    "errors processes progress "
+    "errors hub processes progress "
     "recipe recipe.paths data.records data.checks data.scales data.turns data.shapes data.table data.demo runs "
     "evaluate.metrics evaluate.inference feedback.gates"
 )
@@ -83,6 +83,7 @@ ROOMS = {
     "errors": room(),
     "processes": room("errors", "", {"torch", "accelerate"}),
     "progress": room(),
+    "hub": room("errors"),
     # Floor 1: errors only; pydantic and yaml only in recipe; never each other.
     "recipe": room("errors ppo.limits recipe.paths", "pydantic pydantic_core yaml"),
     # What stands at a path, told in the same words for recipes and data.

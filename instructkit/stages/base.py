@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from instructkit import hub, naming
 from instructkit import machine as machines
-from instructkit import naming
 from instructkit.data.sources import Rows
 from instructkit.errors import InputError
 from instructkit.machine import Machine
@@ -125,6 +125,7 @@ def refuse_unfit_parents(recipe: Any, parents: dict[str, naming.Source]) -> None
             continue  # a part of a ppo run, which `critic.init` has looked for
         if role != "model" or recipe.stage != "reward":
             naming.refuse_wrong_role(source, as_reward=role != "model")
+        hub.refuse_absent(source.name, source.base, is_adapter=source.adapter is not None)
     naming.refuse_dora_above_an_adapter(parents["model"], recipe.lora)
 
 
