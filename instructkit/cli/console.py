@@ -134,7 +134,7 @@ class Console:
             from instructkit.report.tables import run_table
 
             self.finished()
-            self.rich.print(run_table(run))
+            self.rich.print(run_table(run, failed=False))
 
     @property
     def _is_plain(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from instructkit.cli import chat, data, feedback, init, recipes, runs, train
 from instructkit.cli.telling import tell, visible
+from instructkit.cli.usage import hint
 from instructkit.errors import InstructKitError
 from instructkit.processes import is_first, leave_to_the_first, refuse_several
 
@@ -19,6 +21,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"instructkit {version('instructkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The InstructGPT pipeline from YAML recipes: sft, reward, ppo, lora-update."""
+
+
 train.register(app)
 init.register(app)
 recipes.register(app)
@@ -52,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message"):
-            sys.exit(_usage(error))
+            sys.exit(_usage(error, arguments))
         if debug:
             raise
         leave_to_the_first()
@@ -82,13 +103,12 @@ def _announce(arguments: list[str]) -> None:
     print(f"instructkit {command}: reading {visible(named[0])}", file=sys.stderr, flush=True)
 
 
-def _usage(error: Exception) -> int:
+def _usage(error: Exception, arguments: list[str]) -> int:
     """A command line that Typer cannot read."""
-    print(f"error: {error.format_message()}", file=sys.stderr)
-    print(
-        "hint: `instructkit --help` lists the commands, `instructkit COMMAND --help` their options",
-        file=sys.stderr,
-    )
+    message = error.format_message()
+    commands = list(typer.main.get_command(app).commands)
+    print(f"error: {visible(message)}", file=sys.stderr)
+    print(f"hint: {visible(hint(message, arguments, commands))}", file=sys.stderr)
     return 2
 
 

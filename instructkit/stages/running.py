@@ -14,7 +14,7 @@ from instructkit import machine as machines
 from instructkit import processes
 from instructkit.errors import GateRefused, InstructKitError, NothingNew
 from instructkit.feedback.gates import stands_against
-from instructkit.feedback.remedies import remedies
+from instructkit.feedback.remedies import refusal
 from instructkit.recipe.render import to_dict
 from instructkit.runs import lineage
 from instructkit.runs.metrics import write_rows
@@ -108,18 +108,9 @@ def _stands(recipe: Any, output: Path) -> bool:
 def _closed(record: dict[str, Any], overtaken: GateRefused | None) -> dict[str, Any]:
     """Pass a run through that is in force or has nothing against it; another stays refused, however often it is asked for."""
     against = [gate for gate in record["gates"] if stands_against(gate, record)]
-    failed = [gate["text"] for gate in against]
-    if record.get("verdict") == "REFUSED":
-        told = [
-            "the adapter is kept for study; what would have to change:",
-            *remedies(against, (record.get("look") or {}).get("number") or 1),
-        ]
-        raise GateRefused(f"{record['name']} is REFUSED: " + "; ".join(failed), hint="\n  - ".join(told))
-    if failed:
-        raise GateRefused(
-            f"{record['name']} is done, and its gates say no: " + "; ".join(failed),
-            hint="the model is kept; train it better, or change `gates:` in the recipe",
-        )
+    if against:
+        message, hint = refusal(record, against)
+        raise GateRefused(message, hint=hint)
     if overtaken is not None:
         raise overtaken
     return record

@@ -88,6 +88,37 @@ def test_wrong_input_gets_one_error_and_a_hint(words, code, error, hint, capsys,
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train"], "the training commands are sft, reward, ppo, lora-update"),
+        (["train", "recipes/ppo.yaml"], "run `instructkit ppo recipes/ppo.yaml`"),
+        (["finetune"], "did you mean `instructkit sft`?"),
+        (["sft", "recipes"], "give a recipe: recipes/lora-update"),
+        (["sft", "recipes/sft.yaml", "--lr", "1e-4"], "trainer.learning_rate=1e-4"),
+        (["sft", "recipes/sft.yaml", "--learning-rate=1e-4"], "trainer.learning_rate=1e-4"),
+        (["sft", "recipes/sft.yaml", "--trainer.max_steps=3"], "without dashes: trainer.max_steps=3"),
+        (["sft", "recipes/sft.yaml", "--output_dir", "x"], "without dashes: run.output=x"),
+        (["ppo", "recipes/ppo.yaml", "--model", "tiny"], "without dashes: model.name=tiny"),
+        (["sft", "recipes/sft.yaml", "--lora-rank"], "without dashes: lora.r=VALUE"),
+        (["sft", "recipes/sft.yaml", "--nonsense"], "`instructkit --help` lists the commands"),
+        (["sft", "recipes/sft.yaml", "trainer.max_steps", "=", "3"], "write `trainer.max_steps=3`"),
+        (["sft", "recipes/sft.yaml", "run.seed=", "3"], "write `run.seed=3`"),
+        (["sft", "recipes/sft.yaml", "run.seed", "=3", "lora.r=4"], "write `run.seed=3`"),
+    ],
+)
+def test_what_was_meant_is_in_the_hint(words, hint, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    code, _, told = run(*words, capsys=capsys)
+    assert code == 2 and hint in told, told
+    assert told.count("error:") == 1
+
+
+def test_the_version_is_told(capsys) -> None:
+    code, out, _ = run("--version", capsys=capsys)
+    assert code == 0 and out.startswith("instructkit ") and out.split()[1][0].isdecimal()
+
+
 def test_several_faults_are_counted_and_listed(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("stage: sft\nmodel: {nam: x}\n", encoding="utf-8")
