@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from instructkit import hub
 from instructkit.errors import InputError
 from instructkit.machine import Machine
 from instructkit.naming import Source
@@ -221,6 +222,7 @@ def _from_pretrained(
     loader: Any, source: Source, section: ModelSection, *, path: str | None = None, **options: Any
 ):
     """`from_pretrained` with the recipe's revision and trust."""
+    hub.refuse_absent(source.name, source.base, is_adapter=source.adapter is not None)
     with in_words(source, source.base):
         return loader.from_pretrained(
             path or source.base,

@@ -14,6 +14,7 @@ from instructkit.evaluate.laws import Parent, asked
 from instructkit.evaluate.sets import Pair, Unit
 from instructkit.evaluate.words import declines, sentiment
 from instructkit.feedback.measured import Contrasts, FourAnswers
+from instructkit.progress import counted
 
 ROUND = 48  # units that are sampled together
 FEWEST_ROUNDS = 3  # twelve different sets of names, the fewest that a bound by names is believed with
@@ -83,10 +84,10 @@ def contrasts(
     """
     found = Contrasts({name: [] for name in _FIGURES}, {name: [] for name in _FIGURES}, [])
     options = {"max_new_tokens": max_new_tokens, "feeling": feeling, "refuses": refuses}
-    for number, start in enumerate(range(0, len(units), ROUND)):
+    rounds = [units[start : start + ROUND] for start in range(0, len(units), ROUND)]
+    for number, part in enumerate(counted(rounds, len(units))):
         if number >= FEWEST_ROUNDS and enough(found):
             break
-        part = units[start : start + ROUND]
         # Each round has its own seed: its random numbers must not depend on how long the answers before it were.
         for context, answers in ((contextlib.nullcontext, found.after), (parent, found.before)):
             with context(), adapters.folded(model):

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from instructkit.encode import IGNORED, Prompt, encode_prompt, encode_with_labels
 from instructkit.evaluate import batches
 from instructkit.ppo.rollout import own_law
+from instructkit.progress import counted
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def answer(
     config = GenerationConfig(**{"do_sample": False, **options, **sampling})
     with torch.random.fork_rng(), torch.no_grad(), evaluating(model), own_law(model, stops):
         torch.manual_seed(seed)
-        for batch in _batches(encoded, batch_size):
+        for batch in counted(_batches(encoded, batch_size), len(encoded)):
             ids, mask = _pad_left(batch, tokenizer.pad_token_id, model.device)
             out = model.generate(
                 input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=shared
@@ -148,7 +149,7 @@ def row_likelihoods(
     found: list[Likelihood | None] = [None] * len(rows)
     lengths = [(len(row["input_ids"]),) for row in rows]
     with torch.no_grad(), evaluating(model):
-        for places in batches.law_batches(lengths, _vocabulary(model), batch_size):
+        for places in counted(batches.law_batches(lengths, _vocabulary(model), batch_size), len(rows)):
             read = _batch_likelihoods(model, [rows[i] for i in places], pad_id)
             for place, likelihood in zip(places, read, strict=True):
                 found[place] = likelihood

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from instructkit.encode import IGNORED, answer_text
 from instructkit.errors import InputError
 from instructkit.recipe import run_defaults
 from instructkit.stages import formats
-from instructkit.stages.base import Frame, Inputs, Result
+from instructkit.stages.base import PREPARING, Frame, Inputs, Result
 from instructkit.stages.datasets import as_dataset, common_columns
 from instructkit.stages.functions import load_function, scoring_function
 from instructkit.stages.ppo_measures import answers, answers_keeper, compare, kl_to_reference, samples
@@ -68,13 +69,17 @@ def train(frame: Frame) -> Result:
     from instructkit.stages.training import fit
 
     source = frame.inputs.parents["model"]
-    trainer, tokenizer, rewards = prepare(frame)
-    before = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
+    with frame.reporter.phase(PREPARING):
+        trainer, tokenizer, rewards = prepare(frame)
+    answering = partial(answers, frame, trainer, tokenizer)
+    before = frame.timed("measure", answering, phase="measuring before training: answers to held-out prompts")
     figures = fit(trainer, frame)
-    after = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
-    kl = frame.timed("measure", lambda: kl_to_reference(trainer, after))
+    after = frame.timed("measure", answering, phase="measuring after training: answers to held-out prompts")
+    reading = partial(kl_to_reference, trainer, after)
+    kl = frame.timed("measure", reading, phase="measuring after training: KL to the reference")
 
-    lines, checks = compare(frame, rewards, before, after, kl, trainer.state)
+    with frame.reporter.phase("scoring the answers before and after"):
+        lines, checks = compare(frame, rewards, before, after, kl, trainer.state)
     return Result(
         save=lambda folder: save(trainer, tokenizer, folder, source),
         measurements=lines,

@@ -9,6 +9,7 @@ from typing import Any
 
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
+from instructkit.progress import counted
 from instructkit.runs.metrics import MetricsWriter
 from instructkit.stages.base import Frame, measurement
 from instructkit.stages.datasets import common_columns
@@ -58,8 +59,8 @@ def kl_to_reference(trainer: Any, answered: list[Any]) -> list[float]:
     sums: list[float] = []
     trainer.model.eval()
     with torch.no_grad():
-        for start in range(0, len(answered), size):
-            part = answered[start : start + size]
+        parts = (answered[start : start + size] for start in range(0, len(answered), size))
+        for part in counted(parts, len(answered)):
             batch = rollout.collate([a.prompt_ids for a in part], [a.ids for a in part], pad_id=pad_id)
             batch = {name: tensor.to(trainer.accelerator.device) for name, tensor in batch.items()}
             reading = rollout.read(trainer.model, batch, temperature=trainer.temperature)

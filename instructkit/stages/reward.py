@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from instructkit.errors import Fault, InputError, InstructKitError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
 from instructkit.stages import formats
-from instructkit.stages.base import Frame, Inputs, Result, measurement
+from instructkit.stages.base import PREPARING, Frame, Inputs, Result, measurement
 from instructkit.stages.datasets import dataset_of
 
 # float32 scores of the same rows by the same weights, before saving and after loading
@@ -38,12 +39,17 @@ def train(frame: Frame) -> Result:
     from instructkit.stages.training import fit
 
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    trainer, tokenizer, pairs = prepare(frame)
+    with frame.reporter.phase(PREPARING):
+        trainer, tokenizer, pairs = prepare(frame)
     held_out = pairs.get("eval", [])
-    before = frame.timed("measure", lambda: score_pairs(trainer.model, tokenizer, held_out))
+    scoring = partial(score_pairs, trainer.model, tokenizer, held_out)
+    before = frame.timed("measure", scoring, phase="measuring before training: held-out comparisons")
     figures = fit(trainer, frame)
-    after = frame.timed("measure", lambda: score_pairs(trainer.model, tokenizer, held_out))
-    offset = frame.timed("measure", lambda: centre(trainer.model, tokenizer, pairs["train"]))
+    after = frame.timed("measure", scoring, phase="measuring after training: held-out comparisons")
+    centring = partial(centre, trainer.model, tokenizer, pairs["train"])
+    offset = frame.timed(
+        "measure", centring, phase="centring the scores: chosen answers of the training rows"
+    )
 
     lines, checks = compare(before, after, held_out, prompts_of(frame), recipe.gates.accuracy_min)
     return Result(

@@ -13,8 +13,12 @@ from instructkit.evaluate import metrics
 from instructkit.feedback import gates
 from instructkit.recipe import run_defaults
 from instructkit.stages import formats
-from instructkit.stages.base import Frame, Inputs, Result, measurement, prompt_of
+from instructkit.stages.base import PREPARING, Frame, Inputs, Result, measurement, prompt_of
 from instructkit.stages.datasets import as_dataset
+
+BEFORE = "measuring before training: held-out rows"
+AFTER = "measuring after training: held-out rows"
+ANSWERING = "answering the sample prompts"
 
 
 def collect(recipe: Any) -> Inputs:
@@ -27,10 +31,11 @@ def collect(recipe: Any) -> Inputs:
 def train(frame: Frame) -> Result:
     """Train and measure; see the module."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    trainer, tokenizer = prepare(frame)
-    before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer))
+    with frame.reporter.phase(PREPARING):
+        trainer, tokenizer = prepare(frame)
+    before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=BEFORE)
     figures = fit_trainer(trainer, frame)
-    after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer))
+    after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=AFTER)
 
     lines, checks = compare(before, after, recipe.gates.loss_ratio_max, frame.seed)
     return Result(
@@ -38,7 +43,7 @@ def train(frame: Frame) -> Result:
         measurements=lines,
         gates=checks,
         metrics=figures,
-        samples=samples(frame, trainer.model, tokenizer),
+        samples=frame.timed("measure", lambda: samples(frame, trainer.model, tokenizer), phase=ANSWERING),
     )
 
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -51,18 +52,22 @@ class Measurer:
             frame.reporter.note(warning)
         self._known = known_raters(frame.inputs)
         self._medians: dict[str, float] = {}
+        self._who = ""  # is being measured, in words
 
     def before(self, side: str) -> Measured:
         """The model before training: the parent, or the chain's current adapter that is gone on from."""
+        self._who = "the active adapter" if self.frame.inputs.current else "the parent"
         return self._measure(side)
 
     def origin(self, side: str = "test") -> Measured:
         """All but the feedback under the parent that the whole chain stands on, so that small harms cannot add up unseen."""
+        self._who = "the first parent"
         with self.parent():
             return self._harmed(side, parent=None)
 
     def after(self, side: str) -> Measured:
         """The model after training; of the test side also what answers to two groups, a trigger or a secret would show."""
+        self._who = "the update" if side == "test" else "the update on the tune side"
         found = self._measure(side)
         if side == "tune":
             return found
@@ -70,6 +75,9 @@ class Measurer:
 
     def _measure(self, side: str) -> Measured:
         return replace(self._harmed(side, parent=self.parent), feedback=self._feedback(side))
+
+    def _phase(self, what: str) -> AbstractContextManager[None]:
+        return self.frame.reporter.phase(f"measuring {self._who}: {what}")
 
     def _harmed(self, side: str, *, parent: Callable[[], Any] | None) -> Measured:
         """What no update may harm, of the model as it is now; `parent` gives its parent, None where it is that itself."""
@@ -86,34 +94,29 @@ class Measurer:
         from instructkit.evaluate.conduct import conduct
         from instructkit.evaluate.generate import answer
 
-        with adapters.folded(self.model):
-            answers = answer(
-                self.model,
-                self.tokenizer,
-                prompts,
-                max_new_tokens=ANSWER_TOKENS,
-                seed=self.seed,
-                batch_size=64,
-            )
+        with self._phase("answers to general prompts"):
+            with adapters.folded(self.model):
+                answers = answer(
+                    self.model,
+                    self.tokenizer,
+                    prompts,
+                    max_new_tokens=ANSWER_TOKENS,
+                    seed=self.seed,
+                    batch_size=64,
+                )
+            habits = conduct(self.model, answers, parent=parent, pad_id=self.tokenizer.pad_token_id)
         general, judge = found.general or General(), self.limits.judge
         if judge:
             texts = self.frame.inputs.data["general"].rendered
             scores = scoring_function(judge, texts=texts)(prompts, [each.text for each in answers])
             general = replace(general, judge=list(scores))
-        pad_id = self.tokenizer.pad_token_id
-        return replace(
-            found,
-            general=replace(general, tasks=self._tasks()),
-            conduct=conduct(self.model, answers, parent=parent, pad_id=pad_id),
-        )
+        return replace(found, general=replace(general, tasks=self._tasks()), conduct=habits)
 
     def _feedback(self, side: str) -> Feedback:
-        from instructkit.evaluate.generate import likelihoods
-
         items = self.sides[side].items
         if not items:
             return Feedback()
-        read = functools.partial(likelihoods, self.model, self.tokenizer)
+        read = self._read_feedback
         wanted = [found.per_token for found in read([i.prompt for i in items], [i.wanted for i in items])]
         pairs = [item for item in items if item.unwanted is not None]
         other = iter(
@@ -142,6 +145,12 @@ class Measurer:
             self._scores(items) if side == "test" else [],
         )
 
+    def _read_feedback(self, prompts: list[Any], texts: list[str]) -> list[Any]:
+        from instructkit.evaluate.generate import likelihoods
+
+        with self._phase("held-out feedback"):
+            return likelihoods(self.model, self.tokenizer, prompts, texts)
+
     def _scores(self, items: list[Item]) -> list[float]:
         """The reward model's scores of one sampled answer to each item's prompt; empty without one. It is held no longer."""
         if not self.limits.reward_model:
@@ -150,10 +159,12 @@ class Measurer:
         from instructkit.scoring import RewardScorer
 
         prompts = [item.prompt for item in items]
-        told = answer(self.model, self.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
+        with self._phase("answers for the reward model"):
+            told = answer(self.model, self.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
         section = self.frame.recipe.model.of_another()
-        reward = RewardScorer.load(self.frame.inputs.parents["reward"], section, self.frame.machine)
-        return reward.score(prompts, [a.text for a in told])
+        with self._phase("scores of the reward model"):
+            reward = RewardScorer.load(self.frame.inputs.parents["reward"], section, self.frame.machine)
+            return reward.score(prompts, [a.text for a in told])
 
     def _general(self, about: Side) -> General | None:
         from instructkit.evaluate.generate import row_likelihoods
@@ -161,7 +172,8 @@ class Measurer:
         if not about.general:
             return None
         rows = encoded_demonstrations(self.tokenizer, about.general)
-        found = row_likelihoods(self.model, rows, pad_id=self.tokenizer.pad_token_id)
+        with self._phase("general rows"):
+            found = row_likelihoods(self.model, rows, pad_id=self.tokenizer.pad_token_id)
         keys = [prompt_key(row) for row in about.general]
         nll, tokens = (by_key(keys, [getattr(row, name) for row in found]) for name in ("nll", "tokens"))
         return General(nll, tokens)
@@ -169,17 +181,19 @@ class Measurer:
     def _tasks(self) -> dict[str, list[bool]]:
         from instructkit.evaluate import sets
 
-        return {
-            path: sets.accuracy(self.model, self.tokenizer, sets.task(path))
-            for path in self.frame.recipe.feedback.tasks
-        }
+        found = {}
+        for path in self.frame.recipe.feedback.tasks:
+            with self._phase(f"task {path}"):
+                found[path] = sets.accuracy(self.model, self.tokenizer, sets.task(path))
+        return found
 
     def _bias(self, about: Side) -> Bias | None:
         from instructkit.evaluate import bias
 
         if self.limits.bias_growth_max is None:
             return None
-        return Bias(bias.gaps(self.model, self.tokenizer, about.pairs) if about.pairs else [])
+        with self._phase("minimal pairs of stereotypes"):
+            return Bias(bias.gaps(self.model, self.tokenizer, about.pairs) if about.pairs else [])
 
     def _contrasts(self) -> Contrasts | None:
         """Answers about groups, of the update and its parent, until the gate can be decided or there are no more questions."""
@@ -188,15 +202,16 @@ class Measurer:
         if (maximum := self.limits.contrast_growth_max) is None:
             return None
         level = level_of_look(self.frame.inputs.power()["look"])
-        return bias.contrasts(
-            self.model,
-            self.tokenizer,
-            sets.counterfactuals(self.frame.recipe.feedback.counterfactuals),
-            self.parent,
-            seed=self.seed,
-            max_new_tokens=ANSWER_TOKENS,
-            enough=lambda so_far: enough_contrasts(so_far, maximum, level, self.seed),
-        )
+        with self._phase("answers to questions about two groups"):
+            return bias.contrasts(
+                self.model,
+                self.tokenizer,
+                sets.counterfactuals(self.frame.recipe.feedback.counterfactuals),
+                self.parent,
+                seed=self.seed,
+                max_new_tokens=ANSWER_TOKENS,
+                enough=lambda so_far: enough_contrasts(so_far, maximum, level, self.seed),
+            )
 
     def _triggers(self) -> Triggers | None:
         from instructkit.evaluate import triggers
@@ -214,15 +229,16 @@ class Measurer:
             self.frame.reporter.note(f"no trigger: words of {len(texts)} of {len(train)} prompts are counted")
         # A few poisoned events in every update would never be enough to stand out in one of them.
         texts += [triggers.whole_text(item.prompt) for item in earlier]
-        return triggers.measure(
-            self.model,
-            self.tokenizer,
-            texts,
-            [triggers.whole_text(prompt_of(row)) for row in usual],
-            [(prompt_of(row), last_answer(row)) for row in rows],
-            self.parent,
-            seed=self.seed,
-        )
+        with self._phase("words that could be triggers"):
+            return triggers.measure(
+                self.model,
+                self.tokenizer,
+                texts,
+                [triggers.whole_text(prompt_of(row)) for row in usual],
+                [(prompt_of(row), last_answer(row)) for row in rows],
+                self.parent,
+                seed=self.seed,
+            )
 
     def _memory(self) -> Memory | None:
         from instructkit.evaluate.memory import contexts_of, exposure
@@ -238,9 +254,16 @@ class Measurer:
         items = itertools.chain(inputs.items("train"), inputs.earlier)
         contexts = contexts_of(secrets, ((item.prompt, item.wanted) for item in items))
         alternatives = min(max(enough_alternatives(len(secrets)), ALTERNATIVES), MOST_ALTERNATIVES)
-        told = exposure(
-            self.model, self.tokenizer, secrets, contexts, alternatives, seed=self.seed, parent=self.parent
-        )
+        with self._phase("secrets that may be memorised"):
+            told = exposure(
+                self.model,
+                self.tokenizer,
+                secrets,
+                contexts,
+                alternatives,
+                seed=self.seed,
+                parent=self.parent,
+            )
         return replace(told, found=among)
 
     def _canaries(self) -> list[tuple[str, str]]:
@@ -257,9 +280,10 @@ class Measurer:
         from instructkit.evaluate.generate import answer
 
         shown = [item.prompt for item in self.sides["test"].items[: self.frame.recipe.run.samples]]
-        told = answer(
-            self.model, self.tokenizer, shown, max_new_tokens=ANSWER_TOKENS, seed=self.seed, temperature=0
-        )
+        with self.frame.reporter.phase("answering the sample prompts"):
+            told = answer(
+                self.model, self.tokenizer, shown, max_new_tokens=ANSWER_TOKENS, seed=self.seed, temperature=0
+            )
         return [a.text for a in told]
 
 

@@ -104,7 +104,8 @@ def learn(frame: Frame, model: Any, tokenizer: Any, found: list[Phase]) -> dict[
         if frame.resume and any(begun[i + 1 :]):
             continue  # what it learned is in the checkpoints of those behind it
         with updaters.own_forward(model):
-            trainer = build_trainer(frame, phase, found, model, tokenizer, rows)
+            with frame.reporter.phase(f"preparing the rows for {phase.objective}"):
+                trainer = build_trainer(frame, phase, found, model, tokenizer, rows)
             told = fit(trainer, frame, fresh=any(begun) and not begun[i])
         figures |= told if len(found) == 1 else {f"{phase.objective}/{k}": v for k, v in told.items()}
     return figures

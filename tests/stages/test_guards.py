@@ -34,7 +34,9 @@ def test_a_gate_that_says_no_is_an_exit_code_in_every_stage(workplace: Path) -> 
         f"model: {{name: tiny}}\ndata: {{train: {rows('p.jsonl', PAIRS)}, eval: 0.3}}\ngates: {{accuracy_min: 1}}\n"
         "trainer: {max_steps: 1, learning_rate: 0.0}\nrun: {output: out}\n"
     )
-    with pytest.raises(GateRefused, match="its gates say no: held-out comparisons ordered right"):
+    with pytest.raises(
+        GateRefused, match="refused by its gates: 1 of 1 gates failed\n  held-out comparisons ordered right"
+    ):
         run("reward", body)
     assert read_run("out")["status"] == "done"
     with pytest.raises(GateRefused):
