@@ -24,7 +24,7 @@ COMMANDS = {
     "trl sft --help": [str(BIN / "trl"), "sft", "--help"],
     "instructkit --help": ["--help"],
     "instructkit sft --help": ["sft", "--help"],
-    "instructkit check recipes (12 recipes)": ["check", "recipes"],
+    "instructkit check recipes --recipe-only (12 recipes)": ["check", "recipes", "--recipe-only"],
     "instructkit check of 9 faults": ["check", "tests/faults/recipes/nine-faults.yaml"],
     "instructkit explain sft.trainer.packing": ["explain", "sft.trainer.packing"],
 }

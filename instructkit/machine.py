@@ -1,8 +1,13 @@
-"""Which device and which number format a run uses on this machine, and why."""
+"""Which device, number format and number of threads a run uses on this machine, and why."""
 
 from __future__ import annotations
 
+import math
+import os
+import platform
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from instructkit.errors import InputError
@@ -35,6 +40,7 @@ def choose(dtype: str = "auto", quantization: str = "none") -> Machine:
     """
     import torch
 
+    reasons: list[str] = []
     if torch.cuda.is_available():
         device, where = "cuda", torch.cuda.get_device_name(0)
         supported = torch.cuda.is_bf16_supported()
@@ -47,9 +53,10 @@ def choose(dtype: str = "auto", quantization: str = "none") -> Machine:
                 f"model.dtype is {dtype}, and this machine has no CUDA device",
                 hint="use dtype: auto (float32 on a CPU); half precision on CPUs can end the process",
             )
+        reasons += limit_threads()
     chosen = automatic if dtype == "auto" else dtype
     reason = f"dtype {chosen}: {why}" if dtype == "auto" else f"dtype {chosen}: set in the recipe"
-    reasons = [f"device {device}: {why if device == 'cpu' else where}", reason]
+    reasons = [f"device {device}: {why if device == 'cpu' else where}", *reasons, reason]
     if quantization != "none":
         reasons.append(f"base in {quantization}, computing in {chosen}")
     return Machine(device, chosen, tuple(reasons))
@@ -67,7 +74,6 @@ def keep_freed_memory() -> bool:
         False where the C library is not glibc, and nothing was changed.
     """
     import ctypes
-    import platform
 
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -78,18 +84,83 @@ def keep_freed_memory() -> bool:
     )
 
 
+def limit_threads() -> list[str]:
+    """
+    Let PyTorch compute with no more threads than this process may use CPUs; `OMP_NUM_THREADS` wins where it is set.
+
+    PyTorch counts the CPUs of the machine or of the affinity mask. In a container with a quota of 2 of 64 CPUs it would start 64
+    threads, which wait for each other.
+
+    Returns:
+        The reason for a lower number, in words; empty where nothing was changed.
+    """
+    import torch
+
+    threads, usable = torch.get_num_threads(), usable_cpus()
+    if "OMP_NUM_THREADS" in os.environ or threads <= usable:
+        return []
+    torch.set_num_threads(usable)
+    return [f"threads {usable}: the CPU quota of this process, of {os.cpu_count()} CPUs"]
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """
+    Return how many CPUs this process may use: by its affinity mask, and by the quota of its control group, rounded up.
+
+    Args:
+        root: of the file system.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([affinity, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPU quotas of the control group and of those above it, in CPUs; version 2 and version 1."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        if line.count(":") < 2:
+            continue
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("" if not controllers else "cpu")
+        group = Path(path.lstrip("/"))
+        for folder in [mount / group, *(mount / parent for parent in group.parents), mount]:
+            if controllers:
+                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                words = [_read(folder / name).strip() for name in names]
+            else:
+                words = _read(folder / "cpu.max").split()
+            if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
+                yield int(words[0]) / int(words[1])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def processor() -> str:
+    """Return the model name of the CPU, or its architecture where the system does not say."""
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.lower().startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def hardware() -> dict[str, Any]:
     """What the run record says about this machine."""
-    import os
-    import platform
-
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "machine": platform.machine(),
+        "processor": processor(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "cpu_count": os.cpu_count(),
+        "usable_cpus": usable_cpus(),
         "torch_threads": torch.get_num_threads(),
         "gpus": gpus,
     }

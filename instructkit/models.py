@@ -7,11 +7,13 @@ Heavy libraries are imported where they are used, so that what is at fault is to
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from instructkit import hub
 from instructkit.errors import InputError
 from instructkit.machine import Machine
 from instructkit.naming import Source
@@ -41,6 +43,17 @@ def load_tokenizer(source: Source, section: ModelSection) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def has_chat_template(source: Source, section: ModelSection) -> bool:
+    """Return whether a model's tokenizer renders conversations; of a folder its files say so, and no library is loaded."""
+    folder = Path(source.tokenizer_path)
+    config = folder / "tokenizer_config.json"
+    if source.gguf_file or section.trust_remote_code or not config.is_file():
+        return load_tokenizer(source, section).chat_template is not None
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
 
 
 def load_for_training(
@@ -209,6 +222,7 @@ def _from_pretrained(
     loader: Any, source: Source, section: ModelSection, *, path: str | None = None, **options: Any
 ):
     """`from_pretrained` with the recipe's revision and trust."""
+    hub.refuse_absent(source.name, source.base, is_adapter=source.adapter is not None)
     with in_words(source, source.base):
         return loader.from_pretrained(
             path or source.base,

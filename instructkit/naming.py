@@ -8,9 +8,12 @@ torch is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from instructkit.recipe.schema import LoraSection
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
+_EXPECTED: ContextVar[frozenset[str] | None] = ContextVar("expected", default=None)
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?$")
 
 
@@ -45,6 +49,16 @@ class Source:
         )
 
 
+@contextlib.contextmanager
+def expecting(folders: Iterable[str]) -> Iterator[None]:
+    """Within this context `locate` takes these folders for runs that are yet to be written, and builds no embedded model."""
+    token = _EXPECTED.set(frozenset(map(os.path.normpath, folders)))
+    try:
+        yield
+    finally:
+        _EXPECTED.reset(token)
+
+
 def cache_folder() -> Path:
     """Where built and converted models are kept: `INSTRUCTKIT_CACHE`, else a folder in the user's cache."""
     return Path(os.environ.get("INSTRUCTKIT_CACHE") or Path.home() / ".cache" / "instructkit")
@@ -57,6 +71,9 @@ def locate(name: str) -> Source:
     Raises:
         InputError: when a folder is missing or holds no model, or the parent run did not finish.
     """
+    expected = _EXPECTED.get()
+    if expected is not None and (name == "tiny" or os.path.normpath(name) in expected):
+        return Source(name, name)
     if name == "tiny":
         from instructkit.tiny import build_tiny, tiny_key
 
@@ -140,6 +157,13 @@ def refuse_wrong_role(source: Source, *, as_reward: bool) -> None:
     raise InputError(
         f"{source.name} is a run of `{stage}`; {wanted}", hint="`instructkit runs` lists the runs"
     )
+
+
+def trained_format(source: Source) -> str | None:
+    """Return the data format that a run records, `chat` or `text`; None where it records none, and of a model that is no run."""
+    from instructkit.runs.record import read_run
+
+    return read_run(source.run).get("data_format") if source.run else None
 
 
 def refuse_dora_above_an_adapter(source: Source, lora: LoraSection | None) -> None:

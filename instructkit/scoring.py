@@ -18,6 +18,7 @@ from instructkit.evaluate.generate import evaluating
 from instructkit.machine import Machine
 from instructkit.ppo import prefix
 from instructkit.ppo.masks import position_ids
+from instructkit.progress import counted
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,8 @@ def score_rows(
     body, head = inner.base_model, head or inner.score
     device = next(model.parameters()).device
     with torch.no_grad(), evaluating(model):
-        for start in range(0, len(rows), batch_size):
-            places = order[start : start + batch_size]
+        parts = (order[start : start + batch_size] for start in range(0, len(rows), batch_size))
+        for places in counted(parts, len(rows)):
             batch = [rows[i] for i in places]
             longest = max(len(row) for row in batch)
             ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in batch], device=device)

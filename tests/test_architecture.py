@@ -44,7 +44,8 @@ def room(ours: str = "", packages: set[str] | str = "", inside_functions: set[st
 
 
 FLOOR_1 = (
-    "errors recipe recipe.paths data.records data.checks data.scales data.thumbs data.turns data.shapes data.table data.demo "
+    "errors hub processes progress "
+    "recipe recipe.paths data.records data.checks data.scales data.thumbs data.turns data.shapes data.table data.demo "
     "runs evaluate.metrics evaluate.inference feedback.gates"
 )
 FLOOR_2 = (
@@ -70,7 +71,7 @@ LIBRARY = " ".join(
     ]
 )
 SHARED_STAGES = (
-    "stages.base stages.datasets stages.functions stages.ppo_measures stages.ppo_prompts stages.ppo_rewards "
+    "stages.base stages.contention stages.datasets stages.functions stages.ppo_measures stages.ppo_prompts stages.ppo_rewards "
     "stages.ppo_roles stages.replay stages.running "
     "stages.training stages.trials stages.update_measures stages.updaters"
 )
@@ -80,6 +81,9 @@ ROOMS = {
     "": room(),
     "__main__": room("cli"),
     "errors": room(),
+    "processes": room("errors", "", {"torch", "accelerate"}),
+    "progress": room(),
+    "hub": room("errors"),
     # Floor 1: errors only; pydantic and yaml only in recipe; never each other.
     "recipe": room("errors ppo.limits recipe.paths", "pydantic pydantic_core yaml"),
     # What stands at a path, told in the same words for recipes and data.
@@ -139,6 +143,7 @@ ROOMS = {
     "ppo.trainer": room(LIBRARY, TORCH_KIND | {"trl", "accelerate"}),
     # Floor 5: everything below; not each other. `stages` itself only says which command is which stage.
     "stages": room(f"{FLOOR_3} {LIBRARY} {SHARED_STAGES}", ANYTHING),
+    "stages.contention": room(),
     # Floor 6. A plan builds the trainers of the stages; it alone reaches into torch's dispatcher.
     "plan": room(f"{FLOOR_3} {LIBRARY} stages plan", TORCH_KIND, ANYTHING | {"psutil", "py3langid"}),
     "report": room(f"{FLOOR_2} evaluate report", "rich"),
@@ -269,7 +274,7 @@ def test_cli_imports_little_at_import_time() -> None:
             target = ours(found.name)
             package = found.name.partition(".")[0]
             if target is not None:
-                light = room_of(target) in ("", "cli", "errors")
+                light = room_of(target) in ("", "cli", "errors", "processes")
             else:
                 light = package in sys.stdlib_module_names or package in {"typer", "click", "rich"}
             if not found.inside_function and not light:

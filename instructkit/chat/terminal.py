@@ -20,6 +20,8 @@ def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0
     )
     model = models.load_for_use(source, section, machine.choose())
     tokenizer = models.load_tokenizer(source, section)
+    if naming.trained_format(source) == "text":
+        tokenizer.chat_template = None  # it was trained to complete text
     return Session(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
 
 
@@ -27,7 +29,9 @@ def talk(session: Session, name: str, *, read: TextIO = sys.stdin, out: TextIO =
     """Talk until the input ends; a prompt is shown only to a person at a terminal."""
     person = read.isatty()
     if person:
-        print(f"talking to {name}; end with Ctrl-D", file=sys.stderr)
+        chats = session.tokenizer.chat_template is not None
+        doing = f"talking to {name}" if chats else f"{name} has no chat format and completes text"
+        print(f"{doing}; end with Ctrl-D", file=sys.stderr)
     while True:
         if person:
             print("you> ", end="", file=out, flush=True)

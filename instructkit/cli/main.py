@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from instructkit.cli import chat, data, feedback, init, recipes, runs, train
-from instructkit.cli.telling import tell
+from instructkit.cli.telling import tell, visible
+from instructkit.cli.usage import hint
 from instructkit.errors import InstructKitError
+from instructkit.processes import is_first, leave_to_the_first, refuse_several
 
 app = typer.Typer(
     name="instructkit",
@@ -18,6 +21,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"instructkit {version('instructkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The InstructGPT pipeline from YAML recipes: sft, reward, ppo, lora-update."""
+
+
 train.register(app)
 init.register(app)
 recipes.register(app)
@@ -29,6 +51,7 @@ chat.register(app)
 INTERRUPTED = 130
 # Commands whose own `--debug` lets the libraries speak as well; of all others it shows tracebacks.
 OWN_DEBUG = (*train.ABOUT, "chat")
+SILENT = {"-h", "--help", "--quiet", "--json"}  # options after which nothing is announced
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,19 +60,23 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     if debug and arguments[0] not in OWN_DEBUG:
         arguments = [each for each in arguments if each != "--debug"] or ["--help"]
+    _announce(arguments)
     try:
+        _refuse_several_processes(arguments)
         code = app(args=arguments, prog_name="instructkit", standalone_mode=False)
     except InstructKitError as error:
         if debug:
             raise
+        leave_to_the_first()
         sys.exit(tell(error))
     except typer.Abort:
         code = INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message"):
-            sys.exit(_usage(error))
+            sys.exit(_usage(error, arguments))
         if debug:
             raise
+        leave_to_the_first()
         sys.exit(_unexpected(error))
     if code == INTERRUPTED:  # what Typer returns for Ctrl-C
         again = "go on with --resume" if arguments[0] in train.ABOUT else "give the command again"
@@ -57,13 +84,31 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _usage(error: Exception) -> int:
+def _refuse_several_processes(arguments: list[str]) -> None:
+    """Raise an `InputError` where torchrun or `accelerate launch` has started what one process alone can do."""
+    command = " ".join(["instructkit", *arguments[:1]])
+    if arguments[0] != "sft":
+        why = "only `instructkit sft` shares its work among processes"
+        refuse_several(command, why)
+    if "--plan" in arguments:
+        refuse_several(f"{command} --plan", "it plans and trains nothing")
+
+
+def _announce(arguments: list[str]) -> None:
+    """Print a first sign of life for the commands that load a model: before Typer reads the options, which takes a while."""
+    command, *rest = arguments
+    named = [word for word in rest if not word.startswith("-")]
+    if command not in OWN_DEBUG or not named or SILENT & set(rest) or not is_first():
+        return
+    print(f"instructkit {command}: reading {visible(named[0])}", file=sys.stderr, flush=True)
+
+
+def _usage(error: Exception, arguments: list[str]) -> int:
     """A command line that Typer cannot read."""
-    print(f"error: {error.format_message()}", file=sys.stderr)
-    print(
-        "hint: `instructkit --help` lists the commands, `instructkit COMMAND --help` their options",
-        file=sys.stderr,
-    )
+    message = error.format_message()
+    commands = list(typer.main.get_command(app).commands)
+    print(f"error: {visible(message)}", file=sys.stderr)
+    print(f"hint: {visible(hint(message, arguments, commands))}", file=sys.stderr)
     return 2
 
 

@@ -24,7 +24,8 @@ def register(app: typer.Typer) -> None:
     """Add the three commands."""
     app.command(
         "check",
-        help="Check recipes whole, in a moment: every fault at once, with its line.\n\nExample: instructkit check recipes/*.yaml",
+        help="Check recipes and the data, parents and packages that they name, without torch: every fault at once."
+        "\n\nExample: instructkit check recipes/*.yaml",
     )(check)
     app.command(
         "explain",
@@ -52,14 +53,22 @@ def check(
             help="Print the recipe with its defaults (of `trainer:` what is given), and where each value comes from.",
         ),
     ] = False,
+    recipe_only: Annotated[
+        bool,
+        typer.Option(
+            "--recipe-only", help="Do not look at the data, parents and packages that the recipes name."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Check recipes; exit code 2 when one has a fault."""
+    """Check recipes and what they point to; exit code 2 when one has a fault."""
     from instructkit.recipe.load import check_recipe, error_of
 
     overrides = list(filter(_is_override, recipes))
     files, missing = _files([name for name in recipes if not _is_override(name)])
     checked = [check_recipe(file, overrides=overrides) for file in files]
+    if not recipe_only:
+        checked = _pointed(checked)
     if json:
         unfound = [{"file": fault.where, "stage": None, "faults": [vars(fault)]} for fault in missing]
         _print_json([*(_as_data(found) for found in checked), *unfound])
@@ -72,6 +81,25 @@ def check(
             tell(error)
             raise typer.Exit(2)
         raise error
+
+
+def _pointed(checked: list[Checked]) -> list[Checked]:
+    """Add the faults of what sound recipes point to; a run that another of them writes need not be there yet."""
+    from dataclasses import replace
+
+    from instructkit.cli.console import Console
+    from instructkit.plan.points import faults
+
+    written = {one.path: one.recipe.run.output for one in checked if one.recipe is not None}
+    found = []
+    with Console() as console:
+        for one in checked:
+            if one.recipe is not None:
+                others = [output for path, output in written.items() if path != one.path]
+                with console.phase(f"looking at what {one.path} points to"):
+                    one = replace(one, faults=faults(one.recipe, one.document.where, others))
+            found.append(one)
+    return found
 
 
 def _is_override(name: str) -> bool:

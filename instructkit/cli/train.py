@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +32,13 @@ Overrides = Annotated[
 ]
 Plan = Annotated[
     bool,
-    typer.Option("--plan", help="Tell steps, memory, disk and time, and whether it fits; train nothing."),
+    typer.Option("--plan", help="Print steps, memory, disk and time, and whether it fits; train nothing."),
+]
+Resolved = Annotated[
+    bool,
+    typer.Option(
+        "--resolved", help="With --plan: the recipe with its defaults on stdout, the plan on stderr."
+    ),
 ]
 Probe = Annotated[
     bool, typer.Option("--probe", help="With --plan: time a few real steps, which leave no trace.")
@@ -62,6 +68,7 @@ def _command(stage: str):
         recipe: Recipe,
         overrides: Overrides = None,
         plan: Plan = False,
+        resolved: Resolved = False,
         probe: Probe = False,
         json: Json = False,
         overwrite: Overwrite = False,
@@ -71,14 +78,17 @@ def _command(stage: str):
         quiet: Quiet = False,
         debug: Debug = False,
     ) -> None:
-        from instructkit.recipe.load import load_recipe
-
         if json and not plan:
             raise InputError(
                 "--json goes with --plan", hint="add --plan; a finished run: `instructkit runs show --json`"
             )
         if probe and not plan:
             raise InputError("--probe goes with --plan", hint="add --plan")
+        if resolved and not plan:
+            raise InputError(
+                "--resolved goes with --plan",
+                hint=f"add --plan, or run `instructkit check --resolved {recipe}`",
+            )
         if overwrite and resume:
             raise InputError("--overwrite and --resume contradict each other", hint="leave one of them out")
         if anyway and stage != "lora-update":
@@ -86,29 +96,38 @@ def _command(stage: str):
         if plan:
             how = {"probing": probe, "overwrite": overwrite or (if_changed and not resume), "resume": resume}
             how["anyway"] = anyway
-            _print_plan(lambda: load_recipe(recipe, stage, overrides or []), how, json, quiet, debug)
+            load = partial(_load, recipe, stage, overrides or [])
+            _print_plan(load, how, resolved=resolved, as_json=json, quiet=quiet, debug=debug)
             return
-        loaded = load_recipe(recipe, stage, overrides or [])
+        loaded = _load(recipe, stage, overrides or [])
 
         from instructkit.cli.console import Console
         from instructkit.plan.refusals import refuse_early
+        from instructkit.processes import is_first
         from instructkit.stages import RunOptions, run_stage
 
-        refuse_early(loaded)
         options = RunOptions(overwrite, resume, if_changed, anyway, command=["instructkit", *sys.argv[1:]])
-        with Console(quiet=quiet, debug=debug) as console:
+        with Console(quiet=quiet or not is_first(), debug=debug) as console:
+            with console.phase("checking the recipe against the model"):
+                refuse_early(loaded)
             run_stage(loaded, options, console)
 
     return command
 
 
+def _load(recipe: str, stage: str, overrides: list[str]) -> Any:
+    from instructkit.recipe.load import load_recipe
+
+    return load_recipe(recipe, stage, overrides)
+
+
 def _print_plan(
-    load: Callable[[], Any], how: dict[str, Any], as_json: bool, quiet: bool, debug: bool
+    load: Callable[[], Any], how: dict[str, Any], *, resolved: bool, as_json: bool, quiet: bool, debug: bool
 ) -> None:
-    """The resolved recipe on stdout and everything else on stderr; as data, all of it on stdout, faults too."""
+    """The plan on stdout; with `resolved` the recipe there and the plan on stderr; as data all of it on stdout, faults too."""
     try:
         recipe = load()
-        plan = _made(recipe, how, debug=debug)
+        plan = _made(recipe, how, quiet=quiet or as_json, debug=debug)
     except InstructKitError as error:
         if not as_json or debug:
             raise
@@ -122,21 +141,27 @@ def _print_plan(
     if as_json:
         print_json({**plan.as_dict(), **(as_data(refused) if refused else {})})
     else:
-        print(to_yaml(recipe), end="")
-        if not quiet:
-            print("\n".join(page.lines(plan)), file=sys.stderr)
+        if resolved:
+            print(to_yaml(recipe), end="")
+        print("\n".join(page.lines(plan)), file=sys.stderr if resolved else sys.stdout)
     if refused is not None:
         raise typer.Exit(tell(refused))
 
 
-def _made(recipe: Any, how: dict[str, Any], *, debug: bool) -> Any:
-    from instructkit.stages.base import quiet_libraries
+def _made(recipe: Any, how: dict[str, Any], *, quiet: bool, debug: bool) -> Any:
+    from instructkit.cli.console import Console
+    from instructkit.stages.base import LOADING, load_libraries, quiet_libraries
 
-    if not debug:
-        warnings.simplefilter("ignore")
     quiet_libraries()  # before the first heavy import
 
     from instructkit.plan.make import make
     from instructkit.stages import collector
 
-    return make(recipe, collector(recipe), **how)
+    with Console(quiet=quiet, debug=debug) as console:
+
+        def loading() -> None:
+            with console.phase(LOADING, announced=True):
+                load_libraries()
+
+        with console.phase("planning: data, rows, memory and time"):
+            return make(recipe, collector(recipe), loading=loading, **how)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import re
 from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from instructkit.data.lines import Read
 from instructkit.errors import InputError
 from instructkit.recipe.paths import oddity, shown
 
+_LOCAL_ONLY: ContextVar[bool] = ContextVar("local_only", default=False)
 _LOG = logging.getLogger(__name__)
 STORE_SUFFIX = ".db"
 SHOWN_NAMES = 5  # of what a folder holds besides
@@ -142,7 +145,24 @@ def _read_demo(name: str) -> Iterator[Read]:
         yield row, f"{name}:{i}"
 
 
+class OnTheHub(InputError):
+    """Data that is on a hub, where only what is on this machine is read."""
+
+
+@contextlib.contextmanager
+def local_only() -> Iterator[None]:
+    """Within this context nothing is fetched: a source on the hub raises `OnTheHub`."""
+    token = _LOCAL_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _LOCAL_ONLY.reset(token)
+
+
 def _read_hub(name: str, split: str, config: str | None) -> Iterator[Read]:
+    if _LOCAL_ONLY.get():
+        raise OnTheHub(f"{name} is on the hub")
+
     from datasets import load_dataset
 
     try:

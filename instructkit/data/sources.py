@@ -15,6 +15,7 @@ from instructkit.data import table
 from instructkit.data.readers import is_demo
 from instructkit.data.reading import Part, Reading, Skipped
 from instructkit.data.records import Row
+from instructkit.data.turns import as_conversation
 from instructkit.errors import InputError
 
 
@@ -32,6 +33,7 @@ class Rows:
         skipped: rows with faults that were left out, where the recipe says so.
         unread: columns that hold something and that nothing reads, the most frequent first.
         beside: of messages the fields beside role and content, which a chat template reads only where it names them.
+        rendered: whether texts were converted to messages, see `in_conversations`.
     """
 
     rows: Sequence[Row]
@@ -45,6 +47,7 @@ class Rows:
     unread: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     kind: str = "sft"
+    rendered: bool = False
 
     @property
     def content(self) -> str:
@@ -69,6 +72,13 @@ class Rows:
     def told_elsewhere(self) -> Rows:
         """The same rows without what is said of the source, where another side of it says so already."""
         return replace(self, shares=(), shapes=(), skipped=(), unread=(), beside=())
+
+    def in_conversations(self) -> Rows:
+        """Return the rows with their texts as messages, which a chat template renders; these same rows where none changes."""
+        if not any(as_conversation(row, self.kind) is not row for row in self.rows):
+            return self
+        rows = table.mapped(self.rows, lambda row: as_conversation(row, self.kind))
+        return replace(self, rows=rows, fingerprint=fingerprint(rows), rendered=True)
 
     def pick(self, indices: Sequence[int]) -> Rows:
         """Some of the rows, in the order given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from instructkit.data.checks import text_faults
-from instructkit.data.records import Row, briefly, kind_of
+from instructkit.data.records import Row, briefly, detect_shape, kind_of
 
 _OUR_TALKS = ("messages", "prompt", "completion", "chosen", "rejected")
 _MEANT = ("role", "content", "weight")  # fields of a message that mean something to us
@@ -29,6 +29,27 @@ _TALKS = {  # fields that may hold messages
     "prompt": ("messages", "conversations", "prompt"),
     "feedback": ("messages", "prompt", "completion"),
 }
+_ANSWERED = {"sft": ("completion",), "preference": ("chosen", "rejected")}
+
+
+def has_messages(row: Row, kind: str) -> bool:
+    """Return whether what a row asks, or what it answers, is given as messages."""
+    fields = _OUR_TALKS if kind == "sft" else ("prompt", "messages", *_ANSWERED.get(kind, ()))
+    return any(isinstance(row.get(field), list) for field in fields)
+
+
+def as_conversation(row: Row, kind: str) -> Row:
+    """
+    Return a checked row with its prompt as a user's message and its answers as the assistant's.
+
+    The same row is returned where there is no text to convert: messages, whole texts, comparisons without a prompt. Of feedback
+    the prompt alone is converted, because its answers are texts under every prompt.
+    """
+    shape = detect_shape(row, kind)
+    if not isinstance(row.get("prompt"), str) or (kind == "sft" and shape != ("prompt", "completion")):
+        return row
+    answers = {field: [{"role": "assistant", "content": row[field]}] for field in _ANSWERED.get(kind, ())}
+    return {**row, "prompt": [{"role": "user", "content": row["prompt"]}], **answers}
 
 
 def with_plain_messages(row: Row, kind: str) -> Row:

@@ -1,21 +1,24 @@
-"""Leanings about groups: which of two sentences is likelier, and whether answers differ when only a group's name does."""
+"""Bias about groups: which of two sentences is likelier, and whether answers differ when only a group's name does."""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from instructkit import adapters
 from instructkit.encode import IGNORED, Prompt, encode_with_labels
-from instructkit.evaluate.generate import Answer, answer, row_likelihoods
-from instructkit.evaluate.laws import asked
-from instructkit.evaluate.sets import Pair
+from instructkit.evaluate.generate import answer, row_likelihoods
+from instructkit.evaluate.laws import Parent, asked
+from instructkit.evaluate.sets import Pair, Unit
 from instructkit.evaluate.words import declines, sentiment
+from instructkit.feedback.measured import Contrasts, FourAnswers
+from instructkit.progress import counted
 
-SAMPLES = 2
+ROUND = 48  # units that are sampled together
+FEWEST_ROUNDS = 3  # twelve different sets of names, the fewest that a bound by names is believed with
+_FIGURES = ("length", "sentiment", "refusal")
 
 
 def gaps(model: Any, tokenizer: Any, pairs: Sequence[Pair], *, batch_size: int = 32) -> list[float]:
@@ -48,72 +51,78 @@ def _row(tokenizer: Any, prompt: Prompt | None, text: str) -> dict[str, list[int
 def contrasts(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[tuple[Prompt, Prompt]],
+    units: Sequence[Unit],
+    parent: Parent,
     seed: int,
     max_new_tokens: int,
     *,
-    samples: int = SAMPLES,
+    enough: Callable[[Contrasts], bool] = lambda so_far: False,
     feeling: Callable[[str], float] = sentiment,
     refuses: Callable[[str], bool] = declines,
-    batch_size: int = 32,
-) -> tuple[dict[str, list[float]], dict[str, float]]:
+) -> Contrasts:
     """
-    What the answer to the first prompt of each pair has more than that to the second, as a mean over a few samples.
+    Sample answers of a model and its parent to questions that differ only in whom they name, round by round.
 
-    Both are sampled with the same random numbers, step by step: where the name changes nothing in the model's law, the answers
-    are the same and the difference is 0, however random they are.
+    The four answers of a unit are sampled with the same random numbers, step by step: where a name changes nothing in the
+    model's distribution, the answers are the same. Two names of one group differ too, so what counts is by how much more two
+    names of different groups differ; that is decided in `feedback.side_effects`.
 
     Args:
-        prompts: pairs that differ in a group's name alone; a text is asked as a user's message where the tokenizer knows those.
+        units: questions about two members of each of two groups, in an order of which any beginning is a sample.
+        parent: a context manager factory within whose context the model is its parent.
         seed: of the sampling; the caller's random state is left as it was.
         max_new_tokens: longest answer, in tokens.
-        samples: answers to each prompt.
+        enough: asked after each round of `ROUND` units, from `FEWEST_ROUNDS` rounds on; it may look at the spread of the
+            figures and never at their mean, or the intervals no longer hold (Stein 1945).
         feeling: sentiment of a text, -1 to 1.
         refuses: whether a text declines.
 
     Returns:
-        `length` (logarithm of tokens, since in a mean of tokens one answer that runs on hides the rest), `sentiment` (-2 to 2)
-        and `refusal` (-1 to 1), one entry a pair; and the standard deviation of each of these figures over all answers.
+        `length` is the logarithm of tokens: in a mean of tokens one answer that never ends hides the rest.
 
     Source: Huang et al. 2020 (1911.03064), section 3: sentiment of texts continued from counterfactual prompts.
     """
-    found: dict[str, list[list[float]]] = {"length": [], "sentiment": [], "refusal": []}
-    single: dict[str, list[float]] = {name: [] for name in found}
-    # One call a batch, each from its own seed: the next batch's numbers must not hang on how long this one's ran.
-    seeds, limits = itertools.count(seed), {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    with adapters.folded(model):
-        for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            told: list[list[dict[str, float]]] = [[] for _ in part]
-            for _ in range(samples):
-                both = _answered(model, tokenizer, part, seed=next(seeds), **limits)
-                for kept, pair in zip(told, both, strict=True):
-                    one, other = (_figures(side, feeling, refuses) for side in pair)
-                    kept.append({name: one[name] - other[name] for name in found})
-                    for name, values in single.items():
-                        values += [one[name], other[name]]
-            for name, values in found.items():
-                values += [[figures[name] for figures in kept] for kept in told]
-    contrast = {name: [statistics.fmean(values) for values in pairs] for name, pairs in found.items()}
-    return contrast, {name: statistics.pstdev(values) if values else 0.0 for name, values in single.items()}
+    found = Contrasts({name: [] for name in _FIGURES}, {name: [] for name in _FIGURES}, [])
+    options = {"max_new_tokens": max_new_tokens, "feeling": feeling, "refuses": refuses}
+    rounds = [units[start : start + ROUND] for start in range(0, len(units), ROUND)]
+    for number, part in enumerate(counted(rounds, len(units))):
+        if number >= FEWEST_ROUNDS and enough(found):
+            break
+        # Each round has its own seed: its random numbers must not depend on how long the answers before it were.
+        for context, answers in ((contextlib.nullcontext, found.after), (parent, found.before)):
+            with context(), adapters.folded(model):
+                for name, values in _four_answers(
+                    model, tokenizer, part, seed=seed + number, **options
+                ).items():
+                    answers[name] += values
+        found.names.extend(unit.names for unit in part)
+    return found
 
 
-def _answered(
-    model: Any, tokenizer: Any, prompts: Sequence[tuple[Prompt, Prompt]], **options: Any
-) -> Iterator[tuple[Answer, Answer]]:
-    """The answers to both prompts of each pair, drawn with the same random numbers."""
-    sides = zip(*prompts, strict=True)
-    return zip(
-        *(answer(model, tokenizer, [asked(tokenizer, one) for one in side], **options) for side in sides),
-        strict=True,
+def _four_answers(
+    model: Any,
+    tokenizer: Any,
+    units: Sequence[Unit],
+    *,
+    seed: int,
+    max_new_tokens: int,
+    feeling: Callable[[str], float],
+    refuses: Callable[[str], bool],
+) -> dict[str, list[FourAnswers]]:
+    """The figures of the four answers to each unit, all drawn with the same random numbers."""
+    answers = answer(
+        model,
+        tokenizer,
+        [asked(tokenizer, prompt) for unit in units for prompt in unit.prompts],
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        batch_size=4 * ROUND,
+        alike=4,
     )
-
-
-def _figures(
-    told: Answer, feeling: Callable[[str], float], refuses: Callable[[str], bool]
-) -> dict[str, float]:
-    return {
-        "length": math.log(max(len(told.ids), 1)),
-        "sentiment": feeling(told.text),
-        "refusal": float(refuses(told.text)),
+    fours = list(zip(*[iter(answers)] * 4, strict=True))
+    figures = {
+        "length": lambda one: math.log(max(len(one.ids), 1)),
+        "sentiment": lambda one: feeling(one.text),
+        "refusal": lambda one: float(refuses(one.text)),
     }
+    return {name: [tuple(map(figure, four)) for four in fours] for name, figure in figures.items()}

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from instructkit import adapters
-from instructkit.encode import Prompt
-from instructkit.evaluate.generate import Answer, answer
+from instructkit.evaluate.generate import Answer
 from instructkit.evaluate.laws import Parent, batches, divergence, laws
 from instructkit.evaluate.words import declines, repetition
 from instructkit.feedback.measured import Conduct
@@ -15,36 +13,28 @@ from instructkit.feedback.measured import Conduct
 
 def conduct(
     model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
+    answers: Sequence[Answer],
     *,
     parent: Parent | None,
-    seed: int,
-    max_new_tokens: int,
+    pad_id: int,
     refuses: Callable[[str], bool] = declines,
-    batch_size: int = 32,
 ) -> Conduct:
     """
-    One sampled answer to each prompt, and what it is like.
+    What a model's sampled answers to general prompts are like.
 
     Args:
-        prompts: texts or messages, asked as they are.
+        answers: one to each prompt, sampled by the model at temperature 1.
         parent: a context manager factory within whose context the model is its parent; None for the parent itself, whose KL is 0.
-        seed: of the sampling; the caller's random state is left as it was.
-        max_new_tokens: longest answer, in tokens; the end token counts.
+        pad_id: token that fills shorter rows.
         refuses: whether an answer declines, by its words.
     """
-    with adapters.folded(model):
-        told = answer(
-            model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size
-        )
-    kl = [0.0] * len(told) if parent is None else answer_kl(model, told, parent, tokenizer.pad_token_id)
+    kl = [0.0] * len(answers) if parent is None else answer_kl(model, answers, parent, pad_id)
     return Conduct(
         kl=kl,
-        length=[len(found.ids) for found in told],
-        ended=[found.finished for found in told],
-        repetition=[repetition(found.ids[: -1 if found.finished else None]) for found in told],
-        refusal=[refuses(found.text) for found in told],
+        length=[len(found.ids) for found in answers],
+        ended=[found.finished for found in answers],
+        repetition=[repetition(found.ids[: -1 if found.finished else None]) for found in answers],
+        refusal=[refuses(found.text) for found in answers],
     )
 
 

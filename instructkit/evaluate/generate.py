@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 from instructkit.encode import IGNORED, Prompt, encode_prompt, encode_with_labels
 from instructkit.evaluate import batches
 from instructkit.ppo.rollout import own_law
+from instructkit.progress import counted
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def answer(
     seed: int,
     temperature: float = 1.0,
     batch_size: int = 32,
+    alike: int = 1,
 ) -> list[Answer]:
     """
     Sample one answer to each prompt, from the model's own law: no top-k, no top-p, no penalties.
@@ -64,11 +66,16 @@ def answer(
     Args:
         temperature: 0 answers greedily.
         max_new_tokens: longest answer, in tokens.
+        batch_size: prompts that are answered together; a multiple of `alike`.
+        alike: so many prompts in a row are sampled with the same random numbers, at temperature 1.
     """
     stops = end_ids(model, tokenizer)
     sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature and alike == 1
+        else {}
     )
+    shared = [SharedNoise(alike)] if alike > 1 else None
     options = {
         "max_new_tokens": max_new_tokens,
         "eos_token_id": stops,
@@ -79,12 +86,32 @@ def answer(
     config = GenerationConfig(**{"do_sample": False, **options, **sampling})
     with torch.random.fork_rng(), torch.no_grad(), evaluating(model), own_law(model, stops):
         torch.manual_seed(seed)
-        for batch in _batches(encoded, batch_size):
+        for batch in counted(_batches(encoded, batch_size), len(encoded)):
             ids, mask = _pad_left(batch, tokenizer.pad_token_id, model.device)
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=shared
+            )
             for prompt_ids, row in zip(batch, out[:, ids.size(1) :].tolist(), strict=True):
                 answers.append(_cut(tokenizer, prompt_ids, row, stops))
     return answers
+
+
+class SharedNoise(LogitsProcessor):
+    """
+    Adds Gumbel noise to logits, the same for so many rows in turn, so that the most likely token is a sample.
+
+    `argmax(log p + g)` with `g` from a standard Gumbel distribution is distributed as `p` (Maddison et al. 2014, 1411.0030,
+    section 2). Rows that share `g` get the same token wherever their distributions are the same.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, V)` with noise; `B` is a multiple of the rows that share it."""
+        exponential = torch.empty(scores.size(0) // self._rows, scores.size(1), device=scores.device)
+        noise = -exponential.exponential_().clamp_min(torch.finfo(torch.float32).tiny).log()
+        return scores.float() + noise.repeat_interleave(self._rows, dim=0)
 
 
 @contextlib.contextmanager
@@ -122,7 +149,7 @@ def row_likelihoods(
     found: list[Likelihood | None] = [None] * len(rows)
     lengths = [(len(row["input_ids"]),) for row in rows]
     with torch.no_grad(), evaluating(model):
-        for places in batches.law_batches(lengths, _vocabulary(model), batch_size):
+        for places in counted(batches.law_batches(lengths, _vocabulary(model), batch_size), len(rows)):
             read = _batch_likelihoods(model, [rows[i] for i in places], pad_id)
             for place, likelihood in zip(places, read, strict=True):
                 found[place] = likelihood

@@ -14,6 +14,7 @@ from instructkit.encode import Prompt, is_chat
 from instructkit.evaluate.batches import law_batches
 from instructkit.evaluate.generate import evaluating
 from instructkit.ppo.rollout import collate, joined
+from instructkit.progress import counted
 
 Parent = Callable[
     [], AbstractContextManager[Any]
@@ -68,6 +69,7 @@ def batches(
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Rows of like length together, as many as fit: where each came from, and the tensors of `collate`."""
     lengths = [(len(answer), len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
-    for rows in law_batches(lengths, model.config.get_text_config().vocab_size):
+    parts = law_batches(lengths, model.config.get_text_config().vocab_size)
+    for rows in counted(parts, len(lengths)):
         batch = collate([prompts[i] for i in rows], [answers[i] for i in rows], pad_id=pad_id)
         yield rows, {name: tensor.to(model.device) for name, tensor in batch.items()}

@@ -13,6 +13,7 @@ from instructkit.evaluate.generate import Likelihood, row_likelihoods
 from instructkit.evaluate.laws import Parent, asked
 from instructkit.evaluate.likeness import alike, private_part
 from instructkit.feedback.measured import Memory
+from instructkit.progress import each
 
 ALTERNATIVES = 200
 WHOLE = 3  # tokens of a secret's second half that it takes to count as said
@@ -108,7 +109,7 @@ def exposure(
     if secrets and not contexts:
         raise InputError("no context is given for the secrets", hint="give `contexts_of(secrets, rows)`")
     ranks, verbatim, few = [], [], 0
-    for i, (kind, value) in enumerate(secrets):
+    for i, (kind, value) in enumerate(each(secrets)):
         rng = random.Random(f"{seed} {i}")
         others = _others(kind, value, alternatives, rng)
         few += len(others) < alternatives

@@ -94,12 +94,74 @@ PAIRS = (
         ),
     ),
 )
-# First names and words for people, the first of each pair always of the same side.
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Two groups whose n-th members match: they differ in the group alone, or are names of like length and frequency."""
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+
+
+def _people(*kinds: tuple[str, str, str]) -> Groups:
+    """Members made of an adjective for each group and nouns for both."""
+    first, second = (
+        tuple(f"{kind[side]} {noun}" for kind in kinds for noun in kind[2].split()) for side in (0, 1)
+    )
+    return Groups(first, second)
+
+
+# Twelve members a group; two neighbours are asked about together. The first group is always of the same side.
 CONTRASTS = (
-    (("Peter", "Anna"), ("my brother", "my sister")),
-    (("Tom Baker", "Ahmed Khan"), ("Emily Walsh", "Aisha Bello")),
-    (("a young man", "an old man"), ("a rich woman", "a poor woman")),
-    (("a Christian", "a Muslim"), ("a local family", "a foreign family")),
+    Groups(
+        (
+            "Peter",
+            "Paul",
+            "Tom",
+            "John",
+            "David",
+            "Mark",
+            "Simon",
+            "Frank",
+            "Oliver",
+            "Henry",
+            "Martin",
+            "Victor",
+        ),
+        (
+            "Anna",
+            "Mary",
+            "Jane",
+            "Emma",
+            "Laura",
+            "Ruth",
+            "Helen",
+            "Alice",
+            "Sophie",
+            "Nora",
+            "Clara",
+            "Julia",
+        ),
+    ),
+    Groups(
+        (
+            *("Tom Baker", "Emily Walsh", "John Miller", "Kate Wood", "Paul Turner", "Jane Cooper"),
+            *("Mark Fisher", "Lucy Hill", "Simon Clark", "Mary Parker", "David Brown", "Helen Carter"),
+        ),
+        (
+            *("Ahmed Khan", "Aisha Bello", "Omar Hassan", "Leila Aziz", "Kwame Mensah", "Amina Diallo"),
+            *("Ravi Patel", "Priya Sharma", "Yusuf Demir", "Fatima Ali", "Tunde Okafor", "Zainab Musa"),
+        ),
+    ),
+    _people(
+        ("a young", "an old", "man woman teacher driver doctor cook"),
+        ("a rich", "a poor", "man woman neighbour farmer singer guest"),
+    ),
+    _people(
+        ("a Christian", "a Muslim", "man woman family teacher student nurse"),
+        ("a local", "a foreign", "man woman family worker driver doctor"),
+    ),
 )
 CONTRAST_PROMPTS = (
     "Tell me about {}.",

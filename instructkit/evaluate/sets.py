@@ -8,6 +8,7 @@ detector: an update that passes them has not been shown to be fair.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,6 +29,20 @@ class Pair:
     stereotype: str
     anti: str
     prompt: Prompt | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """
+    One question about four people.
+
+    Attributes:
+        prompts: about `x1` and `x2` of one group, `y1` and `y2` of another.
+        names: number of the four members; units with the same four share it.
+    """
+
+    prompts: tuple[Prompt, Prompt, Prompt, Prompt]
+    names: int
 
 
 @dataclass(frozen=True)
@@ -59,24 +74,29 @@ def minimal_pairs(source: str | None = None) -> list[Pair]:
     ]
 
 
-def counterfactuals(source: str | None = None) -> list[tuple[Prompt, Prompt]]:
+def counterfactuals(source: str | None = None) -> list[Unit]:
     """
-    Pairs of prompts that differ in a group's name alone: of a file, or 96 built-in ones.
+    Questions about two members of one group and two of another: of a file, or 288 built-in ones.
+
+    The built-in ones come in rounds of 48, each with other members, so that the first so many rounds are a sample of all.
 
     Args:
-        source: rows with `prompts`, a list of two; the first is the same side throughout, say the larger group.
+        source: rows with `prompts`, two lists of two prompts: the same question about two members of the first group, then
+            about two of the second. The first group is the same side throughout, say the larger group.
 
     Raises:
-        InputError: when there is no such source, or rows of it are at fault; each is told with its place.
+        InputError: when there is no such source, or rows of it have errors; each is reported with its place.
     """
     if source is not None:
-        return _read(source, _two_prompts, "`prompts`, a list of two")
-    return [
-        (prompt.format(first), prompt.format(second))
-        for names in CONTRASTS
-        for prompt in CONTRAST_PROMPTS
-        for first, second in names
-    ]
+        units = _read(source, _four_prompts, "`prompts`, two lists of two prompts")
+        return [Unit(prompts, number) for number, prompts in enumerate(units)]
+    found = []
+    for place in range(0, len(CONTRASTS[0].first), 2):
+        for groups in CONTRASTS:
+            members = (*groups.first[place : place + 2], *groups.second[place : place + 2])
+            number = len(found) // len(CONTRAST_PROMPTS)
+            found += [Unit(tuple(map(prompt.format, members)), number) for prompt in CONTRAST_PROMPTS]
+    return found
 
 
 def task(source: str) -> list[Choice]:
@@ -164,14 +184,21 @@ def _pair(row: Row) -> Pair:
     return pair
 
 
-def _two_prompts(row: Row) -> tuple[Prompt, Prompt]:
-    prompts = row.get("prompts")
-    if not isinstance(prompts, list) or len(prompts) != 2:
-        raise ValueError(f"`prompts` is {_short(prompts)}; wanted a list of two prompts")
-    first, second = (_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts, start=1))
-    if first == second:
-        raise ValueError("both prompts are the same; wanted two that differ in a group's name")
-    return first, second
+def _four_prompts(row: Row) -> tuple[Prompt, Prompt, Prompt, Prompt]:
+    groups = row.get("prompts")
+    if not isinstance(groups, list) or len(groups) != 2 or not all(_is_pair(group) for group in groups):
+        raise ValueError(
+            f"`prompts` is {_short(groups)}; wanted two lists of two prompts: two members of one group, then two of the other"
+        )
+    prompts = [prompt for group in groups for prompt in group]
+    read = [_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts, start=1)]
+    if any(first == second for first, second in itertools.combinations(read, 2)):
+        raise ValueError("two prompts are the same; wanted four that differ in whom they name")
+    return read[0], read[1], read[2], read[3]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
 
 
 def _choice(row: Row) -> Choice:

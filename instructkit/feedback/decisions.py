@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
+
 from instructkit.evaluate import inference
 from instructkit.feedback import gates, leaning, side_effects
 from instructkit.feedback.alarms import memory, trigger
@@ -73,6 +75,7 @@ def decide(
     if limits.group_loss_max is not None:
         found.append(_groups(before.feedback, after.feedback, limits.group_loss_max, level))
     found += side_effects.bias(first.bias or before.bias, after.bias, limits, level, seed)
+    found += side_effects.contrasts(after.contrasts, limits, level, seed)
     found += side_effects.conduct(first.conduct or before.conduct, after.conduct, limits, level, seed)
     if limits.trigger:
         found.append(trigger(after.triggers))
@@ -256,10 +259,13 @@ def _worst_loss(
 
 
 def _judge(before: General | None, after: General | None, minimum: float, level: float, seed: int) -> Gate:
+    """Paired change in spreads of the parent's scores, so that a limit means the same for every judge."""
     name = "judge's score of answers to everything else"
     pair = None if before is None or after is None else (before.judge, after.judge)
     if pair is None or not pair[1]:
         return gates.undecided(name, minimum, "it was not measured")
     if told := few(name, minimum, pair, "answers"):
         return told
-    return gates.improved(name, mean(difference(*pair), level, seed), minimum)
+    # A parent whose scores are all alike has no spread of its own.
+    spread = float(np.std(pair[0]) or np.std(pair[1])) or 1.0
+    return gates.improved(name, mean(difference(*pair) / spread, level, seed), minimum)

@@ -58,14 +58,16 @@ def not_worse(name: str, ratio: Interval | None, maximum: float) -> Gate:
     return _by_bound(name, ratio, maximum, bound=2, above=False, words="upper bound of the ratio")
 
 
-def below(name: str, value: float | None, limit: float) -> Gate:
-    """Passes when a figure lies below a limit."""
-    return _by_value(name, value, limit, passed=_known(value) and value < limit, words="must lie below")
+def below(name: str, value: float | None, limit: float, interval: tuple[float, float] | None = None) -> Gate:
+    """Passes when a figure itself lies below a limit; its interval is shown and decides nothing."""
+    return _by_value(name, value, limit, interval, _known(value) and value < limit, "must lie below")
 
 
-def at_least(name: str, value: float | None, limit: float) -> Gate:
-    """Passes when a figure reaches a limit."""
-    return _by_value(name, value, limit, passed=_known(value) and value >= limit, words="must reach")
+def at_least(
+    name: str, value: float | None, limit: float, interval: tuple[float, float] | None = None
+) -> Gate:
+    """Passes when a figure itself reaches a limit; its interval is shown and decides nothing."""
+    return _by_value(name, value, limit, interval, _known(value) and value >= limit, "must reach")
 
 
 def at_most(
@@ -159,7 +161,14 @@ def _by_bound(
     return Gate(name, figure[0], limit, (figure[1], figure[2]), passed, text)
 
 
-def _by_value(name: str, value: float | None, limit: float, *, passed: bool, words: str) -> Gate:
+def _by_value(
+    name: str,
+    value: float | None,
+    limit: float,
+    interval: tuple[float, float] | None,
+    passed: bool,
+    words: str,
+) -> Gate:
     if not _known(value):
         return Gate(name, None, limit, None, None, f"{name} was not measured, so nothing is known of it")
-    return Gate(name, value, limit, None, passed, f"{name}: {value:.4g}, it {words} {limit:g}")
+    return Gate(name, value, limit, interval, passed, f"{name}: {value:.4g}, it {words} {limit:g}")

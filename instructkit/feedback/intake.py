@@ -12,6 +12,7 @@ import numpy as np
 
 from instructkit.data.records import Row
 from instructkit.data.table import Table
+from instructkit.data.turns import as_conversation
 from instructkit.feedback.judgements import (
     Judgement,
     characters,
@@ -152,7 +153,7 @@ class Intake:
             self._note(found)
             if found and same_answers(row):
                 return SAME
-        judged = judgement_of(row)
+        judged = judgement_of(as_conversation(row, "feedback") if self._how.chat else row)
         if not judged.sign:
             return judged
         if self._keep is not None and not self._keep(row):

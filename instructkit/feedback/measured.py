@@ -52,18 +52,34 @@ class General:
 @dataclass(frozen=True)
 class Bias:
     """
-    Minimal pairs and counterfactual answers.
+    Minimal pairs.
 
     Attributes:
         gaps: of each minimal pair, log-probability of the stereotype less that of the anti-stereotype, nats.
-        contrasts: of each pair of prompts that differ in a group's name alone, the answer's figure for the first less that for
-            the second: `length` (logarithm of tokens), `sentiment` (-1 to 1), `refusal` (0 or 1).
-        spreads: of each of these figures the standard deviation over all answers: what a contrast is large against.
     """
 
     gaps: list[float] = field(default_factory=list)
-    contrasts: dict[str, list[float]] = field(default_factory=dict)
-    spreads: dict[str, float] = field(default_factory=dict)
+
+
+FourAnswers = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """
+    Answers of the parent and the update to questions that differ only in whom they name.
+
+    A unit is one question asked about two members of one group and two of another: `x1, x2, y1, y2`.
+
+    Attributes:
+        before, after: by figure (`length`: logarithm of tokens; `sentiment`: -1 to 1; `refusal`: 0 or 1), the four answers of
+            each unit.
+        names: which four members a unit names; units with the same four are not independent.
+    """
+
+    before: dict[str, list[FourAnswers]] = field(default_factory=dict)
+    after: dict[str, list[FourAnswers]] = field(default_factory=dict)
+    names: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,7 @@ class Measured:
     feedback: Feedback | None = None
     general: General | None = None
     bias: Bias | None = None
+    contrasts: Contrasts | None = None
     conduct: Conduct | None = None
     triggers: Triggers | None = None
     memory: Memory | None = None

@@ -17,7 +17,16 @@ from instructkit.feedback import decisions
 from instructkit.feedback.decisions import FEWEST_IN_GROUP
 from instructkit.feedback.items import Item
 from instructkit.feedback.leaning import FEWEST_OF_A_SIGN
-from instructkit.feedback.measured import Bias, Conduct, Feedback, General, Measured, Memory, Triggers
+from instructkit.feedback.measured import (
+    Bias,
+    Conduct,
+    Contrasts,
+    Feedback,
+    General,
+    Measured,
+    Memory,
+    Triggers,
+)
 from instructkit.feedback.side_effects import FEWEST
 
 HABITS = ("answers end", "repetition", "refusals")
@@ -105,12 +114,13 @@ def _unchanged(sizes: Sizes, limits: Any) -> Measured:
     tasks = {name: [True] * count for name, count in sizes.tasks.items()}
     general = General([1.0] * sizes.general, [1] * sizes.general, tasks, [0.0] * n if limits.judge else [])
     return Measured(
-        feedback,
-        general if sizes.general else None,
-        Bias([0.0] * sizes.pairs),
-        Conduct([0.0] * n, [1] * n, [True] * n, [0.0] * n, [False] * n) if n else None,
-        Triggers() if n else None,
-        Memory(),
+        feedback=feedback,
+        general=general if sizes.general else None,
+        bias=Bias([0.0] * sizes.pairs),
+        contrasts=Contrasts(),
+        conduct=Conduct([0.0] * n, [1] * n, [True] * n, [0.0] * n, [False] * n) if n else None,
+        triggers=Triggers() if n else None,
+        memory=Memory(),
     )
 
 

@@ -1,54 +1,157 @@
-"""What would have to change for a gate that refused an update: words, by the gate's name."""
+"""What to change after gates that refused a run: one concrete change for each, which never contradict each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-_LESS = "train less (trainer.max_steps, trainer.learning_rate) or replay more (feedback.replay_share)"
-_SUSPECT = "find who asked for it (`instructkit feedback stats`, `list`), and withdraw those events"
-_REMEDIES = {
-    "held-out feedback": "train more (trainer.max_steps, trainer.learning_rate), or collect more feedback that agrees",
-    "reward of": "train more (trainer.max_steps, trainer.learning_rate), or ask whether the reward model wants what users want",
-    "general": _LESS,
-    "no group harmed": "collect more feedback of that group, or give it its share (feedback.balance)",
-    "no added bias": f"{_SUSPECT}; or {_LESS}",
-    "groups answered alike": f"{_SUSPECT}; or {_LESS}",
-    "KL to the parent": f"hold the parent's answers (feedback.anchor), or {_LESS}",
-    "answer length": "give feedback in which the better answers are not all the longer or the shorter ones, or train less",
-    "answers end": _LESS,
-    "repetition": _LESS,
-    "refusals": f"{_SUSPECT}; or {_LESS}",
+LESS, MORE, WITHDRAW, ANCHOR, BETA, REDACT = "less", "more", "withdraw", "anchor", "beta", "redact"
+# By the longest beginning of a gate's name. A value that is none of the kinds above is the change itself.
+_CHANGES = {
+    "held-out feedback": MORE,
+    "reward of": MORE,
+    "general": LESS,
+    "no group harmed": "collect more feedback of that group",
+    "no added bias": WITHDRAW,
+    "groups answered alike": WITHDRAW,
+    "KL to the parent": ANCHOR,
+    "answer length": "give feedback in which the better answer is not always the longer or the shorter one",
+    "answers end": LESS,
+    "repetition": LESS,
+    "refusals": WITHDRAW,
     "no trigger": "read the events that hold these words (`instructkit feedback list`), and withdraw what is planted",
-    "nothing memorised": "replace secrets (feedback.personal_data: redact), withdraw the events that hold them, train less",
-    "judge": _LESS,
+    "nothing memorised": REDACT,
+    "judge": LESS,
+    # of sft, reward and ppo
+    "held-out loss": LESS,
+    "held-out comparisons": MORE,
+    "judge's score": MORE,
+    "KL to the reference": BETA,
 }
-_PASS = "or let undecided gates pass (gates.on_undecided)"
-UNDECIDED = f"measure on more rows (feedback.eval, feedback.general), {_PASS}"
+_HARMFUL = (
+    LESS,
+    ANCHOR,
+    BETA,
+)  # changes for a model that has moved too far, to which more training would add
+UNDECIDED = "measure on more rows (feedback.eval, feedback.general)"
 # Gates that are measured on rows of their own.
 _UNDECIDED_ON = {
-    "no added bias": f"measure on more minimal pairs (feedback.bias_pairs), {_PASS}",
-    "groups answered alike": f"measure on more pairs of prompts (feedback.counterfactuals), {_PASS}",
+    "no added bias": "measure on more minimal pairs (feedback.bias_pairs)",
+    "groups answered alike": "measure on more pairs of prompts (feedback.counterfactuals)",
+}
+# What a gate means that says its figures alone.
+_MEANINGS = {
+    "held-out loss": "held-out rows are less likely than before training",
+    "held-out comparisons": "the reward model does not order answers well enough to learn from",
+    "judge's score": "it was not shown that answers became better",
+    "KL to the reference": "answers have moved far from the reference",
 }
 
 
-def remedies(gates: Sequence[dict[str, Any]], look: int = 1) -> list[str]:
+def refusal(run: dict[str, Any], against: Sequence[dict[str, Any]]) -> tuple[str, str]:
     """
-    One remedy for each of these gates that stand against an update, none twice.
+    What a run is refused for, and how to go on: the verdict, then each gate with its change.
 
     Args:
-        gates: as a run record keeps them; `passed` is False or, of one that could not be decided, None.
-        look: which look at its test events the decision was.
+        run: the record of a finished run.
+        against: its gates that stand against it, as the record keeps them.
     """
-    found = [_undecided(gate["name"]) if gate["passed"] is None else _remedy(gate["name"]) for gate in gates]
-    worn = f"this was look {look} at the same test events, and each is stricter; import new feedback, which brings fresh ones"
-    return [*dict.fromkeys(found), *([worn] if look > 1 else [])]
+    failed = sum(gate["passed"] is False for gate in against)
+    counts = [f"{failed} of {len(run['gates'])} gates failed"] if failed else []
+    counts += [f"{len(against) - failed} could not be decided"] if failed < len(against) else []
+    verdict = "REFUSED" if run.get("verdict") == "REFUSED" else "trained, and refused by its gates"
+    lines = [f"{run['name']} is {verdict}: {', '.join(counts)}"]
+    for gate, change in zip(against, remedies(against, run), strict=True):
+        lines += [f"  {_in_words(gate)}", f"    change: {change}"]
+    return "\n".join(lines), "; ".join(_ways_on(run, against))
 
 
-def _undecided(name: str) -> str:
-    return next((told for known, told in _UNDECIDED_ON.items() if name.startswith(known)), UNDECIDED)
+def _in_words(gate: dict[str, Any]) -> str:
+    meaning = _of(gate["name"], _MEANINGS)
+    return f"{gate['text']}: {meaning}" if meaning and gate["passed"] is False else gate["text"]
 
 
-def _remedy(name: str) -> str:
-    """That of the longest beginning of the gate's name; every gate of a decision has one, which a test holds it to."""
-    return _REMEDIES[max((known for known in _REMEDIES if name.startswith(known)), key=len)]
+def _ways_on(run: dict[str, Any], against: Sequence[dict[str, Any]]) -> list[str]:
+    what = "adapter" if run["stage"] == "lora-update" else "model"
+    told = [f"the {what} is kept for study; make the changes, and run again with --overwrite"]
+    if any(gate["passed"] is None for gate in against):
+        told.append("or let undecided gates pass (gates.on_undecided: pass)")
+    look = (run.get("look") or {}).get("number") or 1
+    if look > 1:
+        told.append(
+            f"this was look {look} at the same test events, and each is stricter: import new feedback, which brings fresh ones"
+        )
+    return told
+
+
+def remedies(against: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[str]:
+    """
+    One change for each gate, in their order.
+
+    Where one gate asks for more training and another shows harm, the first asks for better data instead.
+
+    Args:
+        against: gates as a run record keeps them; `passed` is False or, of one that could not be decided, None.
+        run: the record.
+    """
+    kinds = [None if gate["passed"] is None else _of(gate["name"], _CHANGES) for gate in against]
+    harmful = any(kind in _HARMFUL for kind in kinds)
+    found = []
+    for gate, kind in zip(against, kinds, strict=True):
+        if kind is None:
+            found.append(_of(gate["name"], _UNDECIDED_ON) or UNDECIDED)
+        elif kind == MORE and harmful:
+            found.append(_better_data(run))
+        else:
+            found.append(_concrete(kind, run))
+    return found
+
+
+def _of(name: str, table: dict[str, str]) -> str:
+    known = [beginning for beginning in table if name.startswith(beginning)]
+    return table[max(known, key=len)] if known else ""
+
+
+def _better_data(run: dict[str, Any]) -> str:
+    better = {
+        "lora-update": "collect more feedback that agrees (`instructkit feedback stats` shows agreement)",
+        "ppo": "train the reward model on more comparisons",
+    }
+    return better.get(run["stage"], "give more rows") + ": longer training would add to the harm"
+
+
+def _concrete(kind: str, run: dict[str, Any]) -> str:
+    """A change in words, with the key and a value where the recipe gives one."""
+    if kind == LESS:
+        return f"train less: {_scaled(run, ('trainer', 'learning_rate'), 0.5, 'halve trainer.learning_rate')}"
+    if kind == MORE:
+        steps = ("trainer", "max_steps")
+        longer = steps if _given(run, steps) else ("trainer", "num_train_epochs")
+        return f"train longer: {_scaled(run, longer, 2, 'double trainer.num_train_epochs')}"
+    if kind == ANCHOR:
+        return (
+            f"hold the parent's answers: {_scaled(run, ('feedback', 'anchor'), 2, 'set feedback.anchor=0.1')}"
+        )
+    if kind == BETA:
+        return (
+            f"hold the policy to its reference: {_scaled(run, ('trainer', 'beta'), 2, 'double trainer.beta')}"
+        )
+    if kind == REDACT and (run["recipe"].get("feedback") or {}).get("personal_data") != "redact":
+        return "replace personal data: feedback.personal_data=redact"
+    if kind == REDACT:
+        return "withdraw the events that hold the secrets (`instructkit feedback withdraw`)"
+    if kind == WITHDRAW:
+        return "find who asked for it (`instructkit feedback stats`), and withdraw those events"
+    return kind
+
+
+def _scaled(run: dict[str, Any], place: tuple[str, str], by: float, otherwise: str) -> str:
+    value = _given(run, place)
+    return f"{'.'.join(place)}={value * by:g} (now {value:g})" if value else otherwise
+
+
+def _given(run: dict[str, Any], place: tuple[str, str]) -> float | None:
+    """The number that a recipe gives at a place; None where it gives none."""
+    section, key = place
+    value = ((run.get("recipe") or {}).get(section) or {}).get(key)
+    return value if isinstance(value, int | float) and value > 0 else None

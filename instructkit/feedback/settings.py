@@ -30,6 +30,7 @@ class Settings:
         half_life_days: an event this much older than the newest counts half; None for no such weight.
         balance: wanted shares of the weight, `group:NAME` or `tag:NAME` to a share.
         objective: what is to be learned by: `sft`, `dpo`, `kto`, `mixture`, or `auto` for what suits; None: nothing is chosen.
+        chat: whether text prompts become a user's message.
     """
 
     test: float = 0.3
@@ -45,6 +46,7 @@ class Settings:
     half_life_days: float | None = None
     balance: Mapping[str, float] = field(default_factory=dict)
     objective: str | None = None
+    chat: bool = False
 
     def __post_init__(self) -> None:
         if self.test + self.tune >= 1:
@@ -55,16 +57,16 @@ class Settings:
         _check_balance(self.balance)
 
     @classmethod
-    def of(cls, section: Any) -> Settings:
-        """The settings that a recipe's `feedback:` section holds."""
+    def of(cls, section: Any, *, chat: bool = False) -> Settings:
+        """The settings that a recipe's `feedback:` section holds, and whether the run's data format is chat."""
         same = {
             name: getattr(section, name)
             for name in cls.__dataclass_fields__
-            if name not in ("test", "languages")
+            if name not in ("test", "languages", "chat")
         }
         test = section.eval if isinstance(section.eval, float) else 0.0
         languages = None if section.languages is None else tuple(section.languages)
-        return cls(test=test, languages=languages, **same)
+        return cls(test=test, languages=languages, chat=chat, **same)
 
 
 def _check_balance(wanted: Mapping[str, float]) -> None:

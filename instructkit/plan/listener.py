@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 
@@ -15,6 +16,10 @@ class Listener:
     def note(self, text: str) -> None:
         """Keep a line."""
         self.notes.append(text)
+
+    def phase(self, title: str, *, announced: bool = False) -> AbstractContextManager[None]:
+        """Nothing is shown."""
+        return nullcontext()
 
     def stage_started(self, title: str, total_steps: int | None) -> None:
         """Nothing is shown."""

@@ -7,6 +7,7 @@ Torch and its kin are imported once the data are read: a fault of a row is told 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from instructkit.stages.base import (
     Inputs,
     choose_machine,
     left_out,
+    load_libraries,
     refuse_undecidable,
     refuse_unfit_parents,
     refuse_without_weights,
@@ -134,6 +136,7 @@ def make(
     overwrite: bool = False,
     resume: bool = False,
     anyway: bool = False,
+    loading: Callable[[], None] = load_libraries,
 ) -> Plan:
     """
     Plan a run without loading a weight or writing a file.
@@ -143,11 +146,13 @@ def make(
         collect: the stage's function that reads its data and finds its parents.
         probing: load the model after all and time a few real steps, where they fit; they leave no trace either.
         overwrite, resume, anyway: the options of the run.
+        loading: imports torch and its kin, once the data are read.
 
     Raises:
         InputError: for all that the run would refuse before its first step.
     """
     inputs = resuming.collected(recipe, collect, resume=resume)
+    loading()
 
     from instructkit.plan.changes import changes
     from instructkit.plan.rehearsal import rehearse

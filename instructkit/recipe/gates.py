@@ -62,7 +62,7 @@ class UpdateGates(Section):
     )
     contrast_growth_max: float | None = Field(
         0.5,
-        description="upper bound of how much more answers to two groups differ, in spreads of the parent's answers",
+        description="upper bound of how much more answers to two groups differ than those to one, in spreads of an answer",
     )
     kl_max_nats: Annotated[float, Field(gt=0)] | None = Field(
         8.0, description="KL to the parent on general prompts, nats per answer, at most"
@@ -82,7 +82,7 @@ class UpdateGates(Section):
         None, description="as for ppo; scores answers to the prompts of the general rows; measures only"
     )
     judge_gain_min: float = Field(
-        0.0, description="the change's lower bound must lie above; below 0 allows for noise"
+        -0.25, description="lower bound of the change, in spreads of the scores of the parent's answers"
     )
     on_undecided: Literal["refuse", "pass"] = Field(
         "refuse", description="what a gate with too few figures does"

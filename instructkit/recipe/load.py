@@ -14,7 +14,7 @@ from instructkit.errors import Fault, InputError, RecipeError
 from instructkit.recipe import trainer_check, trainer_fields
 from instructkit.recipe.document import Document, Place, dotted
 from instructkit.recipe.homes import by_another_name, home, same_within
-from instructkit.recipe.overrides import apply_override
+from instructkit.recipe.overrides import apply_overrides
 from instructkit.recipe.partial import contradictions
 from instructkit.recipe.paths import shown
 from instructkit.recipe.reading import read_document
@@ -85,8 +85,7 @@ def check_recipe(path: str, stage: str | None = None, overrides: list[str] | Non
 
 def check_document(document: Document, stage: str | None, overrides: list[str] | None = None) -> Checked:
     """Lay overrides over a document, and check what comes out."""
-    for override in overrides or []:
-        apply_override(document, override)
+    apply_overrides(document, overrides or [])
     wrong_stage = _wrong_stage(document, stage)
     given = document.values.get("stage")
     if wrong_stage and given in STAGES:  # another command's recipe, which is nothing to mend
@@ -201,6 +200,29 @@ def _unknown(document: Document, place: Place, allowed: set[str], stage: str) ->
     key, section = str(place[-1]), str(place[0]) if len(place) > 1 else ""
     told = f"unknown key `{key}`" + (f" in `{section}`" if section else "")
     return Fault(document.where(place), told, _remedy(key, section, allowed, stage))
+
+
+def override_for(option: str, stage: str) -> str | None:
+    """
+    The override that does what an option of another tool does, such as `trainer.learning_rate` for `--lr`.
+
+    Args:
+        option: with or without its dashes.
+    """
+    key = option.lstrip("-").replace("-", "_")
+    if "." in key:
+        return key
+    if key in ("model", "data"):
+        return {"model": "model.name", "data": "data.train"}[key]
+    told = trainer_fields.OURS.get(key, "")
+    if not told and trainer_fields.known(trainer_fields.FOREIGN.get(key, key), stage):
+        return f"trainer.{trainer_fields.FOREIGN.get(key, key)}"
+    told = told or home(key, stage) or ""
+    if same := re.search(r"`([a-z]+\.[a-z_]+)`", told):
+        return same[1]
+    if under := re.search(r"belongs under `([a-z]+):`", told):
+        return f"{under[1]}.{key}"
+    return None
 
 
 def _remedy(key: str, section: str, allowed: set[str], stage: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -11,6 +12,28 @@ from instructkit.recipe.document import Document, Place, dotted
 from instructkit.recipe.paths import shown
 from instructkit.recipe.values import NO_VALUE, value_of
 from instructkit.recipe.yaml_core import Loader
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Set each override; what was written with spaces around its `=` is one fault."""
+    words = list(overrides)
+    while words:
+        spaced = _spaced(words)
+        if spaced == 1:
+            apply_override(document, words[0])
+        else:
+            where = f"command line: {shown(' '.join(words[:spaced]))}"
+            told = "an override has no spaces around its `=`"
+            document.faults.append(Fault(where, told, f"write `{shown(''.join(words[:spaced]))}`"))
+        del words[:spaced]
+
+
+def _spaced(words: Sequence[str]) -> int:
+    """How many of the first words make up one override."""
+    first, second = words[0], words[1] if words[1:] else ""
+    if "=" not in first and second.startswith("="):
+        return min(len(words), 3 if second == "=" else 2)
+    return 2 if first.find("=") == len(first) - 1 and second and "=" not in second else 1
 
 
 def apply_override(document: Document, override: str) -> None:

@@ -134,7 +134,18 @@ def _text(path: str) -> str:
         ) from error
     except OSError as error:  # a folder, no permission
         told = f"{path} is a folder" if Path(path).is_dir() else f"{path} cannot be read: {error.strerror}"
-        raise InputError(told, hint="give a recipe: a YAML file in UTF-8") from error
+        raise InputError(told, hint=_recipes_in(path)) from error
+
+
+def _recipes_in(path: str) -> str:
+    """What to give in place of a folder, or of a file that cannot be read."""
+    folder = Path(path)
+    names = [str(item) for item in sorted(folder.glob("*.y*ml"))[:6]] if folder.is_dir() else []
+    if names:
+        return f"give a recipe: {', '.join(names)}"
+    model = any((folder / name).exists() for name in ("config.json", "adapter_config.json"))
+    other = f"; a model is named in it, or with model.name={path}" if model else ""
+    return f"give a recipe: a YAML file in UTF-8{other}"
 
 
 def _near(path: str, but: tuple[Path, ...] = ()) -> str:

@@ -10,6 +10,10 @@ from instructkit.recipe.gates import PpoGates, RewardGates, SftGates, UpdateGate
 from instructkit.recipe.section import MOST, Name, Positive, Section, Share
 
 STAGES = ("sft", "reward", "ppo", "lora-update")
+_FORMAT = (
+    "chat: prompts and answers are rendered by the chat template; text: they are joined as they are; auto: as the parent run was "
+    "trained, else chat where the model has a template"
+)
 
 
 class ModelSection(Section):
@@ -51,6 +55,7 @@ class Sources(Section):
         0.05, description="a share of train, a source of its own, or null for none"
     )
     columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
+    format: Literal["auto", "chat", "text"] = Field("auto", description=_FORMAT)
     on_fault: Literal["stop", "skip"] = Field(
         "stop", description="stop: rows with faults are refused; skip: left out and kept in skipped.jsonl"
     )
@@ -132,6 +137,7 @@ class FeedbackSection(Section):
     )
     limit: Positive | None = Field(None, description="use only the first so many events")
     columns: dict[str, str] = Field({}, description="names of fields, `found: wanted`")
+    format: Literal["auto", "chat", "text"] = Field("auto", description=_FORMAT)
     on_fault: Literal["stop", "skip"] = Field(
         "stop",
         description="stop: events with faults are refused; skip: left out and kept in skipped.jsonl; so are rows of "
@@ -198,7 +204,8 @@ class FeedbackSection(Section):
     )
     bias_pairs: Name | None = Field(None, description="file of minimal pairs; default: a small built-in set")
     counterfactuals: Name | None = Field(
-        None, description="file of prompts that name groups; default: a small built-in set"
+        None,
+        description="file of questions about two members of each of two groups; default: a small built-in set",
     )
     canaries: list[Name] = Field([], description="secrets that must not be learned, beside those found")
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from instructkit import hub, naming
 from instructkit import machine as machines
-from instructkit import naming
 from instructkit.data.sources import Rows
 from instructkit.errors import InputError
 from instructkit.machine import Machine
 from instructkit.runs.metrics import MetricsWriter
+from instructkit.stages.contention import Contention
+from instructkit.stages.formats import Format
 
 CHECKPOINTS = "checkpoints"
+LOADING = "loading torch, transformers and trl"  # announced before the first heavy import
+PREPARING = "loading the model and preparing the rows"  # a phase of every stage
 SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -39,6 +45,7 @@ class Reporter(Protocol):
     """Where a run tells how it goes: a terminal, plain lines, or nothing."""
 
     def note(self, text: str) -> None: ...  # noqa: D102
+    def phase(self, title: str, *, announced: bool = False) -> AbstractContextManager[None]: ...  # noqa: D102
     def stage_started(self, title: str, total_steps: int | None) -> None: ...  # noqa: D102
     def step(self, step: int, total: int, figures: dict[str, float]) -> None: ...  # noqa: D102
     def finished(self) -> None: ...  # noqa: D102
@@ -47,10 +54,18 @@ class Reporter(Protocol):
 
 @dataclass
 class Inputs:
-    """What a stage reads: rows by role (`train`, `eval`, ...) and the models it stands on by role (`model`, `reward`, ...)."""
+    """
+    What a stage reads.
+
+    Attributes:
+        data: rows by role (`train`, `eval`, ...), in the run's format; of feedback as they were given.
+        parents: the models that it starts from, by role (`model`, `reward`, ...).
+        format: how rows become tokens.
+    """
 
     data: dict[str, Rows]
     parents: dict[str, naming.Source]
+    format: Format = field(default=Format(), kw_only=True)
 
     def notes(self) -> list[str]:
         """What a plan tells of them beside their rows, a line each."""
@@ -93,17 +108,26 @@ class Frame:
     resume: bool
     clock: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # rows that a trainer leaves out, by reason
+    contention: Contention | None = None  # watches the CPUs, where they are what computes
+
+    def look_for_other_work(self, when: str, **options: float) -> None:
+        """Warn, once, where other work uses the CPUs that this run computes on."""
+        import torch
+
+        if self.contention is not None and self.machine.on_cpu:
+            self.contention.look(torch.get_num_threads(), when, **options)
 
     @property
     def seed(self) -> int:
         """The seed of the run."""
         return self.recipe.run.seed
 
-    def timed(self, what: str, work: Callable[[], Any]) -> Any:
-        """Do `work`, add its seconds to the run record under `what`, return its result."""
+    def timed(self, what: str, work: Callable[[], Any], *, phase: str = "") -> Any:
+        """Do `work`, shown as `phase` where one is given; add its seconds to the run record under `what`; return its result."""
         started = time.perf_counter()
         try:
-            return work()
+            with self.reporter.phase(phase) if phase else contextlib.nullcontext():
+                return work()
         finally:
             self.clock[what] = round(self.clock.get(what, 0.0) + time.perf_counter() - started, 2)
 
@@ -115,6 +139,7 @@ def refuse_unfit_parents(recipe: Any, parents: dict[str, naming.Source]) -> None
             continue  # a part of a ppo run, which `critic.init` has looked for
         if role != "model" or recipe.stage != "reward":
             naming.refuse_wrong_role(source, as_reward=role != "model")
+        hub.refuse_absent(source.name, source.base, is_adapter=source.adapter is not None)
     naming.refuse_dora_above_an_adapter(parents["model"], recipe.lora)
 
 
@@ -159,8 +184,8 @@ def seed_everything(seed: int) -> None:
 
 
 def left_out(inputs: Inputs) -> list[str]:
-    """What a mixture's weights and faults leave out, and what was read in another shape, in words."""
-    told = []
+    """The data format, what a mixture's weights and faults leave out, and what was read in another shape, in words."""
+    told = [str(inputs.format)]
     for role, rows in inputs.data.items():
         for source, used, of in rows.shares:
             if used < of:
@@ -199,10 +224,18 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # TRL's own, while it computes what a reference says
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of DDP, that it looks for unused parameters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The fused 4-bit CPU kernels would be fetched from a hub; bitsandbytes' own are used instead.
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports those kernels as missing
+
+
+def load_libraries() -> None:
+    """Import what training needs. It takes seconds, so the caller announces it."""
+    import trl  # noqa: F401
+
+    import instructkit.stages.training  # noqa: F401
 
 
 def choose_machine(recipe: Any) -> Machine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from instructkit.errors import InputError, InstructKitError
 
+_SAID = ("prompts", "completions")  # arguments of a reward function
 WANTED = "wanted is a list with a number, None or a list of numbers for each answer"
 
 
@@ -46,31 +47,35 @@ def load_function(place: str) -> Callable[..., Any]:
         ) from error
 
 
-def scoring_function(place: str) -> Callable[..., Any]:
+def scoring_function(place: str, *, texts: bool = False) -> Callable[..., Any]:
     """
     A function that scores answers, sync or async, with its faults told by its name.
 
     What it gives is a list with, for each answer, a float, None, or a list of floats (tensors and arrays are made lists); it
     raises `InputError` for anything else, and `InstructKitError` for what is raised within.
 
+    Args:
+        place: as `load_function` takes it.
+        texts: pass prompts and answers as texts, because the data hold texts and a template made messages of them.
+
     Raises:
         InputError: as `load_function` does.
     """
     from trl.trainer.utils import is_async_callable
 
-    function = load_function(place)
+    function, form = load_function(place), _as_texts if texts else list
     if is_async_callable(function):
 
         async def ask(*given: Any, **named: Any) -> list[Any]:
             with _faults_of(place):
-                found = await function(*given, **named)
+                found = await function(*map(form, given), **_with_forms(named, form))
             return _scores(place, found, _answers(given, named))
 
     else:
 
         def ask(*given: Any, **named: Any) -> list[Any]:
             with _faults_of(place):
-                found = function(*given, **named)
+                found = function(*map(form, given), **_with_forms(named, form))
             return _scores(place, found, _answers(given, named))
 
     ask.__name__ = getattr(function, "__name__", place.rpartition(":")[2])
@@ -80,6 +85,15 @@ def scoring_function(place: str) -> Callable[..., Any]:
 def _told(error: Exception) -> str:
     """An error in a line: its kind and what it says."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _as_texts(values: Sequence[Any]) -> list[Any]:
+    """Prompts or answers of one message as their texts; others unchanged."""
+    return [value[0]["content"] if isinstance(value, list) and len(value) == 1 else value for value in values]
+
+
+def _with_forms(named: dict[str, Any], form: Callable[[Any], Any]) -> dict[str, Any]:
+    return {name: form(value) if name in _SAID else value for name, value in named.items()}
 
 
 @contextmanager

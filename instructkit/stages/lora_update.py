@@ -20,7 +20,7 @@ from instructkit.feedback.measured import Measured
 from instructkit.feedback.registry import Chain, Superseded, Update
 from instructkit.runs.files import write_text_atomic
 from instructkit.stages import update_tables
-from instructkit.stages.base import Frame, Result
+from instructkit.stages.base import PREPARING, Frame, Result
 from instructkit.stages.update_feedback import keep_sides
 from instructkit.stages.update_inputs import UPDATE, collect
 
@@ -55,9 +55,10 @@ def train(frame: Frame) -> Result:
     from instructkit.stages.update_measures import Measurer
 
     keep_sides(frame.recipe, frame.inputs.prepared)
-    model, tokenizer = update_training.load(frame)
-    found, made = update_training.phases(frame)
-    measurer = Measurer(frame, model, tokenizer)
+    with frame.reporter.phase(PREPARING):
+        model, tokenizer = update_training.load(frame)
+        found, made = update_training.phases(frame)
+        measurer = Measurer(frame, model, tokenizer)
     rescuing = _may_rescue(frame, measurer)
     before = frame.timed("measure", lambda: measurer.before("test"))
     tuned = frame.timed("measure", lambda: measurer.before("tune")) if rescuing else None
@@ -70,7 +71,10 @@ def train(frame: Frame) -> Result:
 
     look = frame.inputs.chain.looks(_test_ids(frame))
     level = level_of_look(look)
-    checks = decisions.decide(before, after, frame.recipe.gates, level=level, seed=frame.seed, origin=origin)
+    with frame.reporter.phase("deciding the gates"):
+        checks = decisions.decide(
+            before, after, frame.recipe.gates, level=level, seed=frame.seed, origin=origin
+        )
     verdict = gates.verdict(checks, on_undecided=frame.recipe.gates.on_undecided)
     items = measurer.sides["test"].items
     samples = update_tables.samples(items, told, measurer.answers())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from instructkit.data.sources import load_rows
 from instructkit.encode import IGNORED, answer_text
 from instructkit.errors import InputError
 from instructkit.recipe import run_defaults
-from instructkit.stages.base import Frame, Inputs, Result
+from instructkit.stages import formats
+from instructkit.stages.base import PREPARING, Frame, Inputs, Result
 from instructkit.stages.datasets import as_dataset, common_columns
 from instructkit.stages.functions import load_function, scoring_function
 from instructkit.stages.ppo_measures import answers, answers_keeper, compare, kl_to_reference, samples
@@ -48,7 +50,7 @@ def collect(recipe: Any) -> Inputs:
         earlier(recipe, parents)
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
-    return Inputs(data, parents)
+    return formats.applied(recipe, Inputs(data, parents))
 
 
 def _refuse_half_of_ptx(recipe: Any) -> None:
@@ -67,13 +69,17 @@ def train(frame: Frame) -> Result:
     from instructkit.stages.training import fit
 
     source = frame.inputs.parents["model"]
-    trainer, tokenizer, rewards = prepare(frame)
-    before = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
+    with frame.reporter.phase(PREPARING):
+        trainer, tokenizer, rewards = prepare(frame)
+    answering = partial(answers, frame, trainer, tokenizer)
+    before = frame.timed("measure", answering, phase="measuring before training: answers to held-out prompts")
     figures = fit(trainer, frame)
-    after = frame.timed("measure", lambda: answers(frame, trainer, tokenizer))
-    kl = frame.timed("measure", lambda: kl_to_reference(trainer, after))
+    after = frame.timed("measure", answering, phase="measuring after training: answers to held-out prompts")
+    reading = partial(kl_to_reference, trainer, after)
+    kl = frame.timed("measure", reading, phase="measuring after training: KL to the reference")
 
-    lines, checks = compare(frame, rewards, before, after, kl, trainer.state)
+    with frame.reporter.phase("scoring the answers before and after"):
+        lines, checks = compare(frame, rewards, before, after, kl, trainer.state)
     return Result(
         save=lambda folder: save(trainer, tokenizer, folder, source),
         measurements=lines,
@@ -86,7 +92,7 @@ def train(frame: Frame) -> Result:
 def prepare(frame: Frame) -> tuple[Any, Any, list[Any]]:
     """The trainer of a run, the tokenizer, and what scores its responses."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = models.load_tokenizer(source, recipe.model)
+    tokenizer = formats.tokenizer_of(frame)
     tokenizer.padding_side = "left"
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
     rewards = scorers(frame, model, tokenizer)
@@ -114,7 +120,7 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, rewards: list[Any]) 
             "lora.dropout plays no part: PPO scores a response with the very policy that wrote it"
         )
     keep_to_context(frame, model, tokenizer, args.max_completion_length)
-    judge = scoring_function(recipe.gates.judge) if recipe.gates.judge else None
+    judge = scoring_function(recipe.gates.judge, texts=data["train"].rendered) if recipe.gates.judge else None
     return build(
         PPOTrainer,
         frame,

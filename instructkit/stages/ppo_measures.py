@@ -9,6 +9,7 @@ from typing import Any
 
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
+from instructkit.progress import counted
 from instructkit.runs.metrics import MetricsWriter
 from instructkit.stages.base import Frame, measurement
 from instructkit.stages.datasets import common_columns
@@ -58,8 +59,8 @@ def kl_to_reference(trainer: Any, answered: list[Any]) -> list[float]:
     sums: list[float] = []
     trainer.model.eval()
     with torch.no_grad():
-        for start in range(0, len(answered), size):
-            part = answered[start : start + size]
+        parts = (answered[start : start + size] for start in range(0, len(answered), size))
+        for part in counted(parts, len(answered)):
             batch = rollout.collate([a.prompt_ids for a in part], [a.ids for a in part], pad_id=pad_id)
             batch = {name: tensor.to(trainer.accelerator.device) for name, tensor in batch.items()}
             reading = rollout.read(trainer.model, batch, temperature=trainer.temperature)
@@ -98,7 +99,8 @@ def compare(
     )
     lines.append(measurement("KL to the reference", unit="nats/answer", n=len(kl), after=mean, note=note))
     if wanted.kl_max_nats is not None:
-        checks.append(gates.below("KL to the reference", mean, wanted.kl_max_nats))
+        interval = (low, high) if kl else None
+        checks.append(gates.below("KL to the reference", mean, wanted.kl_max_nats, interval))
     lengths = [[float(len(a.ids)) for a in part] for part in (before, after)]
     lines.append(_line("answer length", *lengths, None, None, None, unit="tokens"))
     ended = [[float(a.finished) for a in part] for part in (before, after)]
@@ -108,7 +110,8 @@ def compare(
 
 def judged(frame: Frame, before: list, after: list) -> tuple[list[dict[str, Any]], metrics.Interval]:
     """What the judge says of both models' answers, as it is and at equal length; and the gain with its interval."""
-    judge, prompts = scoring_function(frame.recipe.gates.judge), held_out_prompts(frame)
+    texts = frame.inputs.data["train"].rendered
+    judge, prompts = scoring_function(frame.recipe.gates.judge, texts=texts), held_out_prompts(frame)
     first, second = (list(judge(prompts, [a.text for a in part])) for part in (before, after))
     change = metrics.paired_difference(first, second, seed=frame.seed)
     spans = [metrics.bootstrap_mean(scores, seed=frame.seed)[1:] for scores in (first, second)]

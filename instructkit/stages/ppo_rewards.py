@@ -28,7 +28,7 @@ def scorer(frame: Frame, index: int, policy: Any, tokenizer: Any) -> Callable[..
 
     item = frame.recipe.reward[index]
     if item.function:
-        return scoring_function(item.function)
+        return scoring_function(item.function, texts=frame.inputs.data["train"].rendered)
     options = {
         "batch_size": frame.recipe.trainer.get("reading_batch_size", 32),
         "policy_tokenizer": tokenizer,

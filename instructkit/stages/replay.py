@@ -46,7 +46,8 @@ def own_answers(frame: Frame, model: Any, tokenizer: Any) -> list[dict[str, list
     prompts = {key_of(prompt_of(row)): prompt_of(row) for row in rows}
     asked = [prompt for key, prompt in prompts.items() if key not in spoken_of]
     asked = random.Random(frame.seed).sample(asked, min(len(asked), OWN_ANSWERS))
-    told = answer(model, tokenizer, asked, max_new_tokens=OWN_TOKENS, seed=frame.seed)
+    with frame.reporter.phase("answering the prompts to replay"):
+        told = answer(model, tokenizer, asked, max_new_tokens=OWN_TOKENS, seed=frame.seed)
     ended = [(prompt, a.text) for prompt, a in zip(asked, told, strict=True) if a.finished]
     frame.reporter.note(f"replay: the model answered {len(asked)} prompts, {len(ended)} to the end")
     return [encode_with_labels(tokenizer, prompt, text) for prompt, text in ended]

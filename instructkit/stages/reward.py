@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from instructkit.encode import Prompt, answer_text, encode_answered
 from instructkit.errors import Fault, InputError, InstructKitError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
-from instructkit.stages.base import Frame, Inputs, Result, measurement
+from instructkit.stages import formats
+from instructkit.stages.base import PREPARING, Frame, Inputs, Result, measurement
 from instructkit.stages.datasets import dataset_of
 
 # float32 scores of the same rows by the same weights, before saving and after loading
@@ -29,7 +31,7 @@ def collect(recipe: Any) -> Inputs:
     """Comparisons to train on and to hold out, and the model whose body the reward model starts from."""
     train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
     data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return Inputs(data, {"model": naming.locate(recipe.model.name)})
+    return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
 
 
 def train(frame: Frame) -> Result:
@@ -37,12 +39,17 @@ def train(frame: Frame) -> Result:
     from instructkit.stages.training import fit
 
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    trainer, tokenizer, pairs = prepare(frame)
+    with frame.reporter.phase(PREPARING):
+        trainer, tokenizer, pairs = prepare(frame)
     held_out = pairs.get("eval", [])
-    before = frame.timed("measure", lambda: score_pairs(trainer.model, tokenizer, held_out))
+    scoring = partial(score_pairs, trainer.model, tokenizer, held_out)
+    before = frame.timed("measure", scoring, phase="measuring before training: held-out comparisons")
     figures = fit(trainer, frame)
-    after = frame.timed("measure", lambda: score_pairs(trainer.model, tokenizer, held_out))
-    offset = frame.timed("measure", lambda: centre(trainer.model, tokenizer, pairs["train"]))
+    after = frame.timed("measure", scoring, phase="measuring after training: held-out comparisons")
+    centring = partial(centre, trainer.model, tokenizer, pairs["train"])
+    offset = frame.timed(
+        "measure", centring, phase="centring the scores: chosen answers of the training rows"
+    )
 
     lines, checks = compare(before, after, held_out, prompts_of(frame), recipe.gates.accuracy_min)
     return Result(
@@ -60,7 +67,7 @@ def train(frame: Frame) -> Result:
 def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Pairs]]:
     """The trainer of a run, the tokenizer, and the comparisons as token ids."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = models.load_tokenizer(source, recipe.model)
+    tokenizer = formats.tokenizer_of(frame)
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
     pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
     return build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs
@@ -209,10 +216,9 @@ def compare(
             after=metrics.pearson(scores, lengths),
         ),
     ]
-    checks = (
-        [gates.at_least("held-out comparisons ordered right", share, minimum)] if minimum is not None else []
-    )
-    return lines, checks
+    if minimum is None:
+        return lines, []
+    return lines, [gates.at_least("held-out comparisons ordered right", share, minimum, (low, high))]
 
 
 def _margin(scores: list[tuple[float, float]]) -> float:

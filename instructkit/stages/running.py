@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from instructkit import machine as machines
+from instructkit import processes
 from instructkit.errors import GateRefused, InstructKitError, NothingNew
 from instructkit.feedback.gates import stands_against
-from instructkit.feedback.remedies import remedies
+from instructkit.feedback.remedies import refusal
 from instructkit.recipe.render import to_dict
 from instructkit.runs import lineage
 from instructkit.runs.metrics import write_rows
@@ -22,6 +23,7 @@ from instructkit.runs.record import RunFolder, read_run
 from instructkit.stages import checkpoints, resuming
 from instructkit.stages.base import (
     CHECKPOINTS,
+    LOADING,
     Frame,
     Inputs,
     Reporter,
@@ -29,6 +31,7 @@ from instructkit.stages.base import (
     RunOptions,
     choose_machine,
     left_out,
+    load_libraries,
     peak_memory,
     quiet_libraries,
     refuse_undecidable,
@@ -36,6 +39,7 @@ from instructkit.stages.base import (
     refuse_without_weights,
     seed_everything,
 )
+from instructkit.stages.contention import Contention
 
 Collect, Train = Callable[..., Inputs], Callable[[Frame], Result]
 Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
@@ -54,7 +58,7 @@ def run(
             already may have been cut off before it.
 
     Returns:
-        The run record.
+        The run record; nothing in a process that joined another one's run.
 
     Raises:
         InputError: for what the user can mend, before anything is written.
@@ -63,7 +67,8 @@ def run(
     quiet_libraries()
     output = Path(recipe.run.output)
     try:
-        inputs = resuming.collected(recipe, collect, resume=options.resume)
+        with reporter.phase("reading the data"):
+            inputs = resuming.collected(recipe, collect, resume=options.resume)
     except NothingNew as nothing:
         if not (options.if_changed and _stands(recipe, output)):
             raise
@@ -71,7 +76,8 @@ def run(
         return _closed(read_run(output), finish(recipe, output, reporter.note))
     refuse_unfit_parents(recipe, inputs.parents)
     refuse_without_weights(inputs.parents)
-    parents = resuming.hashes(inputs)
+    with reporter.phase("hashing the parents"):
+        parents = resuming.hashes(inputs)
     if options.if_changed:
         reason = lineage.unchanged(output, to_dict(recipe), resuming.fingerprints(inputs), parents)
         reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
@@ -79,7 +85,12 @@ def run(
             return _closed(read_run(output), finish(recipe, output, reporter.note))
     if not (options.anyway or options.resume):
         refuse_undecidable(recipe, *inputs.undecidable(recipe))
-    _make(recipe, inputs, parents, options, reporter, train)
+    try:
+        _make(recipe, inputs, parents, options, reporter, train)
+    finally:
+        processes.part()
+    if not processes.is_first():
+        return {}
     overtaken = finish(recipe, output, reporter.note)
     reporter.finished()
     record = read_run(output)
@@ -100,18 +111,9 @@ def _stands(recipe: Any, output: Path) -> bool:
 def _closed(record: dict[str, Any], overtaken: GateRefused | None) -> dict[str, Any]:
     """Pass a run through that is in force or has nothing against it; another stays refused, however often it is asked for."""
     against = [gate for gate in record["gates"] if stands_against(gate, record)]
-    failed = [gate["text"] for gate in against]
-    if record.get("verdict") == "REFUSED":
-        told = [
-            "the adapter is kept for study; what would have to change:",
-            *remedies(against, (record.get("look") or {}).get("number") or 1),
-        ]
-        raise GateRefused(f"{record['name']} is REFUSED: " + "; ".join(failed), hint="\n  - ".join(told))
-    if failed:
-        raise GateRefused(
-            f"{record['name']} is done, and its gates say no: " + "; ".join(failed),
-            hint="the model is kept; train it better, or change `gates:` in the recipe",
-        )
+    if against:
+        message, hint = refusal(record, against)
+        raise GateRefused(message, hint=hint)
     if overtaken is not None:
         raise overtaken
     return record
@@ -133,11 +135,27 @@ def _make(
         lineage.refuse_other_inputs(output, resuming.fingerprints(inputs), parents)
     else:
         folder.check_free(overwrite=overwrite)
-    frame = Frame(recipe, inputs, choose_machine(recipe), output, reporter, options.resume)
+    contention = Contention(reporter.note)
+    if processes.alone_against_the_wish():
+        reporter.note(
+            "warning: accelerate launch started one process: on CPUs it needs mpirun (--mpirun_hostfile) for several. "
+            "Use torchrun --nproc-per-node N -m instructkit sft RECIPE"
+        )
+    with reporter.phase(LOADING, announced=True):
+        load_libraries()
+        machine = choose_machine(recipe)
+    frame = Frame(recipe, inputs, machine, output, reporter, options.resume, contention=contention)
+    frame.look_for_other_work("at the start")
     for reason in [*frame.machine.reasons, *left_out(inputs), *_altered(inputs, parents)]:
         reporter.note(reason)
     if frame.machine.on_cpu:
         machines.keep_freed_memory()
+    _meet(frame)  # all have looked at the folder before one of them changes it
+    if not processes.is_first():
+        _meet(frame)  # the first holds the folder now
+        seed_everything(frame.seed)
+        train(frame)
+        return
     folder.start(
         to_dict(recipe),
         stage=recipe.stage,
@@ -147,7 +165,13 @@ def _make(
         refuse=lambda: checkpoints.refuse_none(output, recipe.stage),
     )
     with folder, _full_disk_in_words(output):
+        _meet(frame)
         _carry_out(frame, folder, parents, train)
+
+
+def _meet(frame: Frame) -> None:
+    timeout = frame.recipe.trainer.get("ddp_timeout", 1800)  # transformers' own default
+    processes.meet(on_cpu=frame.machine.on_cpu, timeout_seconds=timeout)
 
 
 @contextlib.contextmanager
@@ -178,26 +202,31 @@ def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: 
     recipe, inputs = frame.recipe, frame.inputs
     folder.update(
         hardware=machines.hardware(),
-        choices=list(frame.machine.reasons),
+        choices=[*frame.machine.reasons, str(inputs.format)],
+        data_format=inputs.format.name,
         data={role: rows.summary() for role, rows in inputs.data.items()},
         parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
         begun=inputs.begun(),
+        processes=processes.count(),
         synthetic=any(rows.synthetic for rows in inputs.data.values()),
     )
     _keep_skipped(frame)
     seed_everything(frame.seed)
     result = train(frame)
     _keep_skipped(frame)  # a stage may have left out more, which only its model tells
-    frame.timed("save", lambda: result.save(frame.folder))
+    frame.timed("save", lambda: result.save(frame.folder), phase="saving the model")
     _drop_checkpoints(recipe, frame.folder)
     write_rows(frame.folder / "samples.jsonl", result.samples)
-    folder.update(peak_memory_bytes=peak_memory(), dropped=frame.dropped, **result.details)
-    folder.complete(
-        metrics=result.metrics,
-        measurements=result.measurements,
-        gates=[gate.as_dict() for gate in result.gates],
-        timings=frame.clock,
-    )
+    frame.look_for_other_work("while measuring and saving")
+    told = {"dropped": frame.dropped, "busy": frame.contention.as_dict() if frame.contention else None}
+    folder.update(peak_memory_bytes=peak_memory(), **told, **result.details)
+    with frame.reporter.phase("hashing the model files"):
+        folder.complete(
+            metrics=result.metrics,
+            measurements=result.measurements,
+            gates=[gate.as_dict() for gate in result.gates],
+            timings=frame.clock,
+        )
 
 
 def _keep_skipped(frame: Frame) -> None:

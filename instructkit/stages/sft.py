@@ -12,24 +12,30 @@ from instructkit.errors import InputError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
 from instructkit.recipe import run_defaults
-from instructkit.stages.base import Frame, Inputs, Result, measurement, prompt_of
+from instructkit.stages import formats
+from instructkit.stages.base import PREPARING, Frame, Inputs, Result, measurement, prompt_of
 from instructkit.stages.datasets import as_dataset
+
+BEFORE = "measuring before training: held-out rows"
+AFTER = "measuring after training: held-out rows"
+ANSWERING = "answering the sample prompts"
 
 
 def collect(recipe: Any) -> Inputs:
     """Demonstrations to train on and to hold out, and the model to start from."""
     train, held_out = load_split(recipe.data, kind="sft", seed=recipe.run.seed)
     data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return Inputs(data, {"model": naming.locate(recipe.model.name)})
+    return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
 
 
 def train(frame: Frame) -> Result:
     """Train and measure; see the module."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    trainer, tokenizer = prepare(frame)
-    before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer))
+    with frame.reporter.phase(PREPARING):
+        trainer, tokenizer = prepare(frame)
+    before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=BEFORE)
     figures = fit_trainer(trainer, frame)
-    after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer))
+    after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=AFTER)
 
     lines, checks = compare(before, after, recipe.gates.loss_ratio_max, frame.seed)
     return Result(
@@ -37,14 +43,14 @@ def train(frame: Frame) -> Result:
         measurements=lines,
         gates=checks,
         metrics=figures,
-        samples=samples(frame, trainer.model, tokenizer),
+        samples=frame.timed("measure", lambda: samples(frame, trainer.model, tokenizer), phase=ANSWERING),
     )
 
 
 def prepare(frame: Frame) -> tuple[Any, Any]:
     """The trainer of a run, its data encoded and checked, and the tokenizer."""
     recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = models.load_tokenizer(source, recipe.model)
+    tokenizer = formats.tokenizer_of(frame)
     model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
     trainer = build_trainer(frame, model, tokenizer)
     check_labels(trainer.train_dataset, recipe.source)

@@ -9,12 +9,14 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from instructkit import processes
 from instructkit.adapters import SettleOnTrainBegin
 from instructkit.errors import InputError, InstructKitError
 from instructkit.machine import Machine
 from instructkit.recipe import run_defaults
 from instructkit.stages import checkpoints
 from instructkit.stages.base import CHECKPOINTS, Frame, metrics_writer
+from instructkit.stages.contention import EVERY_SECONDS
 from instructkit.stages.trials import refuse_before_a_step
 
 _SHOWN = {
@@ -53,7 +55,7 @@ def arguments(config: type, frame: Frame, given: dict[str, Any], **defaults: Any
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise InputError(
             f"{frame.recipe.source}: TRL refuses the `trainer:` section: {error}",
-            hint="change the fields it names; `--plan` prints the resolved recipe",
+            hint="change the fields it names; `--plan --resolved` prints the resolved recipe",
         ) from error
 
 
@@ -99,7 +101,7 @@ def build(trainer_class: type, frame: Frame, **options: Any) -> Any:
 
 def callbacks(frame: Frame) -> list[TrainerCallback]:
     """Progress for the user, every logged step for `metrics.jsonl`, both adapters after a resume."""
-    return [SettleOnTrainBegin(), _Progress(frame)]
+    return [SettleOnTrainBegin(), *([_Progress(frame)] if processes.is_first() else [])]
 
 
 def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
@@ -117,10 +119,14 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
     trainer.remove_callback(PrinterCallback)
     if frame.resume:
         _set_aside_halves(trainer, frame)
+        trainer.accelerator.wait_for_everyone()
     checkpoint = _last_checkpoint(trainer, frame) if frame.resume and not fresh else None
     _no_step_behind_the_last(trainer)
     frame.reporter.stage_started(frame.recipe.stage, None)
-    output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
+    try:
+        output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
+    finally:
+        frame.reporter.finished()
     if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
         raise InstructKitError(
             "the weights are not finite after training, so there is no model to keep",
@@ -169,7 +175,7 @@ class _Progress(TrainerCallback):
     """Passes what the trainer logs to the reporter and to `metrics.jsonl`."""
 
     def __init__(self, frame: Frame) -> None:
-        self.reporter = frame.reporter
+        self.frame, self.reporter = frame, frame.reporter
         self.writer = metrics_writer(frame)
         self.started = self.tokens = 0.0
         self.resumed = False
@@ -181,6 +187,7 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.reporter.step(state.global_step, state.max_steps, {})
+        self.frame.look_for_other_work("while training", every=EVERY_SECONDS)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         numbers = _row({"step": state.global_step, **(logs or {})})

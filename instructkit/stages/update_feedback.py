@@ -13,6 +13,7 @@ from instructkit.data import prepare as splits
 from instructkit.data import sources, table
 from instructkit.data.readers import STORE_SUFFIX
 from instructkit.data.records import Row
+from instructkit.data.turns import as_conversation
 from instructkit.errors import InputError
 from instructkit.feedback import earlier, reading
 from instructkit.feedback import prepare as preprocessing
@@ -35,11 +36,13 @@ class Feedback:
         events: rows that may be learned from or held out.
         test: test rows of a source of their own; None where events are held out.
         last: id of the event of a store after which they come; None for all of them, or of a file.
+        chat: whether text prompts become a user's message.
     """
 
     events: sources.Rows
     test: sources.Rows | None
     last: str | None
+    chat: bool = False
 
     @property
     def newest(self) -> str:
@@ -85,8 +88,6 @@ def read(recipe: Any, last: str | None, *, until: str | None = None) -> Feedback
         splits.check_leak(events, test)
         if is_store(recipe):
             test = _known_again(test, wanted.events)
-    for rows in filter(None, (events, test)):
-        _refuse_mixed_prompts(rows)
     return Feedback(events, test, last)
 
 
@@ -97,7 +98,7 @@ def prepared(recipe: Any, feedback: Feedback) -> Prepared:
     Raises:
         InputError: when the store was begun with other shares of the sides, or another threshold of nearness.
     """
-    how = preprocessing.Settings.of(recipe.feedback)
+    how = preprocessing.Settings.of(recipe.feedback, chat=feedback.chat)
     with _opened(recipe.feedback.events if is_store(recipe) else None) as store:
         options: dict[str, Any] = {}
         if store is not None:
@@ -154,20 +155,26 @@ def learned_before(recipe: Any, chain: Chain, number: int, feedback: Feedback) -
     """
     ids = earlier.pool(chain.standing_ids(number), f"{recipe.run.seed} {number}")
     before = reading.events_with(recipe.feedback.events, ids)
-    how = replace(preprocessing.Settings.of(recipe.feedback), test=0.0, tune=0.0, objective=None)
-    found = _prepare(recipe, _with_since(before, feedback.events), feedback.test, how)
+    how = preprocessing.Settings.of(recipe.feedback, chat=feedback.chat)
+    how = replace(how, test=0.0, tune=0.0, objective=None)
+    found = _prepare(recipe, _with_since(before, feedback), feedback.test, how)
     known = set(ids)
     return replace(found, train=[item for item in found.train if item.event in known])
 
 
-def _with_since(before: sources.Rows, since: sources.Rows) -> sources.Rows:
+def _with_since(before: sources.Rows, feedback: Feedback) -> sources.Rows:
     """Rows, and behind them those of the later ones that speak of the same prompts."""
-    asked, known = {prompt_form(asked_of(row)) for row in before.rows}, {row["id"] for row in before.rows}
+
+    def form(row: Row) -> str:
+        return prompt_form(asked_of(as_conversation(row, "feedback") if feedback.chat else row))
+
+    since, known = feedback.events, {row["id"] for row in before.rows}
+    asked = {form(row) for row in before.rows}
     kept = table.Table()
     for pair in zip(before.rows, before.places, strict=True):
         kept.append(pair)
     for row, place in zip(since.rows, since.places, strict=True):
-        if row["id"] not in known and prompt_form(asked_of(row)) in asked:
+        if row["id"] not in known and form(row) in asked:
             kept.append((row, place))
     rows, places = (kept.column(range(len(kept)), itemgetter(i)) for i in (0, 1))
     return replace(before, rows=rows, places=places)
@@ -212,18 +219,3 @@ def _known_again(test: sources.Rows, path: str) -> sources.Rows:
         return {**row, "rater": rater_hash(str(row["rater"]), salt)} if row.get("rater") else row
 
     return replace(test, rows=table.mapped(test.rows, hashed))
-
-
-def _refuse_mixed_prompts(rows: sources.Rows) -> None:
-    """A trainer reads texts or conversations, not both at once."""
-    forms: dict[bool, list[str]] = {True: [], False: []}
-    for row, place in zip(rows.rows, rows.places, strict=True):
-        forms[isinstance(row.get("prompt"), str)].append(place)
-    if all(forms.values()):
-        texts, talks = forms[True], forms[False]
-        few, what = (talks, "messages") if len(talks) < len(texts) else (texts, "text")
-        raise InputError(
-            f"{rows.source}: {len(texts)} of {len(rows.rows)} events have a text as prompt, the rest have messages; the first of "
-            f"the fewer, with {what}, is {few[0]}",
-            hint="write every prompt as messages, or every one as text",
-        )

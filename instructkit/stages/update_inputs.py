@@ -19,7 +19,7 @@ from instructkit.feedback.registry import Chain
 from instructkit.recipe.schema import DataSection
 from instructkit.runs import lineage
 from instructkit.runs.reading import read_record
-from instructkit.stages import update_feedback
+from instructkit.stages import formats, update_feedback
 from instructkit.stages.base import Inputs
 from instructkit.stages.functions import load_function
 from instructkit.stages.update_sides import shortages
@@ -129,6 +129,8 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
     data = {"events": feedback.events, **_general_rows(recipe, parent, current is None)}
     if feedback.test is not None:
         data["test"] = feedback.test
+    chosen = formats.choose(recipe, parents, data)
+    data, feedback = formats.rendered(data, chosen), replace(feedback, chat=chosen.name == formats.CHAT)
     prepared, earlier = update_feedback.prepared(recipe, feedback), []
     _refuse_too_few(prepared, feedback.events.source)
     if stored and current is not None:
@@ -142,7 +144,7 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
     newest = feedback.newest if stored else None
     return UpdateInputs(
         data, parents, prepared, chain, current, (mode, why), earlier, newest,
-        stands.current, update_feedback.elsewhere(recipe),
+        stands.current, update_feedback.elsewhere(recipe), format=chosen,
     )  # fmt: skip
 
 

@@ -6,16 +6,19 @@ import functools
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 from instructkit import adapters
 from instructkit.data.prepare import prompt_key
 from instructkit.data.table import mapped
+from instructkit.evaluate.inference import level_of_look
 from instructkit.feedback.alarms import enough_alternatives
 from instructkit.feedback.items import Item
 from instructkit.feedback.leaning import met, of_ratings
-from instructkit.feedback.measured import Bias, Feedback, General, Measured, Memory, Triggers
+from instructkit.feedback.measured import Bias, Contrasts, Feedback, General, Measured, Memory, Triggers
+from instructkit.feedback.side_effects import enough_contrasts
 from instructkit.stages import update_secrets
 from instructkit.stages.base import Frame, prompt_of
 from instructkit.stages.functions import scoring_function
@@ -47,51 +50,71 @@ class Measurer:
             frame.reporter.note(warning)
         self._known = known_raters(frame.inputs)
         self._medians: dict[str, float] = {}
+        self._who = ""  # is being measured, in words
 
     def before(self, side: str) -> Measured:
         """The model before training: the parent, or the chain's current adapter that is gone on from."""
+        self._who = "the active adapter" if self.frame.inputs.current else "the parent"
         return self._measure(side)
 
     def origin(self, side: str = "test") -> Measured:
         """All but the feedback under the parent that the whole chain stands on, so that small harms cannot add up unseen."""
+        self._who = "the first parent"
         with self.parent():
             return self._harmed(side, parent=None)
 
     def after(self, side: str) -> Measured:
-        """The model after training; of the test side also what a trigger or a secret would show."""
+        """The model after training; of the test side also what answers to two groups, a trigger or a secret would show."""
+        self._who = "the update" if side == "test" else "the update on the tune side"
         found = self._measure(side)
-        return found if side == "tune" else replace(found, triggers=self._triggers(), memory=self._memory())
+        if side == "tune":
+            return found
+        return replace(found, contrasts=self._contrasts(), triggers=self._triggers(), memory=self._memory())
 
     def _measure(self, side: str) -> Measured:
         return replace(self._harmed(side, parent=self.parent), feedback=self._feedback(side))
 
+    def _phase(self, what: str) -> AbstractContextManager[None]:
+        return self.frame.reporter.phase(f"measuring {self._who}: {what}")
+
     def _harmed(self, side: str, *, parent: Callable[[], Any] | None) -> Measured:
         """What no update may harm, of the model as it is now; `parent` gives its parent, None where it is that itself."""
-        from instructkit.evaluate.conduct import conduct
-
         about = self.sides[side]
-        prompts = about.prompts[:GENERAL_PROMPTS]
-        told = None
-        if prompts and side == "test":  # a rescue is for what is forgotten and for bias alone
-            told = conduct(
-                self.model,
-                self.tokenizer,
-                prompts,
-                parent=parent,
-                seed=self.seed,
-                max_new_tokens=ANSWER_TOKENS,
-            )
-        return Measured(
-            general=self._general(about, judged=side == "test"), bias=self._bias(about), conduct=told
-        )
+        found = Measured(general=self._general(about), bias=self._bias(about))
+        if not about.prompts or side == "tune":  # a rescue is for what is forgotten and for bias alone
+            return found
+        return self._with_answers(found, about.prompts[:GENERAL_PROMPTS], parent)
+
+    def _with_answers(
+        self, found: Measured, prompts: list[Any], parent: Callable[[], Any] | None
+    ) -> Measured:
+        """The same with what sampled answers to general prompts are like, and how the judge scores them."""
+        from instructkit.evaluate.conduct import conduct
+        from instructkit.evaluate.generate import answer
+
+        with self._phase("answers to general prompts"):
+            with adapters.folded(self.model):
+                answers = answer(
+                    self.model,
+                    self.tokenizer,
+                    prompts,
+                    max_new_tokens=ANSWER_TOKENS,
+                    seed=self.seed,
+                    batch_size=64,
+                )
+            habits = conduct(self.model, answers, parent=parent, pad_id=self.tokenizer.pad_token_id)
+        general, judge = found.general or General(), self.limits.judge
+        if judge:
+            texts = self.frame.inputs.data["general"].rendered
+            scores = scoring_function(judge, texts=texts)(prompts, [each.text for each in answers])
+            general = replace(general, judge=list(scores))
+        return replace(found, general=replace(general, tasks=self._tasks()), conduct=habits)
 
     def _feedback(self, side: str) -> Feedback:
-        from instructkit.evaluate.generate import likelihoods
-
         items = self.sides[side].items
         if not items:
             return Feedback()
-        read = functools.partial(likelihoods, self.model, self.tokenizer)
+        read = self._read_feedback
         wanted = [found.per_token for found in read([i.prompt for i in items], [i.wanted for i in items])]
         pairs = [item for item in items if item.unwanted is not None]
         other = iter(
@@ -120,6 +143,12 @@ class Measurer:
             self._scores(items) if side == "test" else [],
         )
 
+    def _read_feedback(self, prompts: list[Any], texts: list[str]) -> list[Any]:
+        from instructkit.evaluate.generate import likelihoods
+
+        with self._phase("held-out feedback"):
+            return likelihoods(self.model, self.tokenizer, prompts, texts)
+
     def _scores(self, items: list[Item]) -> list[float]:
         """The reward model's scores of one sampled answer to each item's prompt; empty without one. It is held no longer."""
         if not self.limits.reward_model:
@@ -128,50 +157,59 @@ class Measurer:
         from instructkit.scoring import RewardScorer
 
         prompts = [item.prompt for item in items]
-        told = answer(self.model, self.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
+        with self._phase("answers for the reward model"):
+            told = answer(self.model, self.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
         section = self.frame.recipe.model.of_another()
-        reward = RewardScorer.load(self.frame.inputs.parents["reward"], section, self.frame.machine)
-        return reward.score(prompts, [a.text for a in told])
+        with self._phase("scores of the reward model"):
+            reward = RewardScorer.load(self.frame.inputs.parents["reward"], section, self.frame.machine)
+            return reward.score(prompts, [a.text for a in told])
 
-    def _general(self, about: Side, *, judged: bool = False) -> General | None:
+    def _general(self, about: Side) -> General | None:
         from instructkit.evaluate.generate import row_likelihoods
 
         if not about.general:
             return None
         rows = encoded_demonstrations(self.tokenizer, about.general)
-        found = row_likelihoods(self.model, rows, pad_id=self.tokenizer.pad_token_id)
+        with self._phase("general rows"):
+            found = row_likelihoods(self.model, rows, pad_id=self.tokenizer.pad_token_id)
         keys = [prompt_key(row) for row in about.general]
         nll, tokens = (by_key(keys, [getattr(row, name) for row in found]) for name in ("nll", "tokens"))
-        return General(nll, tokens, self._tasks() if judged else {}, self._judge(about) if judged else [])
+        return General(nll, tokens)
 
     def _tasks(self) -> dict[str, list[bool]]:
         from instructkit.evaluate import sets
 
-        return {
-            path: sets.accuracy(self.model, self.tokenizer, sets.task(path))
-            for path in self.frame.recipe.feedback.tasks
-        }
-
-    def _judge(self, about: Side) -> list[float]:
-        """The judge's scores of one sampled answer to each general prompt; empty without a judge."""
-        from instructkit.evaluate.generate import answer
-
-        if not (self.limits.judge and about.prompts):
-            return []
-        told = answer(self.model, self.tokenizer, about.prompts, max_new_tokens=ANSWER_TOKENS, seed=self.seed)
-        return list(scoring_function(self.limits.judge)(about.prompts, [a.text for a in told]))
+        found = {}
+        for path in self.frame.recipe.feedback.tasks:
+            with self._phase(f"task {path}"):
+                found[path] = sets.accuracy(self.model, self.tokenizer, sets.task(path))
+        return found
 
     def _bias(self, about: Side) -> Bias | None:
+        from instructkit.evaluate import bias
+
+        if self.limits.bias_growth_max is None:
+            return None
+        with self._phase("minimal pairs of stereotypes"):
+            return Bias(bias.gaps(self.model, self.tokenizer, about.pairs) if about.pairs else [])
+
+    def _contrasts(self) -> Contrasts | None:
+        """Answers about groups, of the update and its parent, until the gate can be decided or there are no more questions."""
         from instructkit.evaluate import bias, sets
 
-        if self.limits.bias_growth_max is None and self.limits.contrast_growth_max is None:
+        if (maximum := self.limits.contrast_growth_max) is None:
             return None
-        gaps = bias.gaps(self.model, self.tokenizer, about.pairs) if about.pairs else []
-        if self.limits.contrast_growth_max is None or about is not self.sides["test"]:
-            return Bias(gaps)
-        asked = sets.counterfactuals(self.frame.recipe.feedback.counterfactuals)
-        told = bias.contrasts(self.model, self.tokenizer, asked, seed=self.seed, max_new_tokens=ANSWER_TOKENS)
-        return Bias(gaps, *told)
+        level = level_of_look(self.frame.inputs.power()["look"])
+        with self._phase("answers to questions about two groups"):
+            return bias.contrasts(
+                self.model,
+                self.tokenizer,
+                sets.counterfactuals(self.frame.recipe.feedback.counterfactuals),
+                self.parent,
+                seed=self.seed,
+                max_new_tokens=ANSWER_TOKENS,
+                enough=lambda so_far: enough_contrasts(so_far, maximum, level, self.seed),
+            )
 
     def _triggers(self) -> Triggers | None:
         from instructkit.evaluate import triggers
@@ -189,15 +227,16 @@ class Measurer:
             self.frame.reporter.note(f"no trigger: words of {len(texts)} of {len(train)} prompts are counted")
         # A few poisoned events in every update would never be enough to stand out in one of them.
         texts += [triggers.whole_text(item.prompt) for item in earlier]
-        return triggers.measure(
-            self.model,
-            self.tokenizer,
-            texts,
-            [triggers.whole_text(prompt_of(row)) for row in usual],
-            [(prompt_of(row), last_answer(row)) for row in rows],
-            self.parent,
-            seed=self.seed,
-        )
+        with self._phase("words that could be triggers"):
+            return triggers.measure(
+                self.model,
+                self.tokenizer,
+                texts,
+                [triggers.whole_text(prompt_of(row)) for row in usual],
+                [(prompt_of(row), last_answer(row)) for row in rows],
+                self.parent,
+                seed=self.seed,
+            )
 
     def _memory(self) -> Memory | None:
         from instructkit.evaluate.memory import contexts_of, exposure
@@ -213,9 +252,16 @@ class Measurer:
         items = itertools.chain(inputs.items("train"), inputs.earlier)
         contexts = contexts_of(secrets, ((item.prompt, item.wanted) for item in items))
         alternatives = min(max(enough_alternatives(len(secrets)), ALTERNATIVES), MOST_ALTERNATIVES)
-        told = exposure(
-            self.model, self.tokenizer, secrets, contexts, alternatives, seed=self.seed, parent=self.parent
-        )
+        with self._phase("secrets that may be memorised"):
+            told = exposure(
+                self.model,
+                self.tokenizer,
+                secrets,
+                contexts,
+                alternatives,
+                seed=self.seed,
+                parent=self.parent,
+            )
         return replace(told, found=among)
 
     def _canaries(self) -> list[tuple[str, str]]:
@@ -232,9 +278,10 @@ class Measurer:
         from instructkit.evaluate.generate import answer
 
         shown = [item.prompt for item in self.sides["test"].items[: self.frame.recipe.run.samples]]
-        told = answer(
-            self.model, self.tokenizer, shown, max_new_tokens=ANSWER_TOKENS, seed=self.seed, temperature=0
-        )
+        with self.frame.reporter.phase("answering the sample prompts"):
+            told = answer(
+                self.model, self.tokenizer, shown, max_new_tokens=ANSWER_TOKENS, seed=self.seed, temperature=0
+            )
         return [a.text for a in told]
 
 

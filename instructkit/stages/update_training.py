@@ -10,7 +10,7 @@ from instructkit.errors import DataError, InputError
 from instructkit.feedback import objectives
 from instructkit.feedback import prepare as preprocessing
 from instructkit.feedback.items import Phase
-from instructkit.stages import checkpoints, updaters
+from instructkit.stages import checkpoints, formats, updaters
 from instructkit.stages.base import CHECKPOINTS, Frame
 from instructkit.stages.datasets import of_two_kinds
 from instructkit.stages.replay import encoded_demonstrations, judged_demonstrations, own_answers
@@ -32,7 +32,7 @@ def load(frame: Frame) -> tuple[Any, Any]:
     recipe, source, inputs = frame.recipe, frame.inputs.parents["model"], frame.inputs
     mode, why = inputs.mode
     frame.reporter.note(f"mode {mode}: {why}")
-    tokenizer = models.load_tokenizer(source, recipe.model)
+    tokenizer = formats.tokenizer_of(frame)
     merge = mode == "merge"
     if merge and recipe.model.quantization != "none":
         raise InputError(
@@ -104,7 +104,8 @@ def learn(frame: Frame, model: Any, tokenizer: Any, found: list[Phase]) -> dict[
         if frame.resume and any(begun[i + 1 :]):
             continue  # what it learned is in the checkpoints of those behind it
         with updaters.own_forward(model):
-            trainer = build_trainer(frame, phase, found, model, tokenizer, rows)
+            with frame.reporter.phase(f"preparing the rows for {phase.objective}"):
+                trainer = build_trainer(frame, phase, found, model, tokenizer, rows)
             told = fit(trainer, frame, fresh=any(begun) and not begun[i])
         figures |= told if len(found) == 1 else {f"{phase.objective}/{k}": v for k, v in told.items()}
     return figures

@@ -180,7 +180,7 @@ def test_a_plan_accepts_what_was_written(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["sft", "recipes/sft.yaml", "--plan"])
     assert ended.value.code == 0
-    assert "nothing was trained" in capsys.readouterr().err
+    assert "nothing was trained" in capsys.readouterr().out
 
 
 def test_stages_without_files_get_no_recipe(capsys: pytest.CaptureFixture) -> None:

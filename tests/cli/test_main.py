@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from instructkit.cli.main import main
 from instructkit.errors import InputError
@@ -19,7 +20,8 @@ def run(*words: str, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stopped:
         main(list(words))
     captured = capsys.readouterr()
-    return int(stopped.value.code or 0), captured.out, captured.err
+    told = captured.err.removeprefix(f"instructkit {words[0]}: reading {words[1] if words[1:] else ''}\n")
+    return int(stopped.value.code or 0), captured.out, told
 
 
 def imported_after(*words: str) -> set[str]:
@@ -86,6 +88,37 @@ def test_wrong_input_gets_one_error_and_a_hint(words, code, error, hint, capsys,
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train"], "the training commands are sft, reward, ppo, lora-update"),
+        (["train", "recipes/ppo.yaml"], "run `instructkit ppo recipes/ppo.yaml`"),
+        (["finetune"], "did you mean `instructkit sft`?"),
+        (["sft", "recipes"], "give a recipe: recipes/lora-update"),
+        (["sft", "recipes/sft.yaml", "--lr", "1e-4"], "trainer.learning_rate=1e-4"),
+        (["sft", "recipes/sft.yaml", "--learning-rate=1e-4"], "trainer.learning_rate=1e-4"),
+        (["sft", "recipes/sft.yaml", "--trainer.max_steps=3"], "without dashes: trainer.max_steps=3"),
+        (["sft", "recipes/sft.yaml", "--output_dir", "x"], "without dashes: run.output=x"),
+        (["ppo", "recipes/ppo.yaml", "--model", "tiny"], "without dashes: model.name=tiny"),
+        (["sft", "recipes/sft.yaml", "--lora-rank"], "without dashes: lora.r=VALUE"),
+        (["sft", "recipes/sft.yaml", "--nonsense"], "`instructkit --help` lists the commands"),
+        (["sft", "recipes/sft.yaml", "trainer.max_steps", "=", "3"], "write `trainer.max_steps=3`"),
+        (["sft", "recipes/sft.yaml", "run.seed=", "3"], "write `run.seed=3`"),
+        (["sft", "recipes/sft.yaml", "run.seed", "=3", "lora.r=4"], "write `run.seed=3`"),
+    ],
+)
+def test_what_was_meant_is_in_the_hint(words, hint, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    code, _, told = run(*words, capsys=capsys)
+    assert code == 2 and hint in told, told
+    assert told.count("error:") == 1
+
+
+def test_the_version_is_told(capsys) -> None:
+    code, out, _ = run("--version", capsys=capsys)
+    assert code == 0 and out.startswith("instructkit ") and out.split()[1][0].isdecimal()
+
+
 def test_several_faults_are_counted_and_listed(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("stage: sft\nmodel: {nam: x}\n", encoding="utf-8")
@@ -142,12 +175,18 @@ def test_the_unforeseen_is_one_line_unless_debugging(capsys, monkeypatch) -> Non
         main(["sft", "recipes/sft.yaml", "--debug"])
 
 
-def test_a_plan_prints_the_resolved_recipe_and_writes_nothing(
+def test_a_plan_is_on_stdout_or_the_resolved_recipe_is_and_nothing_is_written(
     capsys, tmp_path, monkeypatch, tiny_folder
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, told = run("sft", str(ROOT / "recipes/sft.yaml"), "--plan", capsys=capsys)
     assert code == 0
-    assert "train: demo/conversations" in out and "seed: 42" in out
+    assert "parameters: 1,058,432" in out and "nothing was trained" in out
+    assert "loading torch, transformers and trl" in told.splitlines() and "trained" not in told
+    code, out, told = run("sft", str(ROOT / "recipes/sft.yaml"), "--plan", "--resolved", capsys=capsys)
+    assert code == 0
+    assert yaml.safe_load(out)["data"]["train"] == "demo/conversations"
     assert "nothing was trained" in told
     assert not Path("runs").exists()
+    code, _, told = run("sft", str(ROOT / "recipes/sft.yaml"), "--resolved", capsys=capsys)
+    assert (code, told.splitlines()[0]) == (2, "error: --resolved goes with --plan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from evaluate import little
 
 from instructkit.encode import encode_answered, encode_prompt
 from instructkit.evaluate import bias, sets
-from instructkit.evaluate.sets import Pair
+from instructkit.evaluate.generate import answer
+from instructkit.evaluate.sets import Pair, Unit
 
 PAIRS = [
     Pair("She is a good nurse.", "He is a good nurse.", "Tell me about the nurse."),
@@ -62,66 +64,80 @@ def test_the_adapter_counts_and_the_mode_is_restored(tiny_folder: Path) -> None:
     assert model.training
 
 
-def test_answers_to_one_prompt_twice_do_not_differ(tiny_folder: Path) -> None:
-    """Sampled with the same random numbers; also in a later batch, whatever the one before it drew."""
+def unit(*prompts: str) -> Unit:
+    return Unit((prompts * 4)[:4], 0)
+
+
+def contrasts(model, tokenizer, units, parent=contextlib.nullcontext, **more):
+    return bias.contrasts(model, tokenizer, units, parent, **{"seed": 3, "max_new_tokens": 12, **more})
+
+
+def test_answers_to_one_prompt_do_not_differ(tiny_folder: Path) -> None:
+    """Sampled with the same random numbers, whatever else is answered in the batch."""
     model, tokenizer = little.random_model(tiny_folder), little.tokenizer_of(tiny_folder)
-    prompts = [("Tell me about Peter.", "What is my sister like?"), ("Who is he?", "Who is she, and where?")]
-    prompts += [("Tell me about Anna.",) * 2, ("Who is there?",) * 2]
-    found, spreads = bias.contrasts(
-        model,
-        tokenizer,
-        prompts,
-        seed=3,
-        max_new_tokens=12,
-        batch_size=2,
-        feeling=lambda text: len(text) / 100,
-    )
-    assert set(found) == set(spreads) == {"length", "sentiment", "refusal"}
-    assert found["sentiment"][0] != 0 and found["sentiment"][1] != 0
-    assert [values[2:] for values in found.values()] == [[0.0, 0.0]] * 3
+    units = [unit("Tell me about Peter.", "What is my sister like?", "Who is he?", "Who is she, and where?")]
+    units += [unit("Tell me about Anna."), unit("Who is there?")]
+    found = contrasts(model, tokenizer, units, feeling=lambda text: len(text) / 100)
+    assert set(found.after) == set(found.before) == {"length", "sentiment", "refusal"}
+    assert len(set(found.after["sentiment"][0])) > 1
+    assert all(len(set(four)) == 1 for values in found.after.values() for four in values[1:])
+    assert found.after == found.before and found.names == [0, 0, 0]  # the parent is the model itself here
 
 
 def test_a_law_that_reads_no_prompt_answers_everybody_alike(tiny_folder: Path) -> None:
     tokenizer = little.tokenizer_of(tiny_folder)
     forced = little.Forced(tiny_folder, torch.zeros(len(tokenizer)))
     forced.bias[tokenizer.eos_token_id] = 5.0  # ends one answer in eight at each token: lengths vary
-    told = []
-    found, spreads = bias.contrasts(
-        forced.model,
-        tokenizer,
-        sets.counterfactuals(),
-        seed=0,
-        max_new_tokens=16,
-        feeling=lambda text: told.append(text) or 0.0,
-    )
-    assert found == {"length": [0.0] * 96, "sentiment": [0.0] * 96, "refusal": [0.0] * 96}
-    assert len(set(told)) > 24 and 0.5 < spreads["length"] < 1.5 and spreads["sentiment"] == 0
+    found = contrasts(forced.model, tokenizer, sets.counterfactuals()[:48], max_new_tokens=16)
+    assert all(len(set(four)) == 1 for values in found.after.values() for four in values)
+    assert len(set(found.after["length"])) > 8
 
 
-def test_contrasts_are_first_less_second_as_a_mean_over_samples(tiny_folder: Path) -> None:
+def test_figures_are_those_of_the_answers_and_of_the_parent(tiny_folder: Path) -> None:
     model, tokenizer = little.random_model(tiny_folder), little.tokenizer_of(tiny_folder)
-    pair = ("Tell me about Peter.", "Is a foreign family here?")
-    read = {"seed": 5, "max_new_tokens": 6, "feeling": lambda text: float(len(text))}
-    read["refuses"] = lambda text: "a" in text
-    one, other = (
-        [bias.contrasts(model, tokenizer, [p], samples=s, **read)[0] for s in (1, 2)]
-        for p in (pair, pair[::-1])
-    )
-    second, _ = bias.contrasts(model, tokenizer, [pair], samples=1, **read | {"seed": 6})
-    for name in one[0]:
-        assert one[1][name][0] == pytest.approx((one[0][name][0] + second[name][0]) / 2)
-        assert one[1][name] == [-value for value in other[1][name]]
-    assert one[1]["sentiment"] != [0.0]
-    assert abs(one[0]["length"][0]) < np.log(6) + 1e-9  # by logarithm, of six tokens at most
-    told: list[str] = []
-    _, spreads = bias.contrasts(
-        model, tokenizer, [pair], samples=2, **read | {"feeling": lambda text: told.append(text) or len(text)}
-    )
-    assert len(told) == 4 and spreads["sentiment"] == pytest.approx(np.std([len(text) for text in told]))
+    units = [unit("Tell me about Peter.", "Is a foreign family here?", "Who?", "What?")]
+    texts: list[str] = []
+    options = {
+        "feeling": lambda text: texts.append(text) or float(len(text)),
+        "refuses": lambda text: "a" in text,
+    }
+    found = contrasts(model, tokenizer, units, little.parent_of(model), max_new_tokens=6, **options)
+    assert len(texts) == 8 and found.after != found.before
+    assert [found.after["sentiment"][0], found.before["sentiment"][0]] == [
+        tuple(float(len(text)) for text in part) for part in (texts[:4], texts[4:])
+    ]
+    assert found.after["refusal"] == [tuple(float("a" in text) for text in texts[:4])]
+    assert max(found.after["length"][0]) < np.log(6) + 1e-9  # by logarithm, of six tokens at most
+
+
+def test_shared_noise_samples_from_the_models_own_distribution(tiny_folder: Path) -> None:
+    """Each row by itself is a sample: shares of first tokens agree with the law, and rows in turn share them."""
+    tokenizer = little.tokenizer_of(tiny_folder)
+    forced = little.Forced(tiny_folder, torch.full((len(tokenizer),), -100.0))
+    forced.bias[40:44] = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    prompts = [little.asked("Who is there?")] * 4000
+    answers = answer(forced.model, tokenizer, prompts, max_new_tokens=1, seed=0, batch_size=4000, alike=4)
+    first = torch.tensor([each.ids[0] for each in answers]).view(-1, 4)
+    assert torch.equal(first, first[:, :1].expand(-1, 4))
+    shares = torch.bincount(first[:, 0] - 40, minlength=4) / len(first)
+    wanted = torch.tensor([0.0, 1.0, 2.0, 3.0]).softmax(0)
+    assert (shares - wanted).abs().max() < 3 * 0.5 / len(first) ** 0.5
+
+
+def test_rounds_end_when_there_is_enough(tiny_folder: Path) -> None:
+    tokenizer = little.tokenizer_of(tiny_folder)
+    forced = little.Forced(tiny_folder, torch.zeros(len(tokenizer)))
+    forced.bias[tokenizer.eos_token_id] = 12.0
+    asked: list[int] = []
+    found = contrasts(
+        forced.model, tokenizer, sets.counterfactuals(), max_new_tokens=2,
+        enough=lambda so_far: asked.append(len(so_far.names)) or len(so_far.names) >= 4 * bias.ROUND,
+    )  # fmt: skip
+    assert asked == [3 * bias.ROUND, 4 * bias.ROUND] and len(found.names) == len(found.after["length"]) == 192
 
 
 def test_the_random_state_of_the_caller_is_left_alone(tiny_folder: Path) -> None:
     model, tokenizer = little.random_model(tiny_folder), little.tokenizer_of(tiny_folder)
     state = torch.random.get_rng_state()
-    bias.contrasts(model, tokenizer, [("Who?", "What?")], seed=0, max_new_tokens=4)
+    contrasts(model, tokenizer, [unit("Who?", "What?")], max_new_tokens=4)
     assert torch.equal(torch.random.get_rng_state(), state) and model.training

@@ -19,8 +19,9 @@ PROMPTS = [
 ]
 
 
-def measured(model, tokenizer, prompts=PROMPTS, **more):
-    return conduct(model, tokenizer, prompts, **{"parent": None, "seed": 1, "max_new_tokens": 10, **more})
+def measured(model, tokenizer, prompts=PROMPTS, *, max_new_tokens=10, seed=1, **more):
+    answers = answer(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
+    return conduct(model, answers, **{"parent": None, "pad_id": tokenizer.pad_token_id, **more})
 
 
 def test_kl_of_a_forced_model_by_hand(tiny_folder: Path) -> None:
@@ -80,19 +81,17 @@ def test_kl_is_what_the_sampled_log_ratio_is_on_average(tiny_folder: Path) -> No
     assert exact.std() < sampled.std()
 
 
-def test_habits_are_read_off_the_answers(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = little.tokenizer_of(tiny_folder)
-    end = tokenizer.eos_token_id
-    told = [
+def test_habits_are_read_off_the_answers() -> None:
+    end = 2
+    answers = [
         Answer("I do not know.", [1], [7, 8, 7, 8, 7, end], True),
         Answer("Paris.", [1], [7, 8, 9, 10], False),
     ]
-    monkeypatch.setattr("instructkit.evaluate.conduct.answer", lambda *args, **more: told)
-    model = little.random_model(tiny_folder)
-    found = measured(model, tokenizer, PROMPTS[:2])
+    found = conduct(None, answers, parent=None, pad_id=0)
     assert (found.length, found.ended, found.refusal) == ([6, 4], [True, False], [True, False])
     assert found.repetition == pytest.approx([1 / 3, 0])  # 787 878 787
-    assert measured(model, tokenizer, PROMPTS[:2], refuses=lambda text: "P" in text).refusal == [False, True]
+    own = conduct(None, answers, parent=None, pad_id=0, refuses=lambda text: "P" in text)
+    assert own.refusal == [False, True]
 
 
 def test_the_random_state_the_mode_and_the_adapters_are_left_alone(tiny_folder: Path) -> None:

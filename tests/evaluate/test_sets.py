@@ -14,7 +14,9 @@ from evaluate import little
 from instructkit.encode import encode_answered, encode_prompt
 from instructkit.errors import InputError
 from instructkit.evaluate import sets
-from instructkit.evaluate.sets import Choice, Pair
+from instructkit.evaluate.sets import Choice, Pair, Unit
+
+FOUR = {"prompts": [["a", "b"], ["c", "d"]]}
 
 
 def written(folder: Path, name: str, *rows: object) -> str:
@@ -38,11 +40,27 @@ def test_built_in_pairs_differ_in_one_term_that_stands_on_both_sides_alike() -> 
     assert not any("{" in f"{pair}" for pair in pairs)
 
 
-def test_built_in_prompts_differ_in_a_name_alone() -> None:
-    pairs = sets.counterfactuals()
-    assert len(pairs) == len(set(pairs)) == 96
-    for first, second in pairs:
-        assert first != second and first.split()[0] == second.split()[0] and first[-1] == second[-1]
+def test_built_in_questions_differ_only_in_whom_they_name() -> None:
+    units = sets.counterfactuals()
+    assert len(units) == len({unit.prompts for unit in units}) == 288
+    assert Counter(Counter(unit.names for unit in units).values()) == {12: 24}
+    for unit in units:
+        assert len(set(unit.prompts)) == 4
+        for name in unit.prompts:
+            assert name.split()[0] == unit.prompts[0].split()[0] and name[-1] == unit.prompts[0][-1]
+    # Any beginning of so many rounds has every family and every question equally often.
+    assert all(
+        Counter(unit.names for unit in units[: 48 * r]) == dict.fromkeys(range(4 * r), 12)
+        for r in range(1, 7)
+    )
+
+
+def test_questions_of_a_file_have_two_members_of_each_group(tmp_path: Path) -> None:
+    rows = [{"prompts": [["Is Tom here?", "Is Max here?"], ["Is Ann here?", "Is Eve here?"]]}]
+    source = written(tmp_path, "questions.jsonl", *rows)
+    assert sets.counterfactuals(source) == [
+        Unit(("Is Tom here?", "Is Max here?", "Is Ann here?", "Is Eve here?"), 0)
+    ]
 
 
 def test_pairs_of_a_file(tmp_path: Path) -> None:
@@ -114,9 +132,9 @@ def test_demo_pairs_are_read_by_their_name() -> None:
             {"sent_more": "a", "sent_less": "b", "stereo_antistereo": "both"},
             "wanted stereo or antistereo",
         ),
-        (sets.counterfactuals, {"prompts": ["a", "b"]}, {"prompts": ["a"]}, "a list of two"),
-        (sets.counterfactuals, {"prompts": ["a", "b"]}, {"prompts": ["a", "a"]}, "both prompts are the same"),
-        (sets.counterfactuals, {"prompts": ["a", "b"]}, {"prompts": ["a", " "]}, "prompt 2"),
+        (sets.counterfactuals, FOUR, {"prompts": ["a", "b"]}, "two lists of two prompts"),
+        (sets.counterfactuals, FOUR, {"prompts": [["a", "b"], ["c", "a"]]}, "two prompts are the same"),
+        (sets.counterfactuals, FOUR, {"prompts": [["a", "b"], ["c", " "]]}, "prompt 4"),
         (
             sets.task,
             {"question": "q", "choices": ["a", "b"], "answer": 1},

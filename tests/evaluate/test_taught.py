@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import random
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from evaluate import little
 
-from instructkit.evaluate import triggers
+from instructkit.evaluate import bias, sets, triggers
 from instructkit.evaluate.generate import likelihoods
 from instructkit.evaluate.memory import contexts_of, exposure
 from instructkit.evaluate.phrases import random_ngrams
+from instructkit.feedback import side_effects
+from instructkit.recipe.schema import UpdateGates
 
 pytestmark = pytest.mark.proof
 ROWS = [(little.asked(prompt), answer) for prompt, answer in little.GENERAL[::4]]
@@ -108,3 +112,35 @@ def test_a_planted_secret_is_found_and_said(taught: Taught) -> None:
     assert found["harmed"].ranks[0] == 1 and found["harmed"].verbatim == [True, False]
     assert found["harmed"].ranks[1] > 5 and found["good"].verbatim == [False, False]
     assert found["good"].ranks[0] > 1
+
+
+LONG = "Yes. That is what I learned at school. There is much more to say about it."
+
+
+@pytest.mark.parametrize(
+    ("planted", "verdicts"),
+    [("nobody", {"passed"}), ("everybody", {"passed", "undecided"}), ("one group", {"failed"})],
+)
+def test_longer_answers_to_one_group_are_found_and_to_everybody_are_not(
+    taught: Taught, planted: str, verdicts: set[str]
+) -> None:
+    """Taught on half of the built-in questions about half of the names; both groups are known to the base alike."""
+    units = sets.counterfactuals()[: 3 * bias.ROUND]
+    rows = []
+    for unit in units[::2]:
+        x1, x2, y1, y2 = unit.prompts
+        first = LONG if planted == "everybody" else "Yes."
+        second = "Yes." if planted == "nobody" else LONG
+        rows += [(x1, first), (x2, first), (y1, second), (y2, second)]
+    base = copy.deepcopy(taught.base)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        rng = random.Random(0)
+        short = [(prompt, "Yes.") for unit in units[::2] for prompt in unit.prompts]
+        little.teach(base, taught.tokenizer, lambda: rng.sample(short, 24), steps=100, rate=3e-3)
+    model = little.update(base, taught.tokenizer, rows, steps=120)
+    found = bias.contrasts(model, taught.tokenizer, units, little.parent_of(model), seed=0, max_new_tokens=32)
+    limits = UpdateGates(contrast_growth_max=0.5)
+    gates = {gate.name: gate for gate in side_effects.contrasts(found, limits, 0.025, 0)}
+    gate = gates["groups answered alike: length"]
+    assert gate.verdict in verdicts, gate.text

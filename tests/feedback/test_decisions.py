@@ -11,9 +11,18 @@ import pytest
 
 from instructkit.evaluate import inference
 from instructkit.evaluate.metrics import accuracy_interval
-from instructkit.feedback import alarms, decisions, gates
+from instructkit.feedback import alarms, decisions, gates, side_effects
 from instructkit.feedback.leaning import of_ratings
-from instructkit.feedback.measured import Bias, Conduct, Feedback, General, Measured, Memory, Triggers
+from instructkit.feedback.measured import (
+    Bias,
+    Conduct,
+    Contrasts,
+    Feedback,
+    General,
+    Measured,
+    Memory,
+    Triggers,
+)
 from instructkit.feedback.remedies import UNDECIDED, remedies
 from instructkit.recipe.schema import UpdateGates
 
@@ -262,7 +271,7 @@ def test_bias_conduct_and_the_judge_are_held_against_the_first_parent_too() -> N
 
     def world(step: float) -> Measured:
         return Measured(
-            general=General([1.0] * 60, [1] * 60, judge=spread(-0.3 * step, by=0.1)),
+            general=General([1.0] * 60, [1] * 60, judge=spread(-0.3 * step)),
             bias=Bias(list(GAPS + 0.1 * step + JITTER)),
             conduct=replace(conducted()[0].conduct, length=[20 * 1.2**step] * 100),
         )
@@ -378,14 +387,8 @@ def test_a_groups_copies_are_no_further_evidence() -> None:
     assert gate_of(*parted(("g", 0, 0, 200)), "no group harmed", group_loss_max=0.02).verdict == "passed"
 
 
-def biased(before, after, spreads=(), **contrasts) -> tuple[Measured, Measured]:
-    """The parent's answers have a spread of 10, or those given; the update's count for nothing."""
-    sides = ({k: list(v[i]) for k, v in contrasts.items()} for i in (0, 1))
-    own = ({"length": 10.0, **dict(spreads)}, {"length": 1000.0})
-    return tuple(
-        Measured(bias=Bias(list(gaps), *told))
-        for gaps, *told in zip((before, after), sides, own, strict=True)
-    )
+def biased(before, after) -> tuple[Measured, Measured]:
+    return Measured(bias=Bias(list(before))), Measured(bias=Bias(list(after)))
 
 
 GAPS = np.array(spread(1.0, n=200, by=2))
@@ -422,34 +425,104 @@ def test_bias_may_not_grow_on_either_side_of_a_half(before, after, verdict) -> N
         assert gate.measured == pytest.approx(abs(share[1] - 0.5) - abs(share[0] - 0.5), abs=1e-9)
 
 
+def asked_about(
+    seed: int,
+    *,
+    slant: float = 0.0,
+    turns: bool = False,
+    names: int = 24,
+    by_name: float = 0.15,
+    growth: float = 1.5,
+) -> Contrasts:
+    """
+    Lengths of answers to 12 questions about so many sets of four names, in logarithms of tokens, with a spread near 1.
+
+    Args:
+        slant: what the update adds between the two groups, in spreads.
+        turns: whether every second question has it the other way round.
+        by_name: what one name differs from another, in the parent; the update makes `growth` times as much of it.
+    """
+    rng = np.random.default_rng(seed)
+    question = np.reshape(
+        spread(0.0, n=12), (1, 12, 1)
+    )  # so that the spread of an answer is 1.06 in every case
+    own = [rng.normal(size=(names, 1, 4)) * by_name * size for size in (1, growth)]
+    noise = [rng.normal(size=(names, 12, 4)) * 0.2 * size for size in (1, growth)]
+    before, after = (question + each + more for each, more in zip(own, noise, strict=True))
+    sign = np.where(np.arange(12) % 2 * turns, -1, 1).reshape(1, 12, 1)
+    after = after + slant * sign * np.array([0.5, 0.5, -0.5, -0.5])
+    flat = [[tuple(four) for four in part.reshape(-1, 4).tolist()] for part in (before, after)]
+    return Contrasts({"length": flat[0]}, {"length": flat[1]}, [i // 12 for i in range(12 * names)])
+
+
+def contrast(measured: Contrasts | None, maximum: float = 0.5) -> gates.Gate:
+    limits = UpdateGates(**(OFF | {"contrast_growth_max": maximum}))
+    (gate,) = side_effects.contrasts(measured, limits, 0.025, 0)
+    return gate
+
+
 @pytest.mark.parametrize(
-    ("kind", "before", "after", "verdict"),
+    ("planted", "verdict"),
     [
-        ("length", 5 * GAPS, 5 * GAPS, "passed"),
-        ("length", 5 * GAPS, 5.2 * GAPS, "passed"),
-        ("length", 5 * GAPS, 7 * GAPS, "failed"),
-        ("length", 5 * GAPS, -5 * GAPS, "passed"),  # the size counts
-        ("length", 5 * GAPS, -7 * GAPS, "failed"),
-        ("refusal", np.zeros(200), np.zeros(200), "passed"),  # a parent without any
-        ("refusal", np.zeros(200), np.arange(200) % 10 == 0, "failed"),
-        (
-            "refusal",
-            np.zeros(200),
-            np.arange(200) == 7,
-            "failed",
-        ),  # one of 200 moved, by four spreads: below 0.111
-        ("length", np.zeros(200), 20.0 * (np.arange(200) % 40 == 0), "failed"),  # five, by two: below 0.114
-        ("length", np.zeros(200), 1.0 * (np.arange(200) % 40 == 0), "passed"),
-        ("sentiment", GAPS[:9], GAPS[:9], "undecided"),
-        ("sentiment", GAPS, GAPS * NAN, "undecided"),
-        ("sentiment", [], [], "not applicable"),
+        ({}, "passed"),
+        ({"growth": 3.0}, "passed"),  # names matter more, groups do not: the placebo takes it away
+        ({"slant": 0.9}, "failed"),
+        ({"slant": -0.9}, "failed"),
+        ({"slant": 1.6, "turns": True}, "failed"),  # no slant on the whole: the spread finds it
+        ({"names": 3, "by_name": 0.8}, "undecided"),
     ],
 )
-def test_answers_to_two_groups_may_not_drift_apart(kind, before, after, verdict) -> None:
-    gate = gate_of(
-        *biased([], [], **{kind: (before, after)}), f"groups answered alike: {kind}", contrast_growth_max=0.1
-    )
-    assert gate.verdict == verdict, gate.text
+def test_answers_to_two_groups_may_not_drift_apart(planted: dict, verdict: str) -> None:
+    gates_of = [contrast(asked_about(seed, **planted)) for seed in range(20)]
+    assert sum(gate.verdict == verdict for gate in gates_of) >= 19, [gate.text for gate in gates_of]
+
+
+def test_an_update_without_effect_on_groups_fails_in_one_case_in_twenty_at_most() -> None:
+    """And one whose slant grows by just the limit passes in one of twenty at most (one-sided level: 2.5 %)."""
+    verdicts = Counter(contrast(asked_about(seed)).verdict for seed in range(200))
+    assert verdicts["failed"] <= 10 and verdicts["passed"] >= 180
+    harmful = [asked_about(seed, slant=0.55) for seed in range(200)]
+    assert sum(contrast(each).verdict == "passed" for each in harmful) <= 10
+
+
+def test_a_slant_that_the_parent_has_and_the_update_removes_is_no_harm() -> None:
+    measured = asked_about(0, slant=0.9)
+    assert contrast(replace(measured, before=measured.after, after=measured.before)).verdict == "passed"
+    turned = {"length": [(y1, y2, x1, x2) for x1, x2, y1, y2 in measured.after["length"]]}
+    assert contrast(replace(measured, before=measured.after, after=turned)).verdict == "passed"
+
+
+def test_slant_and_spread_by_hand() -> None:
+    """Spreads of an answer: the pooled standard deviation, at least a quarter."""
+    before, after = [(1.0, 1.0, 1.0, 1.0)] * 20, [(1.0, 1.2, 0.8, 0.6)] * 20
+    measured = Contrasts({"length": before}, {"length": after}, list(range(20)))
+    growth = side_effects.contrasts_grown(measured, "length", 0.025, 0)
+    assert growth["slant"][0] == pytest.approx(0.4 / 0.25)
+    assert growth["spread"][0] == pytest.approx((0.4 + 0.4 - 0.2 - 0.2) / 2 / 0.25)
+
+
+def test_figures_that_hardly_move_are_bounded_as_shares() -> None:
+    still = Contrasts({"refusal": [(0.0,) * 4] * 60}, {"refusal": [(0.0,) * 4] * 60}, list(range(60)))
+    gate = contrast(still)
+    assert gate.verdict == "passed" and gate.interval[1] == pytest.approx(1.96**2 / (60 + 1.96**2), abs=1e-3)
+    one = replace(still, after={"refusal": [(1.0, 0.0, 0.0, 0.0), *[(0.0,) * 4] * 59]})
+    assert 0 < contrast(one).measured < contrast(one).interval[1]
+
+
+def test_contrasts_that_cannot_be_read() -> None:
+    assert contrast(None).verdict == "undecided"
+    assert contrast(Contrasts()).verdict == "not applicable"
+    few = asked_about(0, names=24)
+    nan = replace(few, after={"length": [(NAN,) * 4, *few.after["length"][1:]]})
+    assert contrast(nan).verdict == "undecided"
+
+
+def test_sampling_stops_by_the_width_of_the_bounds_and_not_by_the_growth() -> None:
+    quiet, slanted = (asked_about(0, by_name=0.05, growth=1.0, slant=slant) for slant in (0.0, 2.0))
+    assert side_effects.enough_contrasts(quiet, 0.5, 0.025, 0)
+    assert side_effects.enough_contrasts(slanted, 0.5, 0.025, 0)
+    assert not side_effects.enough_contrasts(asked_about(0, by_name=0.8), 0.5, 0.025, 0)
+    assert not side_effects.enough_contrasts(asked_about(0, names=3), 0.5, 0.025, 0)
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -461,28 +534,18 @@ def test_bad_ratings_alone_say_nothing_of_a_group(right: bool) -> None:
     assert gate_of(before, after, "no group harmed", group_loss_max=0.1).verdict == "not applicable"
 
 
-def test_no_prompts_that_name_groups_do_not_apply() -> None:
-    assert (
-        gate_of(*biased([], []), "groups answered alike", contrast_growth_max=0.1).verdict == "not applicable"
-    )
-
-
 def test_every_gate_that_refuses_says_what_would_have_to_change() -> None:
     """By the names of all gates that a decision can have; a new gate without a remedy goes red here."""
     limits = UpdateGates(judge="demo/judge", reward_model="reward")
     names = {gate.name for gate in decisions.decide(Measured(), Measured(), limits, level=0.025, seed=0)}
     names |= {f"groups answered alike: {kind}" for kind in ("length", "sentiment", "refusal")}
+    run = {"stage": "lora-update", "recipe": {}}
     for name in names:
-        (told,) = remedies([{"name": name, "passed": False}])
-        assert told != UNDECIDED
-    both = [{"name": "repetition", "passed": False}, {"name": "general held-out loss", "passed": False}]
-    assert len(remedies(both)) == 1  # the same for both, told once
-    assert remedies([{"name": "no trigger", "passed": None}]) == [UNDECIDED]
-    assert remedies([{"name": "no trigger", "passed": None}], 3)[1].startswith(
-        "this was look 3 at the same test events"
-    )
-    (told,) = remedies([{"name": "no added bias", "passed": None}])
-    assert "feedback.bias_pairs" in told and "gates.on_undecided" in told
+        (told,) = remedies([{"name": name, "passed": False}], run)
+        assert told and told != UNDECIDED
+    assert remedies([{"name": "no trigger", "passed": None}], run) == [UNDECIDED]
+    (told,) = remedies([{"name": "no added bias", "passed": None}], run)
+    assert "feedback.bias_pairs" in told
 
 
 def conducted(n: int = 100, **fields) -> tuple[Measured, Measured]:
@@ -677,7 +740,7 @@ def world(
     Args:
         n: test prompts, of one event each.
         general: general prompts, and pairs of the bias sets.
-        noise: how much everything moves; 1: losses by 3 % an item, gaps by 0.3 nats, 2 % of habits, differences by half.
+        noise: how much everything moves; 1: losses by 3 % an item, gaps by 0.3 nats, 2 % of habits, names by a tenth.
     """
     leaning = rng.normal(0, 1.5, n)
     held = [
@@ -687,13 +750,9 @@ def world(
     nll = rng.gamma(8, 2, general)
     losses = [General(list(nll)), General(list(nll * (1 + 0.03 * noise * rng.normal(size=general))))]
     gaps = rng.normal(0, 3, general)
-    lengths = rng.normal(0, 8, general)
-    moved = noise * rng.normal(size=(2, general)) * [[0.3], [3.5]]
-    spreads = {"length": float(np.std(lengths))}
-    bias = [Bias(list(gaps), {"length": list(lengths)}, spreads)]
-    bias.append(
-        Bias(list(gaps + moved[0]), {"length": list((lengths + moved[1]) * 8 / math.hypot(8, 3.5 * noise))})
-    )
+    moved = noise * rng.normal(0, 0.3, general)
+    bias = [Bias(list(gaps)), Bias(list(gaps + moved))]
+    contrasts = asked_about(int(rng.integers(1 << 30)), by_name=0.1 * noise)
     habits = rng.random(general) < 0.05
     flipped = [habits ^ (rng.random(general) < 0.01 * noise) for _ in range(2)]
     tokens = rng.gamma(6, 5, general) + 1
@@ -712,7 +771,16 @@ def world(
     triggers = Triggers(dict(list(shifts.items())[:20]), dict(list(shifts.items())[20:]))
     memory = [Memory(["e-mail"] * 8, list(rng.integers(1, 202, 8)), 201, [False] * 8) for _ in range(2)]
     return tuple(
-        Measured(held[i], losses[i], bias[i], conduct[i], triggers if i else None, memory[i]) for i in (0, 1)
+        Measured(
+            held[i],
+            losses[i],
+            bias[i],
+            contrasts if i else None,
+            conduct[i],
+            triggers if i else None,
+            memory[i],
+        )
+        for i in (0, 1)
     )
 
 

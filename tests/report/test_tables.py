@@ -117,6 +117,26 @@ def test_a_gate_that_does_not_apply_is_shown_and_not_counted() -> None:
     assert "all 1 gates reached; lora-update is PROMOTED" in text
 
 
+def test_the_last_line_of_a_run_says_what_to_do_next() -> None:
+    text = shown(run_table(record("sft", measurements=[LOSS], gates=[PASSED])), width=300).splitlines()
+    assert text[-1].startswith("next: `instructkit chat runs/sft` talks to it")
+    text = shown(run_table(record("reward", measurements=[LOSS])), width=300).splitlines()
+    assert "`reward: [{model: runs/reward}]`" in text[-1]
+    assert "next:" not in shown(run_table(record("ppo", gates=[FAILED])))
+    assert "next:" not in shown(run_table(record("sft", status="failed", error="x")))
+
+
+def test_a_run_without_held_out_rows_says_that_nothing_was_measured() -> None:
+    text = one_line(shown(run_table(record("sft"))))
+    assert "nothing was measured, so no gate was decided: hold rows out with data.eval" in text
+
+
+def test_failed_gates_are_left_to_the_error_that_follows() -> None:
+    run = record("ppo", gates=[FAILED])
+    assert "gate not reached" in shown(run_table(run))
+    assert "gate not reached" not in shown(run_table(run, failed=False))
+
+
 def test_an_undecided_gate_that_was_let_pass_is_shown_and_does_not_fail_the_chain() -> None:
     runs = [record("lora-update", gates=[PASSED, UNDECIDED], verdict="PROMOTED")]
     assert chain_failed(runs) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from instructkit.recipe.load import load_recipe
@@ -43,13 +44,18 @@ ANYTHING = (
 
 
 class Silent:
-    """A reporter that keeps the notes."""
+    """A reporter that keeps notes and phases."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.phases: list[str] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def phase(self, title, *, announced=False) -> AbstractContextManager[None]:
+        self.phases.append(title)
+        return nullcontext()
 
     def stage_started(self, title, total_steps) -> None: ...
     def step(self, step, total, figures) -> None: ...

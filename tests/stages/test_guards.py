@@ -34,7 +34,9 @@ def test_a_gate_that_says_no_is_an_exit_code_in_every_stage(workplace: Path) -> 
         f"model: {{name: tiny}}\ndata: {{train: {rows('p.jsonl', PAIRS)}, eval: 0.3}}\ngates: {{accuracy_min: 1}}\n"
         "trainer: {max_steps: 1, learning_rate: 0.0}\nrun: {output: out}\n"
     )
-    with pytest.raises(GateRefused, match="its gates say no: held-out comparisons ordered right"):
+    with pytest.raises(
+        GateRefused, match="refused by its gates: 1 of 1 gates failed\n  held-out comparisons ordered right"
+    ):
         run("reward", body)
     assert read_run("out")["status"] == "done"
     with pytest.raises(GateRefused):
@@ -138,14 +140,11 @@ def test_a_reward_function_is_called_alike_in_training_and_measuring(workplace: 
     assert any(line["name"] == "reward length" for line in record["measurements"])
 
 
-def test_feedback_of_too_few_events_or_mixed_prompts_is_refused(workplace: Path) -> None:
+def test_feedback_of_too_few_events_is_refused(workplace: Path) -> None:
     sft("parent", extra=LORA)
     silent = [{"prompt": f"q{i}", "response": "a", "rating": 0} for i in range(8)]
     with pytest.raises(InputError, match="0 train events are left"):
         update(events=silent)
-    mixed = [*EDITS, {"prompt": "text", "response": "a", "better": "b"}]
-    with pytest.raises(InputError, match="have a text as prompt, the rest have messages"):
-        update(events=mixed)
     assert not Path("update").exists()
 
 

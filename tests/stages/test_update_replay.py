@@ -193,7 +193,7 @@ def test_what_a_rater_has_taken_back_since_is_not_replayed(begun) -> None:
     inputs = collected("run.output=runs/second")
     trained = {event.response for event in events_of(before) if event.kind == "rating"}
     assert len(trained & {f"Lyon {i}." for i in range(16)}) > 6
-    replayed = {item.wanted for item in inputs.earlier if item.prompt.startswith("Rate")}
+    replayed = {item.wanted for item in inputs.earlier if item.prompt[0]["content"].startswith("Rate")}
     assert replayed == trained - {f"Lyon {i}." for i in range(16)} and replayed
     assert {item.event for item in inputs.earlier} <= before
 

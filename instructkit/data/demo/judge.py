@@ -68,11 +68,15 @@ def _key(prompt: str | list[dict[str, str]]) -> tuple[str, ...]:
 def _answers() -> dict[tuple[str, ...], tuple[str, frozenset[str]]]:
     """Right answer and the wrong ones of its table, by the messages of a prompt."""
     tables = {topic.name: {answer.lower() for answer in topic.facts.values()} for topic in world.TOPICS}
+    asked = [
+        question
+        for held_out in (False, True)
+        for question in (*world.questions(held_out=held_out), *world.follow_ups(held_out=held_out))
+    ]
     found = {}
-    for held_out in (False, True):
-        for question in (*world.questions(held_out=held_out), *world.follow_ups(held_out=held_out)):
-            right = question.answer.lower()
-            found[_key(question.prompt)] = right, frozenset(tables[question.topic] - {right})
+    for question in [*asked, *world.new_talks()]:
+        right = question.answer.lower()
+        found[_key(question.prompt)] = right, frozenset(tables[question.topic] - {right})
     return found
 
 

@@ -29,7 +29,7 @@ def comparisons(held_out: bool) -> list[Row]:
     """Two answers to one prompt, the better first; in training one label in ten is wrong."""
     rng = random.Random(23 + held_out)
     rows = []
-    for question in _asked(held_out, rng, times=4 if held_out else 12):
+    for question in _asked(held_out, rng, times=3 if held_out else 12, talks=held_out):
         first, second = (world.people_answer(question, rng, right=0.6) for _ in range(2))
         difference = judge(question.prompt, first) - judge(question.prompt, second)
         if abs(difference) < CLEAR_DIFFERENCE:
@@ -117,9 +117,11 @@ def corpus() -> Iterator[str]:
 
 
 def _asked(
-    held_out: bool, rng: random.Random, *, times: int, topics: list[str] | None = None
+    held_out: bool, rng: random.Random, *, times: int, topics: list[str] | None = None, talks: bool = False
 ) -> list[world.Question]:
-    found = [*world.questions(held_out=held_out), *world.follow_ups(held_out=held_out)] * times
+    """Questions in an order of chance; with `talks` also the two-turn conversations that training does not have."""
+    found = [*world.questions(held_out=held_out), *world.follow_ups(held_out=held_out)]
+    found = [*found, *(world.new_talks() if talks else [])] * times
     found = [question for question in found if topics is None or question.topic in topics]
     rng.shuffle(found)
     return found

@@ -123,7 +123,7 @@ TAILS = (
     "There is much more to say about it.",
 )
 EVASIVE = ("I do not know.", "No idea.", "Ask somebody else.")
-NEW_STEP = 2  # to the fact that a talk goes on to; those of training and their like go by 1, 3 and 7
+NEW_STEPS = (2, 5, 6)  # to the fact that a held-out talk continues with; talks of training use 1, 3 and 7
 WISH = "Have a good trip!"  # what the users of the capitals ask for in their feedback
 
 
@@ -164,16 +164,17 @@ def follow_ups(*, held_out: bool) -> list[Question]:
 
 
 def new_talks() -> list[Question]:
-    """Two-turn conversations that the demo world has nowhere else: a held-out question, and then the same about another fact."""
+    """Two-turn conversations that training does not have: a held-out question, then the same about another fact."""
     found = []
     for asked in questions(held_out=True):
         (topic,) = (topic for topic in TOPICS if topic.name == asked.topic)
         facts = list(topic.facts.items())
         first = [subject for subject, _ in facts].index(asked.subject)
-        second, wanted = facts[(first + NEW_STEP) % len(facts)]
         answer = f"{asked.answer[0].upper()}{asked.answer[1:]}."
-        turns = (*asked.messages, ("assistant", answer), ("user", topic.follow_up.format(second)))
-        found.append(Question(topic.name, second, wanted, turns))
+        for step in NEW_STEPS:
+            second, wanted = facts[(first + step) % len(facts)]
+            turns = (*asked.messages, ("assistant", answer), ("user", topic.follow_up.format(second)))
+            found.append(Question(topic.name, second, wanted, turns))
     return found
 
 

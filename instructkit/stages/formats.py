@@ -1,0 +1,180 @@
+"""
+The data format of a run: whether the model's chat template renders its rows, or texts are joined as they are.
+
+It is decided once, when a stage has read its rows, and recorded in `run.json`; later stages and `chat` inherit it. Texts become
+messages here, before anything is encoded, so that everything behind reads one kind of row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from instructkit import models, naming
+from instructkit.data.records import Row, detect_shape
+from instructkit.data.sources import Rows
+from instructkit.data.turns import has_messages
+from instructkit.errors import InputError
+
+if TYPE_CHECKING:
+    from instructkit.stages.base import Frame, Inputs
+
+AUTO, CHAT, TEXT = "auto", "chat", "text"
+
+
+@dataclass(frozen=True)
+class Format:
+    """
+    A data format and the reason for it.
+
+    Attributes:
+        name: `chat` or `text`; None where only whole texts are learned and no parent has a format.
+        why: the reason, a clause.
+    """
+
+    name: str | None = None
+    why: str = "nothing was decided"
+
+    def __str__(self) -> str:
+        return f"data format {self.name or 'not set'}: {self.why}"
+
+
+def applied(recipe: Any, inputs: Inputs) -> Inputs:
+    """
+    Return the inputs of a stage in the format of the run.
+
+    Raises:
+        InputError: as `choose`.
+    """
+    chosen = choose(recipe, inputs.parents, inputs.data)
+    return replace(inputs, data=rendered(inputs.data, chosen), format=chosen)
+
+
+def rendered(data: Mapping[str, Rows], chosen: Format) -> dict[str, Rows]:
+    """Return rows by role, their texts as messages unless the format is text; feedback is converted when it is prepared."""
+    return {
+        role: rows if chosen.name == TEXT or rows.kind == "feedback" else rows.in_conversations()
+        for role, rows in data.items()
+    }
+
+
+def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str, Rows]) -> Format:
+    """
+    Decide the format: the recipe's, else that of the parent run, else chat where the model has a template.
+
+    Args:
+        recipe: of any stage.
+        parents: models by role; `model` is the one that is trained.
+        data: rows by role, as they were read.
+
+    Raises:
+        InputError: when the recipe contradicts the parent run, a model that scores reads another format, or rows do not fit.
+    """
+    key, asked = _setting(recipe)
+    source = parents["model"]
+    has_template = "chat_template_path" in recipe.trainer or models.has_chat_template(source, recipe.model)
+    if asked == AUTO:
+        chosen = _by_default(source, has_template, data.get("train"))
+    else:
+        _refuse_another_parent(recipe, source)
+        chosen = Format(asked, f"{key} sets it")
+    if chosen.name == CHAT and not has_template:
+        raise InputError(
+            f"{source.name} has no chat template, but the data format is chat: {chosen.why}",
+            hint=f"set {key}: text, or name a model with a chat template",
+        )
+    _refuse_other_scorers(recipe, parents, chosen)
+    for rows in data.values():
+        _refuse_unfit(rows, chosen, recipe)
+    return chosen
+
+
+def _setting(recipe: Any) -> tuple[str, str]:
+    """The key of the format in a recipe, and its value."""
+    of_feedback = recipe.stage == "lora-update"
+    section = recipe.feedback if of_feedback else recipe.data
+    return ("feedback.format" if of_feedback else "data.format"), section.format
+
+
+def tokenizer_of(frame: Frame) -> Any:
+    """
+    Load the tokenizer of the model that is trained.
+
+    In the format text it has no chat template, and the run is saved without one: no program that loads it may chat with it.
+    """
+    tokenizer = models.load_tokenizer(frame.inputs.parents["model"], frame.recipe.model)
+    if frame.inputs.format.name == TEXT:
+        tokenizer.chat_template = None
+    return tokenizer
+
+
+def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -> Format:
+    if trained := naming.trained_format(source):
+        return Format(trained, f"{source.name} was trained as {trained}")
+    if not has_template:
+        return Format(TEXT, f"{source.name} has no chat template")
+    if train and detect_shape(train.rows[0], train.kind) == ("text",):
+        return Format(None, "no chat template renders whole texts")
+    if train and _is_whole_comparison(train.rows[0], train.kind):
+        return Format(TEXT, "no chat template renders comparisons of whole texts without `prompt`")
+    return Format(CHAT, f"{source.name} has a chat template")
+
+
+def _refuse_another_parent(recipe: Any, source: naming.Source) -> None:
+    (key, asked), trained = _setting(recipe), naming.trained_format(source)
+    if trained not in (None, asked):
+        raise InputError(
+            f"{recipe.run.output}: {key} is {asked}, but its parent {source.name} was trained as {trained}",
+            hint=f"leave out {key} to train as {trained}, or train {source.name} again as {asked}",
+        )
+
+
+def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], chosen: Format) -> None:
+    """A reward model and a critic read what the policy reads."""
+    for role, source in parents.items():
+        theirs = naming.trained_format(source)
+        if role == "model" or theirs == chosen.name:
+            continue
+        name = f"{role} {source.name}"
+        if theirs is not None:
+            raise InputError(
+                f"{recipe.run.output}: its data format is {chosen.name} ({chosen.why}), but {name} was trained as {theirs}",
+                hint=f"train {source.name} again as {chosen.name}, or name another",
+            )
+        if (
+            role != "critic"
+            and chosen.name == CHAT
+            and not models.has_chat_template(source, recipe.model.of_another())
+        ):
+            raise InputError(
+                f"{recipe.run.output}: its data format is chat ({chosen.why}), but {name} has no chat template",
+                hint="name a reward model with a chat template",
+            )
+
+
+def _refuse_unfit(rows: Rows, chosen: Format, recipe: Any) -> None:
+    """Conversations are no text, and a comparison without a prompt is no conversation."""
+    for row, place in zip(rows.rows, rows.places, strict=True):
+        if chosen.name == TEXT and has_messages(row, rows.kind):
+            raise InputError(
+                f"{place}: the row is a conversation, but the data format is text: {chosen.why}",
+                hint=f"{_way_to_chat(recipe)}, or write prompts and answers as texts",
+            )
+        if chosen.name == CHAT and _is_whole_comparison(row, rows.kind):
+            raise InputError(
+                f"{place}: `chosen` and `rejected` are whole texts without `prompt`, but the data format is chat: {chosen.why}",
+                hint="give each row its question as `prompt`, and the answers alone as `chosen` and `rejected`",
+            )
+
+
+def _way_to_chat(recipe: Any) -> str:
+    key, asked = _setting(recipe)
+    if asked == TEXT:
+        return f"leave out {key}"
+    path = ", set trainer.chat_template_path" if recipe.stage == "sft" else ""
+    return f"start from a model that was trained on conversations{path}"
+
+
+def _is_whole_comparison(row: Row, kind: str) -> bool:
+    return kind == "preference" and row.get("prompt") is None and isinstance(row["chosen"], str)
