@@ -1,12 +1,13 @@
 """
 Which gates of an update cannot be decided on the data at hand, asked before anything is trained. Pure.
 
-The gates are decided on figures of a model that did not change at all. A gate that is inconclusive then has too few figures,
-whatever the update would do.
+The gates are decided on figures of the best that an update can do: every held-out judgement is met that was not, and nothing
+else changes at all. A gate that is inconclusive then has too few figures, whatever the update would do.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,15 +83,15 @@ class Shortage:
 
 def shortages(sizes: Sizes, limits: Any, *, level: float) -> list[Shortage]:
     """
-    Return the gates that would be inconclusive if nothing changed; gates that lack the same figures are one entry.
+    Return the gates that would be inconclusive at best; gates that lack the same figures are one entry.
 
     Args:
         limits: the `gates:` section of the recipe.
         level: one-sided, of each gate.
     """
-    unchanged = _unchanged(sizes, limits)
+    before, after = (_measured(sizes, limits, met=met) for met in (False, True))
     found: dict[tuple[int, int, str, str], list[Any]] = {}
-    for gate in decisions.decide(unchanged, unchanged, limits, level=level, seed=0):
+    for gate in decisions.decide(before, after, limits, level=level, seed=0):
         if gate.applicable and gate.passed is None:
             found.setdefault(_lack(gate.name, gate.limit, sizes, level), []).append(gate)
     return [
@@ -99,17 +100,17 @@ def shortages(sizes: Sizes, limits: Any, *, level: float) -> list[Shortage]:
     ]
 
 
-def _unchanged(sizes: Sizes, limits: Any) -> Measured:
-    """Figures of a model that did not change, as many as there would be."""
+def _measured(sizes: Sizes, limits: Any, *, met: bool) -> Measured:
+    """As many figures as there would be, of a model that meets all held-out judgements or none."""
     n, items = sizes.prompts, sizes.items
     feedback = Feedback(
-        [0.0] * len(items),
-        [True] * len(items),
+        [float(met)] * len(items),
+        [met] * len(items),
         list(sizes.groups),
         [item.cluster for item in items],
         [False] * len(items),
         [item.rating if item.unwanted is None else 0.0 for item in items],
-        scores=[0.0] * len(items) if limits.reward_model else [],
+        scores=[float(met)] * len(items) if limits.reward_model else [],
     )
     tasks = {name: [True] * count for name, count in sizes.tasks.items()}
     general = General([1.0] * sizes.general, [1] * sizes.general, tasks, [0.0] * n if limits.judge else [])
@@ -158,12 +159,12 @@ def _of_feedback(sizes: Sizes) -> tuple[int, int, str, str]:
 
 def _of_groups(sizes: Sizes, limit: float, level: float) -> tuple[int, int, str, str]:
     counts = Counter(group for groups in sizes.groups for group in groups)
-    large = [group for group, count in counts.items() if count >= FEWEST_IN_GROUP]
     clusters = {
         group: len({i.cluster for i, of in zip(sizes.items, sizes.groups, strict=True) if group in of})
-        for group in large
+        for group, count in counts.items()
+        if count >= FEWEST_IN_GROUP
     }
-    least = min(clusters, key=clusters.__getitem__)
-    need = inference.enough_shares(limit, 0.0, level=level / len(large))
+    least, step = min(clusters, key=clusters.__getitem__), level / len(clusters)
+    need = next(n for n in itertools.count(1) if -inference.share_bounds(n, 0, n, level=step)[1] <= limit)
     way = f"collect more feedback of {least}, or set `gates.group_loss_max: null`"
     return clusters[least], need, f"independent test prompts of {least}", way

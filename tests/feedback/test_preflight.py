@@ -66,10 +66,15 @@ def test_too_few_test_prompts(items: list[Item], have: int | None) -> None:
 
 
 def test_what_is_needed_of_a_group_and_of_a_task_is_enough() -> None:
-    few = found(sizes(items_of(30), "group:a"), general_accuracy_loss_max=0.1)
-    assert few == {"no group harmed": (30, 35)}
-    assert found(sizes(items_of(35), "group:a")) == {}
-    assert found(sizes(items_of(30), "group:a"), group_loss_max=None) == {}
+    assert found(sizes(items_of(30), "group:a")) == {}  # enough for an update that meets what they want
+    alike = [replace(item, cluster=0) for item in items_of(40)]
+    mixed = sizes([*alike, *items_of(40)])
+    mixed = replace(mixed, groups=[("group:a",)] * 40 + [("group:b",)] * 40)
+    (have, need) = found(mixed)["no group harmed"]
+    assert (have, need) == (1, 5)
+    assert found(mixed, group_loss_max=None) == {}
+    apart = [replace(item, cluster=i % need) for i, item in enumerate(alike)]
+    assert found(replace(mixed, items=[*apart, *items_of(40)])) == {}
     task = {"maths.jsonl": 50}
     need = found(sizes(items_of(), tasks=task))["general accuracy"][1]
     assert found(sizes(items_of(), tasks={"maths.jsonl": need - 1})) != {}
