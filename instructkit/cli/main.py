@@ -8,7 +8,7 @@ import typer
 
 from instructkit.cli import chat, data, feedback, init, recipes, runs, train
 from instructkit.cli.telling import tell
-from instructkit.errors import InstructKitError
+from instructkit.errors import InstructKitError, RunStopped
 
 app = typer.Typer(
     name="instructkit",
@@ -32,7 +32,7 @@ OWN_DEBUG = (*train.ABOUT, "chat")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; 0 done, 1 a run failed, 2 the input is at fault, 3 a gate said no, 130 interrupted."""
+    """Run a command; 0 done, 1 a run failed, 2 the input is at fault, 3 a gate said no, 130 interrupted (143 by SIGTERM)."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     debug = "--debug" in arguments
     if debug and arguments[0] not in OWN_DEBUG:
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(args=arguments, prog_name="instructkit", standalone_mode=False)
     except InstructKitError as error:
-        if debug:
+        if debug and not isinstance(error, RunStopped):
             raise
         sys.exit(tell(error))
     except typer.Abort:
@@ -51,9 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         sys.exit(_unexpected(error))
-    if code == INTERRUPTED:  # what Typer returns for Ctrl-C
-        again = "go on with --resume" if arguments[0] in train.ABOUT else "give the command again"
-        print(f"error: interrupted\nhint: {again}", file=sys.stderr)
+    if code == INTERRUPTED:  # what Typer returns for Ctrl-C; a run that has begun raises `RunStopped`
+        print("error: interrupted\nhint: give the command again", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -15,9 +15,14 @@ from instructkit import naming
 from instructkit.data.sources import Rows
 from instructkit.errors import InputError
 from instructkit.machine import Machine
+from instructkit.runs.contents import CHECKPOINTS
 from instructkit.runs.metrics import MetricsWriter
+from instructkit.stages.stopping import Stop
 
-CHECKPOINTS = "checkpoints"
+__all__ = ["CHECKPOINTS", "Frame", "Inputs", "Reporter", "Result", "RunOptions"]
+
+# A recipe that sets one of these asked for checkpoints itself: they are kept, and come when it says
+SAVING = ("save_strategy", "save_steps", "save_total_limit")
 SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -86,8 +91,14 @@ class Frame:
     folder: Path
     reporter: Reporter
     resume: bool
+    stop: Stop = field(default_factory=Stop)
     clock: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # rows that a trainer leaves out, by reason
+
+    @property
+    def chooses_checkpoints(self) -> bool:
+        """Say whether the recipe leaves it to the defaults when checkpoints are written."""
+        return not set(SAVING) & set(self.recipe.trainer)
 
     @property
     def seed(self) -> int:
@@ -96,6 +107,7 @@ class Frame:
 
     def timed(self, what: str, work: Callable[[], Any]) -> Any:
         """Do `work`, add its seconds to the run record under `what`, return its result."""
+        self.stop.check()
         started = time.perf_counter()
         try:
             return work()
