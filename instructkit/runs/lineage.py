@@ -125,13 +125,14 @@ class RunIdentity:
 
     def changes(self, record: dict[str, Any]) -> list[str]:
         """Return what is not as it was when a run record was written, a kind a line; inputs count once they had been read."""
-        found = [("recipe", recipe_changes(record["recipe"], self.recipe))]
+        found: list[tuple[str, list[str]]] = []
         if record["data"]:
             data = {role: item.get("fingerprint") for role, item in record["data"].items()}
             parents = {role: item.get("hash") for role, item in record["parents"].items()}
             found += [("data", _differing(data, self.data)), ("parent", self._other_parents(parents, record))]
             if (sources := record.get("sources")) is not None:  # earlier versions kept none
                 found.append(("source", _differing(sources, self.sources)))
+        found.append(("recipe", recipe_changes(record["recipe"], self.recipe)))
         return [f"the {what} has changed: {_few(names)}" for what, names in found if names]
 
     def _other_parents(self, before: dict[str, Any], record: dict[str, Any]) -> list[str]:

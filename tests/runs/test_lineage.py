@@ -170,7 +170,7 @@ def test_what_else_is_read_is_part_of_what_a_run_is(run: Path) -> None:
     assert changes(judge="b") == "the source has changed: judge"
     several = lineage.RunIdentity({**RECIPE, "stage": "x"}, {**DATA, "eval": "c"}, parents, {"judge": "b"})
     assert lineage.unchanged(run, several) == (
-        "the recipe has changed: stage; the data has changed: eval; the source has changed: judge"
+        "the data has changed: eval; the source has changed: judge; the recipe has changed: stage"
     )
 
 

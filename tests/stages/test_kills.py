@@ -86,6 +86,46 @@ def test_a_signal_leaves_a_checkpoint_and_a_closed_record(
     assert weights() == weights(undisturbed)
 
 
+def test_a_signal_while_measuring_after_training_costs_no_training(server, place, undisturbed) -> None:
+    ended = server.run("sft", "sft.yaml", hook=("instructkit.stages.sft:samples", 1, (SIGTERM,)))
+    assert ended.code == 143 and "with --resume to continue" in ended.output, ended.output
+    assert (record()["status"], checkpoints()) == ("interrupted", ["checkpoint-6"])
+    done(server.run("sft", "sft.yaml", "--resume"))
+    assert weights() == weights(undisturbed)
+
+
+def test_ppo_stops_between_two_rollouts(server, place) -> None:
+    rows("asked.jsonl", [{"prompt": row["messages"][:1]} for row in CHAT])
+    Path("own.py").write_text(
+        "def score(completions, **_):\n    return [-1.0 * len(str(c)) for c in completions]\n",
+        encoding="utf-8",
+    )
+    write(
+        "ppo",
+        "model: {name: tiny}\nreward: [{function: own.py:score}]\ndata: {train: asked.jsonl, eval: 0.3}\n"
+        f"{LORA}trainer: {{max_steps: 8, per_device_train_batch_size: 2, gradient_accumulation_steps: 1, "
+        "steps_per_generation: 1, num_iterations: 2, max_completion_length: 4}\n",
+    )
+    assert server.run("ppo", "ppo.yaml", "run.output=whole").code == 0
+    at = (
+        "instructkit.ppo.trainer:PPOTrainer.training_step",
+        3,
+        (SIGTERM,),
+    )  # the first step of the second rollout
+    ended = server.run("ppo", "ppo.yaml", hook=at)
+    assert ended.code == 143 and checkpoints() == ["checkpoint-4"], ended.output
+    Path("own.py").write_text(
+        Path("own.py").read_text(encoding="utf-8").replace("-1.0", "-2.0"), encoding="utf-8"
+    )
+    refused = server.run("ppo", "ppo.yaml", "--resume")
+    assert refused.code == 2 and "reward[0].function (own.py:score)" in refused.output
+    Path("own.py").write_text(
+        Path("own.py").read_text(encoding="utf-8").replace("-2.0", "-1.0"), encoding="utf-8"
+    )
+    done(server.run("ppo", "ppo.yaml", "--resume"))
+    assert weights() == weights("whole")
+
+
 def test_a_second_signal_ends_the_process_at_once(server, place) -> None:
     ended = server.run("sft", "sft.yaml", hook=(MICRO_STEP, 7, (SIGTERM, SIGTERM)))
     assert ended.code == -SIGTERM
