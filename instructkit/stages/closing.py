@@ -34,18 +34,29 @@ def close(recipe: Any, folder: RunFolder, finish: Finish, note: Callable[[str], 
     return overtaken
 
 
+def again(recipe: Any, output: Path, finish: Finish, note: Callable[[str], None]) -> GateRefused | None:
+    """Take the last steps of a complete run if its process was killed among them; else only ask whether it is in force."""
+    if not read_record(output).get("closing"):
+        return finish(recipe, output, note)
+    with RunFolder.opened(output) as folder:
+        return close(recipe, folder, finish, note)
+
+
 def repair(
-    output: Path, stage: str, finish: Finish, note: Callable[[str], None]
+    output: Path, stage: str, finish: Finish, note: Callable[[str], None], *, apart: Path | None = None
 ) -> dict[Path, GateRefused | None]:
     """
     Take the last steps of complete runs of a stage, at `output` and next to it, whose process was killed among them.
+
+    Args:
+        apart: a run that is left as it is.
 
     Returns:
         The runs that were repaired, and what `close` returned for each.
     """
     repaired: dict[Path, GateRefused | None] = {}
     for path in sorted(output.parent.iterdir()) if output.parent.is_dir() else []:
-        if not _is_cut_off(path, stage):
+        if path == apart or not _is_cut_off(path, stage):
             continue
         try:
             with RunFolder.opened(path) as folder:

@@ -79,7 +79,9 @@ def _run(
     output = Path(recipe.run.output)
     temporary.sweep()
     RunFolder(output).refuse_own_inputs(to_dict(recipe), recipe.source)
-    repaired = closing.repair(output, recipe.stage, finish, reporter.note)
+    # What a repair puts in force changes what an update reads, so with --if-changed its own run is repaired after the comparison.
+    apart = output if options.if_changed else None
+    repaired = closing.repair(output, recipe.stage, finish, reporter.note, apart=apart)
     if options.resume and output in repaired:
         return _closed(read_run(output), repaired[output])
     try:
@@ -88,7 +90,7 @@ def _run(
         if not (options.if_changed and _stands(recipe, output)):
             raise
         reporter.note(f"{nothing}; nothing to do")
-        return _closed(read_run(output), finish(recipe, output, reporter.note))
+        return _closed(read_run(output), closing.again(recipe, output, finish, reporter.note))
     refuse_unfit_parents(recipe, inputs.parents)
     refuse_without_weights(inputs.parents)
     identity = resuming.identity(recipe, inputs)
@@ -96,7 +98,8 @@ def _run(
         reason = lineage.unchanged(output, identity)
         reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
         if reason is None:
-            return _closed(read_run(output), finish(recipe, output, reporter.note))
+            return _closed(read_run(output), closing.again(recipe, output, finish, reporter.note))
+        closing.repair(output, recipe.stage, finish, reporter.note)
     overtaken = _make(recipe, inputs, identity, options, reporter, stop, train, finish)
     reporter.finished()
     record = read_run(output)
