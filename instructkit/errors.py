@@ -125,3 +125,11 @@ class GateRefused(InstructKitError):
     """The run is done, and a gate says no."""
 
     exit_code = 3
+
+
+class RunStopped(InstructKitError):
+    """A run ended early on request: by a signal, or because `run.max_minutes` is over."""
+
+    def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 130) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code

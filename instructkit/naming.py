@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from instructkit.errors import InputError
 from instructkit.runs.chains import follow
+from instructkit.runs.lineage import base_in_lineage
 
 if TYPE_CHECKING:
     from instructkit.recipe.schema import LoraSection
@@ -106,6 +107,8 @@ def _locate_folder(name: str, path: Path) -> Source:
     if (path / "adapter_config.json").exists():
         config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path") or ""
+        if not Path(base).exists() and (moved := base_in_lineage(path)):
+            base = str(moved.resolve())
         if not Path(base).exists() and not _HUB_ID.match(base):
             raise InputError(
                 f"{name} is an adapter on {base}, which is not there any more",

@@ -10,7 +10,7 @@ import typer
 from instructkit.cli import chat, data, feedback, init, recipes, runs, train
 from instructkit.cli.telling import tell, visible
 from instructkit.cli.usage import hint
-from instructkit.errors import InstructKitError
+from instructkit.errors import InstructKitError, RunStopped
 from instructkit.processes import is_first, leave_to_the_first, refuse_several
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ SILENT = {"-h", "--help", "--quiet", "--json"}  # options after which nothing is
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; 0 done, 1 a run failed, 2 the input is at fault, 3 a gate said no, 130 interrupted."""
+    """Run a command; 0 done, 1 a run failed, 2 the input is at fault, 3 a gate said no, 130 interrupted (143 by SIGTERM)."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     debug = "--debug" in arguments
     if debug and arguments[0] not in OWN_DEBUG:
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse_several_processes(arguments)
         code = app(args=arguments, prog_name="instructkit", standalone_mode=False)
     except InstructKitError as error:
-        if debug:
+        if debug and not isinstance(error, RunStopped):
             raise
         leave_to_the_first()
         sys.exit(tell(error))
@@ -78,9 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         leave_to_the_first()
         sys.exit(_unexpected(error))
-    if code == INTERRUPTED:  # what Typer returns for Ctrl-C
-        again = "go on with --resume" if arguments[0] in train.ABOUT else "give the command again"
-        print(f"error: interrupted\nhint: {again}", file=sys.stderr)
+    if code == INTERRUPTED:  # what Typer returns for Ctrl-C; a run that has begun raises `RunStopped`
+        print("error: interrupted\nhint: give the command again", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

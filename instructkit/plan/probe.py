@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from instructkit.machine import Machine
 from instructkit.plan.listener import Listener
+from instructkit.runs.temporary import TemporaryFolder
 from instructkit.stages import MODULES
 from instructkit.stages.base import Frame, Inputs, peak_memory, seed_everything
 
@@ -55,7 +55,7 @@ def probe(recipe: Any, inputs: Inputs, machine: Machine) -> Probe:
 
     stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryFolder() as folder:
         frame = Frame(_without_traces(recipe), inputs, machine, Path(folder), Listener(), resume=False)
         seed_everything(frame.seed)
         trainer, *_ = stage.prepare(frame)

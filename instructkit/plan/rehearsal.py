@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from instructkit.plan.listener import Listener
 from instructkit.plan.refusals import told_by_recipe
 from instructkit.plan.reuse import Kept, few, keep, rows_of_batch
 from instructkit.plan.statistics import Statistics, of_rows
+from instructkit.runs.temporary import TemporaryFolder
 from instructkit.stages import MODULES
 from instructkit.stages.base import Frame, Inputs
 
@@ -103,7 +103,7 @@ def on_paper(
     """The trainer that the stage prepares, on real data and without weights; what else it prepares; ledger and listener."""
     stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
     listener = Listener()
-    with tempfile.TemporaryDirectory() as folder, models.weightless(), rehearsing() as ledger:
+    with TemporaryFolder() as folder, models.weightless(), rehearsing() as ledger:
         frame = Frame(recipe, inputs, machine, Path(folder), listener, resume=False)
         with told_by_recipe(recipe):
             trainer, *rest = stage.prepare(frame)

@@ -158,15 +158,26 @@ def _write_whole(saved: dict[str, Any], path: Path) -> None:
 
 
 class _OnRolloutBorders(TrainerCallback):
-    """A checkpoint holds no rollout, so one asked for within a rollout waits for its end, and so does a measurement."""
+    """A checkpoint holds no rollout: saving, measuring and stopping, asked for within a rollout, wait for its end."""
+
+    ASKED = ("should_save", "should_evaluate", "should_training_stop")
 
     def __init__(self, steps_per_rollout: int) -> None:
         self.steps_per_rollout = steps_per_rollout
-        self.save = self.measure = False
+        self.asked = dict.fromkeys(self.ASKED, False)
 
     def on_step_end(self, args, state, control, **kwargs):
-        border = state.global_step % self.steps_per_rollout == 0 or state.global_step == state.max_steps
-        self.save, self.measure = self.save or control.should_save, self.measure or control.should_evaluate
-        control.should_save, control.should_evaluate = self.save and border, self.measure and border
-        self.save, self.measure = self.save and not border, self.measure and not border
+        return self._held_back(control, self._is_border(state))
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        return self._held_back(control, border=False)
+
+    def _is_border(self, state):
+        return state.global_step % self.steps_per_rollout == 0 or state.global_step == state.max_steps
+
+    def _held_back(self, control, border):
+        for name, before in self.asked.items():
+            asked = before or getattr(control, name)
+            setattr(control, name, asked and border)
+            self.asked[name] = asked and not border
         return control

@@ -14,7 +14,7 @@ from instructkit.recipe.yaml_core import inline
 FIXED: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
-    # Four checkpoints a run, the last one kept: what `--resume` goes on from; gone when the run is finished.
+    # Four checkpoints a run and an early one (see `stages/stop_callback.py`), the last one kept; gone when the run is finished.
     "save_strategy": "steps",
     "save_steps": 0.25,
     "save_total_limit": 1,

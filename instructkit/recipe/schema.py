@@ -215,6 +215,10 @@ class RunSection(Section):
 
     output: Name = Field(description="the run folder")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of everything random")
+    max_minutes: Annotated[float, Field(gt=0, lt=1e6)] | None = Field(
+        None,
+        description="stop after so many minutes with a checkpoint to resume from; leave a scheduler's limit some time beyond",
+    )
     samples: Annotated[int, Field(ge=0, lt=MOST)] = Field(
         8, description="answers kept in samples.jsonl, and of each evaluation of ppo"
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 _TEMPORARY = ".tmp"
+# Names of files that are renamed once they are whole: ours, those of safetensors, and the critic's.
+TEMPORARIES = (f".*{_TEMPORARY}", f"{_TEMPORARY}??????", "critic.pt.part")
 
 
 def plain(value: Any) -> Any:
@@ -56,9 +58,11 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote has left beside the files of a folder that nobody else writes."""
-    for left in folder.glob(f".*{_TEMPORARY}"):
-        left.unlink(missing_ok=True)
+    """Remove the temporary files that a killed process left in a folder and below it; nobody else may write there."""
+    for pattern in TEMPORARIES:
+        for left in folder.rglob(pattern):
+            if left.is_file():
+                left.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,20 @@ WEIGHT_SUFFIXES = {".safetensors", ".gguf"}
 # The last two say what became of an update's events, and what its chain is told of it.
 NOT_THE_MODEL = {"run.json", "trainer_state.json", "preprocess.json", "entry.json"}
 CHUNK_BYTES = 1 << 20
+WITHOUT_EFFECT = ("output", "max_minutes")  # of a recipe's `run:` section: they do not shape the result
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:
-    """SHA-256 of a resolved recipe in canonical JSON, without `run.output`: a copy elsewhere is the same."""
+    """SHA-256 of a resolved recipe in canonical JSON, without what does not shape the result, such as `run.output`."""
     text = json.dumps(
-        plain(_without_output(recipe)), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        plain(_what_shapes_it(recipe)), sort_keys=True, ensure_ascii=False, separators=(",", ":")
     )
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted names of the keys that differ between two resolved recipes, `run.output` left out."""
-    before, after = _flat(plain(_without_output(old))), _flat(plain(_without_output(new)))
+    """Dotted names of the keys that differ between two resolved recipes, without those that do not shape the result."""
+    before, after = _flat(plain(_what_shapes_it(old))), _flat(plain(_what_shapes_it(new)))
     missing = object()
     return sorted(key for key in {*before, *after} if before.get(key, missing) != after.get(key, missing))
 
@@ -47,7 +50,15 @@ def run_hash(path: str | Path) -> str:
     fingerprints = {role: data.get("fingerprint") for role, data in record["data"].items()}
     digest.update(json.dumps([record["recipe_hash"], fingerprints], sort_keys=True).encode("utf-8"))
     for file in model_files(path):
-        digest.update(f"\0{file.relative_to(path).as_posix()}\0{_file_hash(file)}".encode())
+        digest.update(f"\0{file.relative_to(path).as_posix()}\0{file_hash(file)}".encode())
+    return digest.hexdigest()
+
+
+def folder_hash(path: Path) -> str:
+    """Return a SHA-256 over the names and contents of the files that make up the model of a folder."""
+    digest = hashlib.sha256()
+    for file in model_files(path):
+        digest.update(f"\0{file.relative_to(path).as_posix()}\0{file_hash(file)}".encode())
     return digest.hexdigest()
 
 
@@ -87,20 +98,63 @@ def list_runs(root: str | Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda run: (run.get("started") or "", run["path"]))
 
 
-def unchanged(
-    path: str | Path, recipe: dict[str, Any], data: dict[str, str], parents: dict[str, str]
-) -> str | None:
+@dataclass(frozen=True)
+class RunIdentity:
+    """
+    What shapes the result of a run; computed once, kept in its record, and compared with it later.
+
+    Attributes:
+        recipe: the resolved recipe.
+        data: fingerprint of the rows, by role.
+        parents: hash of each parent, by role.
+        sources: SHA-256 of everything else that is read, such as the source of a reward function, by what it is.
+    """
+
+    recipe: dict[str, Any]
+    data: dict[str, str]
+    parents: dict[str, str]
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def as_record(self, data: dict[str, Any], parents: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a run record, given what it tells of data and parents besides."""
+        return {
+            "data": data,
+            "parents": {role: {**parents[role], "hash": told} for role, told in self.parents.items()},
+            "sources": self.sources,
+        }
+
+    def changes(self, record: dict[str, Any]) -> list[str]:
+        """Return what is not as it was when a run record was written, a kind a line; inputs count once they had been read."""
+        found: list[tuple[str, list[str]]] = []
+        if record["data"]:
+            data = {role: item.get("fingerprint") for role, item in record["data"].items()}
+            parents = {role: item.get("hash") for role, item in record["parents"].items()}
+            found += [("data", _differing(data, self.data)), ("parent", self._other_parents(parents, record))]
+            if (sources := record.get("sources")) is not None:  # earlier versions kept none
+                found.append(("source", _differing(sources, self.sources)))
+        found.append(("recipe", recipe_changes(record["recipe"], self.recipe)))
+        return [f"the {what} has changed: {_few(names)}" for what, names in found if names]
+
+    def _other_parents(self, before: dict[str, Any], record: dict[str, Any]) -> list[str]:
+        """Return the roles of parents that differ; a plain folder that only moved is told by the hash of its files."""
+        known = {*self.sources} & {*(record.get("sources") or {})}
+        return [
+            role
+            for role in _differing(before, self.parents)
+            if base_key(role) not in known or not _are_plain(before.get(role), self.parents.get(role))
+        ]
+
+
+def unchanged(path: str | Path, identity: RunIdentity) -> str | None:
     """
     Say why a run must be made again.
 
     Args:
         path: the run folder.
-        recipe: the resolved recipe now.
-        data: fingerprint of the data now, by role.
-        parents: hash of each parent now, by role.
+        identity: of the run that is asked for.
 
     Returns:
-        The reason in words; None when it is finished and recipe, data, parents and files are as they were.
+        The reason in words; None when the run is finished and everything that shapes it, and its files, are as they were.
     """
     if not is_run(path):
         return "no run there yet"
@@ -110,42 +164,41 @@ def unchanged(
         return str(error)
     if run["status"] != "done":
         return f"the last run is not finished ({run['status']})"
-    changes = recipe_changes(run["recipe"], recipe)
-    if changes:
-        return f"the recipe has changed: {_few(changes)}"
-    return _other_inputs(run, data, parents) or _damage(Path(path), run)
+    return "; ".join(identity.changes(run)) or _damage(Path(path), run)
 
 
-def refuse_other_inputs(path: str | Path, data: dict[str, str], parents: dict[str, str]) -> None:
+def refuse_other_inputs(path: str | Path, identity: RunIdentity) -> None:
     """
-    Refuse to go on with a run on other rows, or above another parent, than it was begun with.
+    Refuse to resume a run of which anything that shapes it has changed since it began.
 
     Args:
-        path: the run folder; where there is no run, or one that ended before it had read anything, nothing is said.
-        data: fingerprint of the data now, by role.
-        parents: hash of each parent now, by role.
+        path: the run folder; where there is no run, or a finished one, nothing is refused.
+        identity: of the run that is asked for.
 
     Raises:
-        InputError: naming what has changed.
+        InputError: naming everything that has changed.
     """
     record = read_record(path) if is_run(path) else {}
-    if not record.get("data") or record["status"] == "done":
+    if not record or record["status"] == "done":
         return
-    if reason := _other_inputs(record, data, parents):
+    if changes := identity.changes(record):
         raise InputError(
-            f"{path} cannot be resumed: since it was begun, {reason}",
-            hint="put it back as it was, or start anew with --overwrite",
+            f"{path} cannot be resumed: since it was begun, {'; '.join(changes)}",
+            hint="restore what has changed, or start anew with --overwrite",
         )
 
 
-def _other_inputs(run: dict[str, Any], data: dict[str, str], parents: dict[str, str]) -> str | None:
-    fingerprints = {role: item.get("fingerprint") for role, item in run["data"].items()}
-    hashes = {role: item.get("hash") for role, item in run["parents"].items()}
-    for what, before, now in (("data", fingerprints, data), ("parent", hashes, parents)):
-        roles = sorted(role for role in {*before, *now} if before.get(role) != now.get(role))
-        if roles:
-            return f"the {what} has changed: {_few(roles)}"
-    return None
+def base_key(role: str) -> str:
+    """Return the name, among `RunIdentity.sources`, of the files of a parent's base model."""
+    return f"{role}: base model files"
+
+
+def _are_plain(*hashes: str | None) -> bool:
+    return all((told or "").startswith("model:") for told in hashes)
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
 def _damage(path: Path, run: dict[str, Any]) -> str | None:
@@ -166,7 +219,7 @@ def _visit(path: Path, ordered: dict[Path, dict[str, Any]], hashes: dict[Path, s
     for role, parent in run["parents"].items():
         if str(parent.get("hash") or "").startswith("model:"):
             continue
-        folder = _find_parent(path, parent["path"])
+        folder = find_parent(path, parent, hashes)
         if folder is None:
             stale.append(f"its {role} {parent['path']} is not there any more")
             continue
@@ -177,11 +230,55 @@ def _visit(path: Path, ordered: dict[Path, dict[str, Any]], hashes: dict[Path, s
     ordered[path.resolve()] = {**run, "stale": stale}
 
 
-def _find_parent(child: Path, name: str) -> Path | None:
-    """A parent by the name the recipe gave it; else where a copied `runs` folder has it."""
-    for candidate in (Path(name), beside(child, name)):
-        if is_run(candidate):
-            return candidate
+def place_of(name: str, child: Path) -> dict[str, str]:
+    """Return where a parent lies: as the recipe named it and, where that is a path, relative to its child."""
+    if not Path(name).exists():
+        return {"path": name}
+    return {"path": name, "relative": os.path.relpath(Path(name).resolve(), child.resolve())}
+
+
+def find_parent(child: Path, parent: dict[str, Any], hashes: dict[Path, str] | None = None) -> Path | None:
+    """
+    Return the folder of a parent run, also after both were moved or copied; None where it is gone.
+
+    A run with the recorded hash is preferred, at the recorded place or among the same runs; else what lies at that place.
+
+    Args:
+        parent: the parent as the record of its child has it.
+        hashes: of runs that are known already.
+    """
+    hashes = {} if hashes is None else hashes
+    moved = beside(child, parent["path"])
+    places = [child / parent["relative"]] if "relative" in parent else []
+    places += [moved, Path(parent["path"])]  # the named one last: of a copy it is the original
+    runs = [place for place in places if is_run(place)]
+    for place in runs:
+        if _cached_hash(place, hashes) == parent.get("hash"):
+            return place
+    return _renamed(moved.parent, Path(parent["path"]).name, parent.get("hash")) or (
+        runs[0] if runs else None
+    )
+
+
+def _renamed(root: Path, name: str, wanted: str | None) -> Path | None:
+    """Return the run in a folder that was written under a name and with a hash; None where there is none."""
+    for place in sorted(root.iterdir()) if wanted and root.is_dir() else []:
+        record = _read_or_explain(place) if is_run(place) and not place.name.startswith(".") else {}
+        if (record.get("name"), record.get("hash")) == (name, wanted):
+            return place
+    return None
+
+
+def base_in_lineage(run: Path) -> Path | None:
+    """Return the folder of the weights that a run's adapter stands on, found by its parents; None where it is gone."""
+    while is_run(run) and (parent := read_record(run)["parents"].get("model")):
+        if str(parent.get("hash") or "").startswith("model:"):
+            places = [Path(parent["path"]), run / parent.get("relative", parent["path"])]
+            return next((place for place in places if (place / "config.json").is_file()), None)
+        found = find_parent(run, parent)
+        if found is None or (found / "config.json").is_file():
+            return found
+        run = found
     return None
 
 
@@ -200,8 +297,9 @@ def _read_or_explain(folder: Path) -> dict[str, Any]:
         return {"name": folder.name, "path": str(folder), "status": "unreadable", "error": str(error)}
 
 
-def _without_output(recipe: dict[str, Any]) -> dict[str, Any]:
-    run = {key: value for key, value in (recipe.get("run") or {}).items() if key != "output"}
+def _what_shapes_it(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a resolved recipe without the keys that do not shape the result."""
+    run = {key: value for key, value in (recipe.get("run") or {}).items() if key not in WITHOUT_EFFECT}
     return {**recipe, "run": run}
 
 
@@ -222,7 +320,8 @@ def _set_aside(relative: Path) -> bool:
     return hidden or relative.name in NOT_THE_MODEL
 
 
-def _file_hash(file: Path) -> str:
+def file_hash(file: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(CHUNK_BYTES):

@@ -69,7 +69,8 @@ def _held(folder: Path, holder: str) -> InputError:
 
 
 def lock_path(folder: Path) -> Path:
-    """Where the lock of a run folder lies."""
+    """Return where the lock of a run folder lies: next to the real folder, so that all links to it share one lock."""
+    folder = folder.resolve()
     return folder.parent / f".{folder.name}.lock"
 
 

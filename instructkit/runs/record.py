@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from instructkit.errors import InputError
-from instructkit.runs import surroundings
+from instructkit.runs import contents, surroundings
 from instructkit.runs.files import sweep, write_json_atomic
 from instructkit.runs.lineage import recipe_changes, recipe_hash, run_hash
 from instructkit.runs.lock import FolderLock
@@ -27,8 +27,10 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.real = self.path.resolve()  # `path` may be a link, which stays one
         self.record: dict[str, Any] = {}
         self._lock = FolderLock(self.path)
+        self._restorable: Path | None = None
 
     def start(
         self,
@@ -39,14 +41,16 @@ class RunFolder:
         overwrite: bool = False,
         resume: bool = False,
         refuse: Callable[[], None] | None = None,
+        source: str = "",
     ) -> None:
         """
         Take the folder and write its first record, with status `running`.
 
         A finished run that is overwritten is kept as `.NAME.previous` until the new one is finished, so
-        neither a bad recipe nor a crash costs it.
+        neither a bad recipe nor a crash costs it. Files that no run wrote stay in the folder.
 
         Args:
+            source: the recipe file.
             refuse: of a run that is resumed, what may still raise an `InputError` once the folder is held.
 
         Raises:
@@ -55,7 +59,7 @@ class RunFolder:
         """
         if overwrite and resume:
             raise InputError("--overwrite and --resume contradict each other", hint="leave one of them out")
-        self._refuse_own_parent(recipe)
+        self.refuse_own_inputs(recipe, source)
         self._lock.acquire()
         try:
             fresh = self._first_record(recipe, stage, command)
@@ -66,6 +70,23 @@ class RunFolder:
         except BaseException:
             self._lock.release()
             raise
+
+    @classmethod
+    def opened(cls, path: str | Path) -> RunFolder:
+        """
+        Take the folder of a run that is there, to change its record.
+
+        Raises:
+            InputError: when another process holds it, or its record cannot be read.
+        """
+        folder = cls(path)
+        folder._lock.acquire()
+        try:
+            folder.record = read_record(path)
+        except BaseException:
+            folder.release()
+            raise
+        return folder
 
     def update(self, **fields: Any) -> None:
         """Set fields of the record and write it."""
@@ -80,11 +101,15 @@ class RunFolder:
         gates: Iterable[dict[str, Any]] = (),
         timings: dict[str, float] | None = None,
         verdict: str | None = None,
+        closing: bool = False,
     ) -> None:
         """
         Close the record with status `done`; call it last, because it takes the hash of the model files.
 
         The verdict is the one given, else the one set by `update`, else `done`.
+
+        Args:
+            closing: mark that last steps follow; the next start repeats them if this process is killed among them.
         """
         self.update(
             status="done",
@@ -96,17 +121,30 @@ class RunFolder:
             verdict=verdict or self.record.get("verdict") or "done",
             error=None,
             previous=None,
+            closing=closing,
             hash=run_hash(self.path),
         )
-        shutil.rmtree(self._previous, ignore_errors=True)
+        contents.discard(self._previous, self.real)
 
     def fail(self, error_text: str) -> None:
         """Close the record with status `failed` and the reason."""
         self.update(status="failed", ended=surroundings.now(), error=error_text)
 
-    def interrupted(self) -> None:
-        """Close the record with status `interrupted`."""
-        self.update(status="interrupted", ended=surroundings.now(), error="interrupted from the keyboard")
+    def interrupted(self, why: str = "") -> None:
+        """Close the record with status `interrupted` and the reason."""
+        error = why or "interrupted from the keyboard"
+        self.update(status="interrupted", ended=surroundings.now(), error=error)
+
+    def withdraw(self) -> None:
+        """Remove a run that ended before its first step, and put the finished run back that it should have replaced."""
+        if self._restorable is None and contents.foreign(self.real):
+            return
+        if self._restorable is not None:
+            contents.give_back(self.real, self._restorable)
+        shutil.rmtree(self.real, ignore_errors=True)
+        if self._restorable is not None:
+            self._restorable.rename(self.real)
+        self.record = {}
 
     def release(self) -> None:
         """Give the folder back; the `with` block does it."""
@@ -131,7 +169,7 @@ class RunFolder:
         if self.record.get("status") != "running":
             return
         if isinstance(error, KeyboardInterrupt):
-            self.interrupted()
+            self.interrupted(str(error))
         elif error is not None:
             self.fail(f"{type(error).__name__}: {error}")
         else:
@@ -139,20 +177,25 @@ class RunFolder:
 
     @property
     def _previous(self) -> Path:
-        return self.path.parent / f".{self.path.name}.previous"
+        return self.real.parent / f".{self.real.name}.previous"
 
-    def _refuse_own_parent(self, recipe: dict[str, Any]) -> None:
-        """A run that overwrites the model it stands on would lose both."""
-        models = [("model.name", (recipe.get("model") or {}).get("name"))]
-        models += [
-            (f"reward.{i}.model", item.get("model")) for i, item in enumerate(recipe.get("reward") or [])
-        ]
-        for where, name in models:
-            if name and Path(name).resolve() == self.path.resolve():
-                raise InputError(
-                    f"run.output and {where} are the same folder, {self.path}",
-                    hint="give the result a folder of its own with run.output=FOLDER",
-                )
+    @property
+    def _discarded(self) -> Path:
+        return self.real.parent / f".{self.real.name}.discarded"
+
+    def refuse_own_inputs(self, recipe: dict[str, Any], source: str = "") -> None:
+        """
+        Refuse a run whose folder holds what it reads; changes nothing.
+
+        Raises:
+            InputError: naming the keys and what they name.
+        """
+        if inside := contents.inputs_inside(recipe, source, self.path):
+            told = ", ".join(f"{key} ({value})" for key, value in inside)
+            raise InputError(
+                f"run.output {self.path} contains inputs of the run: {told}",
+                hint="give the run a folder of its own with run.output=FOLDER, or move these files out of it",
+            )
 
     def _first_record(self, recipe: dict[str, Any], stage: str, command: list[str]) -> dict[str, Any]:
         return {
@@ -180,23 +223,26 @@ class RunFolder:
             "measurements": [],
             "gates": [],
             "previous": None,
+            "closing": False,
+            "files": None,
         }
 
     def _begin(self, fresh: dict[str, Any], overwrite: bool) -> None:
         aside = self._move_aside(overwrite)
-        if aside == self._previous or self._previous.is_dir():
+        if self._previous.is_dir():
             fresh["previous"] = str(self._previous)
+            self._restorable = self._previous
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.real.mkdir(parents=True, exist_ok=True)
             self.record = fresh
             write_json_atomic(self.path / RECORD, fresh)
         except BaseException:
             if aside is not None:
-                shutil.rmtree(self.path, ignore_errors=True)
-                aside.rename(self.path)
+                shutil.rmtree(self.real, ignore_errors=True)
+                aside.rename(self.real)
             raise
-        if aside is not None and aside != self._previous:
-            shutil.rmtree(aside, ignore_errors=True)
+        contents.give_back(self._previous, self.real)
+        contents.discard(self._discarded, self.real)
 
     def check_free(self, *, overwrite: bool) -> bool:
         """
@@ -215,17 +261,26 @@ class RunFolder:
                 hint="choose another folder with run.output=FOLDER",
             )
         status = read_run(self.path)["status"]
-        if not overwrite:
+        if not overwrite and not self._holds_nothing(status):
             raise InputError(
                 f"{self.path} already holds a run ({_in_words(status)})", hint=self._ways_on(status)
             )
         return False
 
+    def _holds_nothing(self, status: str) -> bool:
+        """Say whether an unfinished run ended before its first step: it has no checkpoint and no logged step."""
+        metrics = self.path / "metrics.jsonl"
+        logged = metrics.is_file() and metrics.stat().st_size > 0
+        return status in ("failed", "interrupted") and not logged and not self._has_checkpoint()
+
+    def _has_checkpoint(self) -> bool:
+        return any(self.path.glob("checkpoints/**/checkpoint-*"))
+
     def _ways_on(self, status: str) -> str:
         other = "or choose another folder with run.output=FOLDER"
         if status == "running":
             return f"wait until it is done, {other}"
-        begun = status != "done" and any(self.path.glob("checkpoints/**/checkpoint-*"))
+        begun = status != "done" and self._has_checkpoint()
         return f"{'go on with --resume, ' if begun else ''}replace it with --overwrite, {other}"
 
     def _move_aside(self, overwrite: bool) -> Path | None:
@@ -233,9 +288,9 @@ class RunFolder:
         if self.check_free(overwrite=overwrite):
             return None
         finished = read_run(self.path)["status"] == "done"
-        aside = self._previous if finished else self.path.parent / f".{self.path.name}.discarded"
-        shutil.rmtree(aside, ignore_errors=True)
-        self.path.rename(aside)
+        aside = self._previous if finished else self._discarded
+        contents.discard(aside, self.real)
+        self.real.rename(aside)
         return aside
 
     def unfinished(self, recipe: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -267,8 +322,9 @@ class RunFolder:
         old = self.unfinished(fresh["recipe"], fresh["stage"])
         if refuse is not None:
             refuse()
-        sweep(self.path)
-        kept = {"started": old["started"], "previous": old.get("previous")}
+        sweep(self.real)
+        shutil.rmtree(self.real / contents.SAVING, ignore_errors=True)
+        kept = {"started": old["started"], "previous": old.get("previous"), "files": old.get("files")}
         self.record = {**fresh, **kept, "resumed": [*old.get("resumed", []), fresh["started"]]}
         write_json_atomic(self.path / RECORD, self.record)
 

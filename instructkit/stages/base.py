@@ -17,13 +17,18 @@ from instructkit import machine as machines
 from instructkit.data.sources import Rows
 from instructkit.errors import InputError
 from instructkit.machine import Machine
+from instructkit.runs.contents import CHECKPOINTS
 from instructkit.runs.metrics import MetricsWriter
 from instructkit.stages.contention import Contention
 from instructkit.stages.formats import Format
+from instructkit.stages.stopping import Stop
 
-CHECKPOINTS = "checkpoints"
+__all__ = ["CHECKPOINTS", "Frame", "Inputs", "Reporter", "Result", "RunOptions"]
+
 LOADING = "loading torch, transformers and trl"  # announced before the first heavy import
 PREPARING = "loading the model and preparing the rows"  # a phase of every stage
+# A recipe that sets one of these asked for checkpoints itself: they are kept, and come when it says
+SAVING = ("save_strategy", "save_steps", "save_total_limit")
 SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -106,6 +111,7 @@ class Frame:
     folder: Path
     reporter: Reporter
     resume: bool
+    stop: Stop = field(default_factory=Stop)
     clock: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # rows that a trainer leaves out, by reason
     contention: Contention | None = None  # watches the CPUs, where they are what computes
@@ -118,12 +124,18 @@ class Frame:
             self.contention.look(torch.get_num_threads(), when, **options)
 
     @property
+    def chooses_checkpoints(self) -> bool:
+        """Say whether the recipe leaves it to the defaults when checkpoints are written."""
+        return not set(SAVING) & set(self.recipe.trainer)
+
+    @property
     def seed(self) -> int:
         """The seed of the run."""
         return self.recipe.run.seed
 
     def timed(self, what: str, work: Callable[[], Any], *, phase: str = "") -> Any:
         """Do `work`, shown as `phase` where one is given; add its seconds to the run record under `what`; return its result."""
+        self.stop.check()
         started = time.perf_counter()
         try:
             with self.reporter.phase(phase) if phase else contextlib.nullcontext():

@@ -73,20 +73,29 @@ def refuse_none(output: Path, stage: str) -> None:
     )
 
 
-def set_aside_halves(folder: Path, stage: str) -> str | None:
+def remove_halves(folder: Path, stage: str) -> str | None:
     """
-    Rename what is not whole to `half-checkpoint-N`, and say so in words; None where all is.
+    Delete the checkpoints that are not whole, and say so in words; return None where all are.
 
     Left in place, a half that looks newer than what is written next would have Trainer delete that as the older one.
     """
     told = []
     for path in _every(folder):
         if why := fault(path, stage):
-            aside = path.with_name(f"half-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)  # of an earlier interruption at the same step
-            path.rename(aside)
+            shutil.rmtree(path)
             told.append(f"{path.name} was left incomplete ({why})")
-    return f"{'; '.join(told)}: set aside, it plays no part" if told else None
+    for left in folder.glob("half-checkpoint-*"):  # of an earlier version
+        shutil.rmtree(left, ignore_errors=True)
+    return f"{'; '.join(told)}: deleted" if told else None
+
+
+def resumable(output: Path, stage: str) -> bool:
+    """Say whether a run can be resumed: its folder has a whole checkpoint."""
+    try:
+        refuse_none(output, stage)
+    except InputError:
+        return False
+    return True
 
 
 def _beside(stage: str) -> tuple[str, ...]:

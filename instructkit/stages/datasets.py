@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from instructkit.data.sources import Rows
 from instructkit.data.table import View
 from instructkit.errors import DataError, Fault
+from instructkit.runs.temporary import TemporaryFolder
 
 ROWS_AT_ONCE = 1000
 _KINDS = (
@@ -21,7 +21,7 @@ _KINDS = (
     (dict, "an object"),
 )
 _TOO_LARGE = "a whole number of more than 64 bits, which no table holds"
-_KEPT: list[tempfile.TemporaryDirectory] = []  # until the process ends: trainers reopen files in them
+_KEPT: list[TemporaryFolder] = []  # until the process ends: trainers reopen files in them
 
 
 def as_dataset(rows: Rows, fields: tuple[str, ...]) -> Any:
@@ -75,7 +75,7 @@ def dataset_of(rows: Sequence[dict[str, Any]], fields: tuple[str, ...] | None = 
 
     if not isinstance(rows, View):
         return Dataset.from_list([row for part in _parts(rows, fields) for row in part])
-    folder = tempfile.TemporaryDirectory(prefix="instructkit-")
+    folder = TemporaryFolder()
     _KEPT.append(folder)
     path = Path(folder.name) / "rows.arrow"
     _write(path, rows, fields)

@@ -14,6 +14,7 @@ from typing import Any
 from instructkit.errors import InputError, InstructKitError
 
 _SAID = ("prompts", "completions")  # arguments of a reward function
+DEMO = {"demo/judge": "instructkit.data.demo.judge:judge_batch"}
 WANTED = "wanted is a list with a number, None or a list of numbers for each answer"
 
 
@@ -24,8 +25,7 @@ def load_function(place: str) -> Callable[..., Any]:
     Raises:
         InputError: when there is no such module, file or function.
     """
-    if place == "demo/judge":
-        place = "instructkit.data.demo.judge:judge_batch"
+    place = DEMO.get(place, place)
     module_name, _, name = place.rpartition(":")
     if not (module_name and name):
         raise InputError(
@@ -45,6 +45,11 @@ def load_function(place: str) -> Callable[..., Any]:
             f"no function at {place}: {_told(error)}",
             hint="name it `module:function` or `path/to/file.py:function`; the module must be importable from here",
         ) from error
+
+
+def module_of(place: str) -> str:
+    """Return the module's name, or the path of the file, that the place of a function names."""
+    return DEMO.get(place, place).rpartition(":")[0]
 
 
 def scoring_function(place: str, *, texts: bool = False) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from instructkit.runs.reading import is_run, read_record
 from instructkit.runs.record import RunFolder
 from instructkit.stages import checkpoints
 from instructkit.stages.base import Inputs
+from instructkit.stages.identity import fingerprints_of_sources
 
 
 def collected(recipe: Any, collect: Callable[..., Inputs], *, resume: bool) -> Inputs:
@@ -32,7 +33,7 @@ def refuse(recipe: Any, inputs: Inputs) -> None:
     folder = RunFolder(recipe.run.output)
     refuse_held(folder.path)
     folder.unfinished(to_dict(recipe), recipe.stage)
-    lineage.refuse_other_inputs(folder.path, fingerprints(inputs), hashes(inputs))
+    lineage.refuse_other_inputs(folder.path, identity(recipe, inputs))
     checkpoints.refuse_none(folder.path, recipe.stage)
 
 
@@ -47,6 +48,13 @@ def hashes(inputs: Inputs) -> dict[str, str]:
         role: lineage.run_hash(source.run) if source.run else f"model:{source.base}"
         for role, source in inputs.parents.items()
     }
+
+
+def identity(recipe: Any, inputs: Inputs) -> lineage.RunIdentity:
+    """Return what shapes the result of a run; it reads every file of its parents."""
+    return lineage.RunIdentity(
+        to_dict(recipe), fingerprints(inputs), hashes(inputs), fingerprints_of_sources(recipe, inputs.parents)
+    )
 
 
 def _begun(output: Path, stage: str) -> dict[str, Any]:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from instructkit import machine as machines
 from instructkit import processes
-from instructkit.errors import GateRefused, InstructKitError, NothingNew
+from instructkit.errors import GateRefused, InstructKitError, NothingNew, RunStopped
 from instructkit.feedback.gates import stands_against
 from instructkit.feedback.remedies import refusal
 from instructkit.recipe.render import to_dict
-from instructkit.runs import lineage
+from instructkit.runs import contents, lineage, temporary
 from instructkit.runs.metrics import write_rows
 from instructkit.runs.reading import is_run, read_record
 from instructkit.runs.record import RunFolder, read_run
-from instructkit.stages import checkpoints, resuming
+from instructkit.stages import checkpoints, closing, resuming
 from instructkit.stages.base import (
-    CHECKPOINTS,
     LOADING,
     Frame,
     Inputs,
@@ -39,10 +37,11 @@ from instructkit.stages.base import (
     refuse_without_weights,
     seed_everything,
 )
+from instructkit.stages.closing import Finish
 from instructkit.stages.contention import Contention
+from instructkit.stages.stopping import Stop, Stopped
 
 Collect, Train = Callable[..., Inputs], Callable[[Frame], Result]
-Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
 
 
 def run(
@@ -65,7 +64,31 @@ def run(
         GateRefused: when the run is done and a gate says no, or what it decided did not come into force.
     """
     quiet_libraries()
+    with Stop(recipe.run.max_minutes, reporter.note) as stop:
+        try:
+            return _run(recipe, options, reporter, stop, collect, train, finish)
+        except Stopped as stopped:
+            hint = _way_on(Path(recipe.run.output), recipe.stage)
+            raise RunStopped(str(stopped), hint=hint, exit_code=stop.exit_code) from stopped
+
+
+def _run(
+    recipe: Any,
+    options: RunOptions,
+    reporter: Reporter,
+    stop: Stop,
+    collect: Collect,
+    train: Train,
+    finish: Finish,
+) -> dict[str, Any]:
     output = Path(recipe.run.output)
+    temporary.sweep()
+    RunFolder(output).refuse_own_inputs(to_dict(recipe), recipe.source)
+    # What a repair puts in force changes what an update reads, so with --if-changed its own run is repaired after the comparison.
+    apart = output if options.if_changed else None
+    repaired = closing.repair(output, recipe.stage, finish, reporter.note, apart=apart)
+    if options.resume and output in repaired:
+        return _closed(read_run(output), repaired[output])
     try:
         with reporter.phase("reading the data"):
             inputs = resuming.collected(recipe, collect, resume=options.resume)
@@ -73,29 +96,39 @@ def run(
         if not (options.if_changed and _stands(recipe, output)):
             raise
         reporter.note(f"{nothing}; nothing to do")
-        return _closed(read_run(output), finish(recipe, output, reporter.note))
+        return _closed(read_run(output), closing.again(recipe, output, finish, reporter.note))
     refuse_unfit_parents(recipe, inputs.parents)
     refuse_without_weights(inputs.parents)
     with reporter.phase("hashing the parents"):
-        parents = resuming.hashes(inputs)
+        identity = resuming.identity(recipe, inputs)
     if options.if_changed:
-        reason = lineage.unchanged(output, to_dict(recipe), resuming.fingerprints(inputs), parents)
+        reason = lineage.unchanged(output, identity)
         reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
         if reason is None:
-            return _closed(read_run(output), finish(recipe, output, reporter.note))
+            return _closed(read_run(output), closing.again(recipe, output, finish, reporter.note))
+        closing.repair(output, recipe.stage, finish, reporter.note)
     if not (options.anyway or options.resume):
         refuse_undecidable(recipe, *inputs.undecidable(recipe))
     try:
-        _make(recipe, inputs, parents, options, reporter, train)
+        overtaken = _make(recipe, inputs, identity, options, reporter, stop, train, finish)
     finally:
         processes.part()
     if not processes.is_first():
         return {}
-    overtaken = finish(recipe, output, reporter.note)
     reporter.finished()
     record = read_run(output)
     reporter.table(record)
     return _closed(record, overtaken)
+
+
+def _way_on(output: Path, stage: str) -> str:
+    """Return how to go on after a run was stopped."""
+    record = read_record(output) if is_run(output) else {}
+    if record.get("status") != "interrupted":
+        return "nothing was kept; give the same command again"
+    if checkpoints.resumable(output, stage):
+        return "a checkpoint was written; give the same command with --resume to continue"
+    return "no checkpoint was written; start again with --overwrite"
 
 
 def _stands(recipe: Any, output: Path) -> bool:
@@ -105,7 +138,8 @@ def _stands(recipe: Any, output: Path) -> bool:
     was = read_record(output)
     data = {role: found.get("fingerprint") for role, found in was["data"].items()}
     parents = {role: found.get("hash") for role, found in was["parents"].items()}
-    return lineage.unchanged(output, to_dict(recipe), data, parents) is None
+    sources = was.get("sources") or {}
+    return lineage.unchanged(output, lineage.RunIdentity(to_dict(recipe), data, parents, sources)) is None
 
 
 def _closed(record: dict[str, Any], overtaken: GateRefused | None) -> dict[str, Any]:
@@ -122,17 +156,19 @@ def _closed(record: dict[str, Any], overtaken: GateRefused | None) -> dict[str, 
 def _make(
     recipe: Any,
     inputs: Inputs,
-    parents: dict[str, str],
+    identity: lineage.RunIdentity,
     options: RunOptions,
     reporter: Reporter,
+    stop: Stop,
     train: Train,
-) -> None:
-    """Claim the run's folder, and fill it."""
+    finish: Finish,
+) -> GateRefused | None:
+    """Claim the run's folder, fill it and close the run; return why what it decided did not come into force."""
     output = Path(recipe.run.output)
     folder = RunFolder(output)
     overwrite = options.overwrite or (options.if_changed and not options.resume)
     if options.resume:
-        lineage.refuse_other_inputs(output, resuming.fingerprints(inputs), parents)
+        lineage.refuse_other_inputs(output, identity)
     else:
         folder.check_free(overwrite=overwrite)
     contention = Contention(reporter.note)
@@ -144,9 +180,9 @@ def _make(
     with reporter.phase(LOADING, announced=True):
         load_libraries()
         machine = choose_machine(recipe)
-    frame = Frame(recipe, inputs, machine, output, reporter, options.resume, contention=contention)
+    frame = Frame(recipe, inputs, machine, output, reporter, options.resume, stop, contention=contention)
     frame.look_for_other_work("at the start")
-    for reason in [*frame.machine.reasons, *left_out(inputs), *_altered(inputs, parents)]:
+    for reason in [*frame.machine.reasons, *left_out(inputs), *_altered(inputs, identity.parents)]:
         reporter.note(reason)
     if frame.machine.on_cpu:
         machines.keep_freed_memory()
@@ -155,7 +191,7 @@ def _make(
         _meet(frame)  # the first holds the folder now
         seed_everything(frame.seed)
         train(frame)
-        return
+        return None
     folder.start(
         to_dict(recipe),
         stage=recipe.stage,
@@ -163,10 +199,26 @@ def _make(
         overwrite=overwrite,
         resume=options.resume,
         refuse=lambda: checkpoints.refuse_none(output, recipe.stage),
+        source=recipe.source,
     )
-    with folder, _full_disk_in_words(output):
+    with folder, _full_disk_in_words(output), _nothing_left_before_a_step(frame, folder):
         _meet(frame)
-        _carry_out(frame, folder, parents, train)
+        result = _carry_out(frame, folder, identity, train)
+        with stop.deferred():  # from here on the run is complete in a moment
+            _complete(frame, folder, result)
+            return closing.close(recipe, folder, finish, reporter.note)
+
+
+@contextlib.contextmanager
+def _nothing_left_before_a_step(frame: Frame, folder: RunFolder) -> Iterator[None]:
+    """Remove the folder of a new run that ends before its first step: there is nothing in it to keep."""
+    try:
+        yield
+    except BaseException:
+        began = frame.resume or frame.stop.stepped
+        if not began and folder.record.get("status") == "running":
+            folder.withdraw()
+        raise
 
 
 def _meet(frame: Frame) -> None:
@@ -197,15 +249,17 @@ def _altered(inputs: Inputs, parents: dict[str, str]) -> list[str]:
     ]
 
 
-def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: Train) -> None:
-    """Train, save and complete the record of a folder that is held."""
-    recipe, inputs = frame.recipe, frame.inputs
+def _carry_out(frame: Frame, folder: RunFolder, identity: lineage.RunIdentity, train: Train) -> Result:
+    """Train and save in a folder that is held."""
+    inputs = frame.inputs
     folder.update(
         hardware=machines.hardware(),
         choices=[*frame.machine.reasons, str(inputs.format)],
         data_format=inputs.format.name,
-        data={role: rows.summary() for role, rows in inputs.data.items()},
-        parents={role: {"path": s.name, "hash": parents[role]} for role, s in inputs.parents.items()},
+        **identity.as_record(
+            {role: rows.summary() for role, rows in inputs.data.items()},
+            {role: lineage.place_of(s.name, folder.path) for role, s in inputs.parents.items()},
+        ),
         begun=inputs.begun(),
         processes=processes.count(),
         synthetic=any(rows.synthetic for rows in inputs.data.values()),
@@ -214,18 +268,31 @@ def _carry_out(frame: Frame, folder: RunFolder, parents: dict[str, str], train: 
     seed_everything(frame.seed)
     result = train(frame)
     _keep_skipped(frame)  # a stage may have left out more, which only its model tells
-    frame.timed("save", lambda: result.save(frame.folder), phase="saving the model")
-    _drop_checkpoints(recipe, frame.folder)
+    frame.timed("save", lambda: _save(result, folder), phase="saving the model")
     write_rows(frame.folder / "samples.jsonl", result.samples)
     frame.look_for_other_work("while measuring and saving")
-    told = {"dropped": frame.dropped, "busy": frame.contention.as_dict() if frame.contention else None}
-    folder.update(peak_memory_bytes=peak_memory(), **told, **result.details)
+    return result
+
+
+def _save(result: Result, folder: RunFolder) -> None:
+    """Write the model apart and move it into place, so that no half of it is taken for the whole."""
+    saving = folder.path / contents.SAVING
+    saving.mkdir(exist_ok=True)
+    result.save(saving)
+    contents.put_in_place(folder.path, lambda files: folder.update(files=files))
+
+
+def _complete(frame: Frame, folder: RunFolder, result: Result) -> None:
+    """Complete the record."""
+    noted = {"dropped": frame.dropped, "busy": frame.contention.as_dict() if frame.contention else None}
+    folder.update(peak_memory_bytes=peak_memory(), **noted, **result.details)
     with frame.reporter.phase("hashing the model files"):
         folder.complete(
             metrics=result.metrics,
             measurements=result.measurements,
             gates=[gate.as_dict() for gate in result.gates],
             timings=frame.clock,
+            closing=True,
         )
 
 
@@ -236,9 +303,3 @@ def _keep_skipped(frame: Frame) -> None:
     ]
     if found:
         write_rows(frame.folder / "skipped.jsonl", found)
-
-
-def _drop_checkpoints(recipe: Any, output: Path) -> None:
-    """Remove what only `--resume` needs, unless the recipe asked for checkpoints itself."""
-    if not {"save_strategy", "save_steps", "save_total_limit"} & set(recipe.trainer):
-        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)

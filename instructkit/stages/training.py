@@ -17,6 +17,7 @@ from instructkit.recipe import run_defaults
 from instructkit.stages import checkpoints
 from instructkit.stages.base import CHECKPOINTS, Frame, metrics_writer
 from instructkit.stages.contention import EVERY_SECONDS
+from instructkit.stages.stop_callback import Stopping
 from instructkit.stages.trials import refuse_before_a_step
 
 _SHOWN = {
@@ -100,8 +101,8 @@ def build(trainer_class: type, frame: Frame, **options: Any) -> Any:
 
 
 def callbacks(frame: Frame) -> list[TrainerCallback]:
-    """Progress for the user, every logged step for `metrics.jsonl`, both adapters after a resume."""
-    return [SettleOnTrainBegin(), *([_Progress(frame)] if processes.is_first() else [])]
+    """Return those of every trainer: both adapters after a resume, progress, `metrics.jsonl`, checkpoints and ending early."""
+    return [SettleOnTrainBegin(), Stopping(frame), *([_Progress(frame)] if processes.is_first() else [])]
 
 
 def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
@@ -118,15 +119,17 @@ def fit(trainer: Any, frame: Frame, *, fresh: bool = False) -> dict[str, float]:
 
     trainer.remove_callback(PrinterCallback)
     if frame.resume:
-        _set_aside_halves(trainer, frame)
+        _remove_halves(trainer, frame)
         trainer.accelerator.wait_for_everyone()
     checkpoint = _last_checkpoint(trainer, frame) if frame.resume and not fresh else None
     _no_step_behind_the_last(trainer)
     frame.reporter.stage_started(frame.recipe.stage, None)
     try:
-        output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
+        with frame.stop.deferred():
+            output = frame.timed("train", lambda: trainer.train(resume_from_checkpoint=checkpoint))
     finally:
         frame.reporter.finished()
+    frame.stop.check()
     if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
         raise InstructKitError(
             "the weights are not finite after training, so there is no model to keep",
@@ -164,10 +167,10 @@ def _last_checkpoint(trainer: Any, frame: Frame) -> str:
     return str(found)
 
 
-def _set_aside_halves(trainer: Any, frame: Frame) -> None:
+def _remove_halves(trainer: Any, frame: Frame) -> None:
     if not trainer.accelerator.is_main_process:
         return
-    if told := checkpoints.set_aside_halves(Path(trainer.args.output_dir), frame.recipe.stage):
+    if told := checkpoints.remove_halves(Path(trainer.args.output_dir), frame.recipe.stage):
         frame.reporter.note(told)
 
 

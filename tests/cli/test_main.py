@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from instructkit.cli.main import main
-from instructkit.errors import InputError
+from instructkit.errors import InputError, RunStopped
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "pandas")
 ROOT = Path(__file__).parents[2]
@@ -141,7 +141,17 @@ def test_an_interrupt_exits_with_130(capsys, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("instructkit.stages.run_stage", stop)
     code, _, told = run("sft", "recipes/sft.yaml", capsys=capsys)
-    assert (code, told.strip()) == (130, "error: interrupted\nhint: go on with --resume")
+    assert (code, told.strip()) == (130, "error: interrupted\nhint: give the command again")
+
+    def stopped(*_, **__):
+        raise RunStopped("terminated (SIGTERM)", hint="give the same command with --resume", exit_code=143)
+
+    monkeypatch.setattr("instructkit.stages.run_stage", stopped)
+    code, _, told = run("sft", "recipes/sft.yaml", "--debug", capsys=capsys)
+    assert (code, told.strip()) == (
+        143,
+        "error: terminated (SIGTERM)\nhint: give the same command with --resume",
+    )
     monkeypatch.setattr("instructkit.naming.locate", stop)
     code, _, told = run("chat", "tiny", capsys=capsys)
     assert (code, told.strip()) == (130, "error: interrupted\nhint: give the command again")

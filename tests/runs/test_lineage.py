@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,65 @@ def test_chain_follows_a_folder_of_runs_that_was_moved(tmp_path: Path) -> None:
     ]
 
 
+def test_parents_are_found_by_hash_after_a_copy(tmp_path: Path) -> None:
+    """The copies belong together, also while another run lies at the recorded place or a folder was renamed."""
+    pipeline(tmp_path / "runs")
+    shutil.copytree(tmp_path / "runs", tmp_path / "copy")
+    make(tmp_path / "runs" / "sft", weights="trained again")
+    copied = lineage.chain(tmp_path / "copy" / "update")
+    assert [run["stale"] for run in copied] == [[], [], [], []]
+    assert copied[0]["path"] == str(tmp_path / "copy" / "sft")
+    (tmp_path / "copy" / "sft").rename(tmp_path / "copy" / "renamed")
+    assert lineage.chain(tmp_path / "copy" / "update")[0]["path"] == str(tmp_path / "copy" / "renamed")
+
+
+def test_a_parent_elsewhere_is_found_by_its_place_relative_to_the_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sft = make(Path("all/bases/sft"))
+    run = make(Path("all/runs/ppo"), {"model": sft})
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record["parents"]["model"] |= lineage.place_of("all/bases/sft", run)
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    Path("all").rename("moved")
+    assert [each["name"] for each in lineage.chain("moved/runs/ppo")] == ["sft", "ppo"]
+
+
+def test_the_base_of_a_moved_adapter_is_found_by_its_parents(tmp_path: Path, monkeypatch) -> None:
+    from instructkit.naming import locate
+
+    monkeypatch.chdir(tmp_path)
+    sft = make(Path("runs/sft"))
+    run = make(Path("runs/ppo"), {"model": sft})
+    above = {"base_model_name_or_path": str(sft.resolve())}
+    (run / "config.json").unlink()
+    (run / "adapter_config.json").write_text(json.dumps(above), encoding="utf-8")
+    Path("runs").rename("moved")
+    assert locate("moved/ppo").base == str(Path("moved/sft").resolve())
+
+
+def test_what_else_is_read_is_part_of_what_a_run_is(run: Path) -> None:
+    parents = {"model": lineage.run_hash(run.parent / "sft")}
+
+    def changes(**sources: str) -> str | None:
+        return lineage.unchanged(run, lineage.RunIdentity(RECIPE, DATA, parents, sources))
+
+    assert changes(judge="a") is None, "a record of an earlier version holds no sources"
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (run / "run.json").write_text(json.dumps({**record, "sources": {"judge": "a"}}), encoding="utf-8")
+    assert changes(judge="a") is None
+    assert changes(judge="b") == "the source has changed: judge"
+    several = lineage.RunIdentity({**RECIPE, "stage": "x"}, {**DATA, "eval": "c"}, parents, {"judge": "b"})
+    assert lineage.unchanged(run, several) == (
+        "the data has changed: eval; the source has changed: judge; the recipe has changed: stage"
+    )
+
+
+def test_a_time_limit_does_not_shape_the_result() -> None:
+    limited = {**RECIPE, "run": {**RECIPE["run"], "max_minutes": 5}}
+    assert lineage.recipe_hash(RECIPE) == lineage.recipe_hash(limited)
+    assert lineage.recipe_changes(RECIPE, limited) == []
+
+
 def test_chain_ends_on_a_record_that_names_itself(tmp_path: Path) -> None:
     run = make(tmp_path / "a")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -149,7 +209,7 @@ def run(tmp_path: Path) -> Path:
 
 def ask(run: Path, recipe: dict = RECIPE, data: dict = DATA, parents: dict | None = None) -> str | None:
     standing = {"model": lineage.run_hash(run.parent / "sft")} if parents is None else parents
-    return lineage.unchanged(run, recipe, data, standing)
+    return lineage.unchanged(run, lineage.RunIdentity(recipe, data, standing))
 
 
 def test_unchanged_is_none_when_nothing_changed(run: Path) -> None:

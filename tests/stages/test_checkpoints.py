@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -96,7 +95,7 @@ def test_a_full_disk_is_told_with_the_run(workplace: Path, monkeypatch) -> None:
     def fill(*_) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(running, "_drop_checkpoints", fill)
+    monkeypatch.setattr(running, "_complete", fill)
     with pytest.raises(InstructKitError, match="^out: the disk is full") as told:
         run("sft", of_stage("sft"))
     assert "--resume" in told.value.hint and read_run("out")["status"] == "failed"
@@ -113,7 +112,7 @@ def test_a_run_that_ended_behind_its_last_step_takes_no_further_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(running, "_drop_checkpoints", stop)  # once all is trained, measured and saved
+        patch.setattr(running, "_complete", stop)  # once all is trained, measured and saved
         run(stage, body)
     (weights,) = Path("out").glob("*.safetensors")
     first = weights.read_bytes()
@@ -151,11 +150,9 @@ def test_a_checkpoint_is_whole_when_all_that_resuming_reads_is(
     else:
         (newer / name).unlink()
     assert checkpoints.newest(tmp_path, "ppo") == older
-    assert name in checkpoints.set_aside_halves(tmp_path, "ppo") or name == "model.safetensors"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-9", "half-checkpoint-10"]
-    shutil.copytree(tmp_path / "half-checkpoint-10", newer)  # cut off at the same step once more
-    assert checkpoints.set_aside_halves(tmp_path, "ppo")
-    assert checkpoints.set_aside_halves(tmp_path, "ppo") is None
+    assert name in checkpoints.remove_halves(tmp_path, "ppo") or name == "model.safetensors"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
+    assert checkpoints.remove_halves(tmp_path, "ppo") is None
 
 
 def test_adapters_and_shards_are_weights(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""
+The last steps of a run, in one order: the record is complete, the chain knows, the checkpoints go.
+
+A process that is killed among them leaves a complete run whose record says `closing`; the next start repeats the last steps.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instructkit.errors import GateRefused, InstructKitError
+from instructkit.recipe.schema import RECIPES
+from instructkit.runs.lock import is_held
+from instructkit.runs.reading import is_run, read_record
+from instructkit.runs.record import RunFolder
+from instructkit.stages.base import CHECKPOINTS, SAVING
+
+Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
+
+
+def close(recipe: Any, folder: RunFolder, finish: Finish, note: Callable[[str], None]) -> GateRefused | None:
+    """
+    Take the last steps of a run whose record is complete and whose folder is held.
+
+    Returns:
+        Why what the run decided did not come into force, else None.
+    """
+    overtaken = finish(recipe, folder.path, note)
+    _drop_checkpoints(recipe, folder.path)
+    folder.update(closing=False)
+    return overtaken
+
+
+def again(recipe: Any, output: Path, finish: Finish, note: Callable[[str], None]) -> GateRefused | None:
+    """Take the last steps of a complete run if its process was killed among them; else only ask whether it is in force."""
+    if not read_record(output).get("closing"):
+        return finish(recipe, output, note)
+    with RunFolder.opened(output) as folder:
+        return close(recipe, folder, finish, note)
+
+
+def repair(
+    output: Path, stage: str, finish: Finish, note: Callable[[str], None], *, apart: Path | None = None
+) -> dict[Path, GateRefused | None]:
+    """
+    Take the last steps of complete runs of a stage, at `output` and next to it, whose process was killed among them.
+
+    Args:
+        apart: a run that is left as it is.
+
+    Returns:
+        The runs that were repaired, and what `close` returned for each.
+    """
+    repaired: dict[Path, GateRefused | None] = {}
+    for path in sorted(output.parent.iterdir()) if output.parent.is_dir() else []:
+        if path == apart or not _is_cut_off(path, stage):
+            continue
+        try:
+            with RunFolder.opened(path) as folder:
+                recipe = RECIPES[stage](**folder.record["recipe"])
+                repaired[path] = close(recipe, folder, finish, note)
+            note(f"{path} was complete, but its process was killed before its last steps; they are done now")
+        except InstructKitError as error:
+            note(f"warning: the last steps of {path} cannot be done: {error}")
+    return repaired
+
+
+def _is_cut_off(path: Path, stage: str) -> bool:
+    if not is_run(path) or is_held(path):
+        return False
+    try:
+        record = read_record(path)
+    except InstructKitError:
+        return False
+    return record["status"] == "done" and record["stage"] == stage and bool(record.get("closing"))
+
+
+def _drop_checkpoints(recipe: Any, output: Path) -> None:
+    """Remove what only `--resume` needs, unless the recipe asked for checkpoints itself."""
+    if not set(SAVING) & set(recipe.trainer):
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""
+Ending a run early: Ctrl-C, SIGTERM and `run.max_minutes` take one way.
+
+While a trainer runs, a request waits until its callback has finished the micro-step and written a checkpoint. Anywhere else it
+raises `Stopped` at once. A second signal ends the process immediately.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+REASONS = {
+    signal.SIGINT: ("interrupted from the keyboard (SIGINT)", 130),
+    signal.SIGTERM: ("terminated (SIGTERM)", 143),
+    signal.SIGALRM: ("run.max_minutes is over", 130),
+}
+_SENT = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run ends early on request. No `Exception`, so that no library catches it."""
+
+
+class Stop:
+    """
+    The request to end a run early, in effect within its `with` block.
+
+    Attributes:
+        reason: why the run shall end, in words; None while nobody has asked.
+        exit_code: of the process, once somebody has.
+        stepped: whether a trainer has taken a step.
+    """
+
+    def __init__(
+        self, max_minutes: float | None = None, note: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.reason: str | None = None
+        self.exit_code = 0
+        self.stepped = False
+        self._minutes, self._note = max_minutes, note
+        self._waits = False
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():  # the only one that may handle signals
+            for number in REASONS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # a background job may ignore SIGINT
+                    self._before[number] = signal.signal(number, self._on_signal)
+            if self._minutes is not None:
+                signal.setitimer(signal.ITIMER_REAL, 60 * self._minutes)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before and self._minutes is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within this context a request is only noted; whoever works there looks at `reason`."""
+        before, self._waits = self._waits, True
+        try:
+            yield
+        finally:
+            self._waits = before
+
+    def check(self) -> None:
+        """Raise `Stopped` if somebody has asked for it."""
+        if self.reason is not None:
+            raise Stopped(self.reason)
+
+    def ask(self, reason: str, exit_code: int) -> None:
+        """Ask the run to end; the first reason counts."""
+        if self.reason is None:
+            self.reason, self.exit_code = reason, exit_code
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that was forked from this process
+            if number == signal.SIGTERM:
+                os._exit(REASONS[number][1])
+            return
+        if number in _SENT:
+            for each in _SENT:
+                if each in self._before:
+                    signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
+        self.ask(*REASONS[number])
+        if not self._waits:
+            raise Stopped(self.reason)
+        with contextlib.suppress(RuntimeError):  # the signal came while something else was printed
+            self._note(f"{self.reason}: stopping after this step; a second signal ends the process at once")

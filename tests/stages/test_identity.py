@@ -1,0 +1,65 @@
+"""What shapes a run besides its recipe, rows and parent runs is part of what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from instructkit.naming import Source
+from instructkit.stages.identity import fingerprints_of_sources
+
+
+def recipe(function: str = "own.py:score", **trainer: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        reward=[SimpleNamespace(function=function)],
+        gates=SimpleNamespace(judge="demo/judge"),
+        feedback=SimpleNamespace(filter="own.py:keep"),
+        trainer=trainer,
+    )
+
+
+@pytest.fixture()
+def place(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in {
+        "own.py": "import json\nfrom some_helper_of_mine import f\n",
+        "some_helper_of_mine.py": "def f(): return 1\n",
+        "template.jinja": "{{ x }}",
+        "base/config.json": "{}",
+        "base/model.safetensors": "w",
+        "base/tokenizer_config.json": json.dumps({"chat_template": "t"}),
+    }.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def changed_by(path: str, text: str) -> list[str]:
+    asked = recipe(chat_template_path="template.jinja"), {"model": Source("base", "base")}
+    before = fingerprints_of_sources(*asked)
+    Path(path).write_text(text, encoding="utf-8")
+    after = fingerprints_of_sources(*asked)
+    assert before.keys() == after.keys()
+    return sorted(name for name in before if before[name] != after[name])
+
+
+def test_every_source_is_told_by_what_it_is(place: Path) -> None:
+    functions = ["feedback.filter (own.py:keep)", "reward[0].function (own.py:score)"]
+    assert changed_by("own.py", "import json\nfrom some_helper_of_mine import f\nx = 1\n") == functions
+    assert changed_by("some_helper_of_mine.py", "def f(): return 2\n") == functions
+    assert changed_by("template.jinja", "{{ y }}") == ["trainer.chat_template_path (template.jinja)"]
+    assert changed_by("base/model.safetensors", "v") == ["model: base model files"]
+    both = ["model: base model files", "model: chat template"]
+    assert changed_by("base/tokenizer_config.json", json.dumps({"chat_template": "u"})) == both
+
+
+def test_a_base_below_an_adapter_counts_and_a_full_run_is_known_by_its_hash(place: Path) -> None:
+    Path("run").mkdir()
+    adapter = Source("run", "base", adapter=Path("run"), run=Path("run"))
+    assert "model: base model files" in fingerprints_of_sources(recipe(), {"model": adapter})
+    full = Source("base", "base", run=Path("base"))
+    assert "model: base model files" not in fingerprints_of_sources(recipe(), {"model": full})
