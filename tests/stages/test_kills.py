@@ -191,6 +191,7 @@ def test_a_kill_after_the_record_is_complete_is_repaired_by_the_next_start(
     assert weights() == weights(undisturbed)
 
 
+@pytest.mark.proof
 def test_an_update_that_was_killed_before_its_chain_knew_is_entered_by_the_next_start(server, place) -> None:
     def update(output: str, *options: str, **hook) -> Ended:
         return server.run("lora-update", "up.yaml", f"run.output=runs/{output}", *options, **hook)
