@@ -61,7 +61,8 @@ def answer(
     """
     Sample one answer to each prompt, from the model's own law: no top-k, no top-p, no penalties.
 
-    The random state of the caller is left as it was, so measuring does not change a run.
+    The random state of the caller is left as it was, so measuring does not change a run. Two models that are asked the same
+    with the same seed draw the same random numbers.
 
     Args:
         temperature: 0 answers greedily.
@@ -85,8 +86,10 @@ def answer(
     answers: list[Answer] = []
     config = GenerationConfig(**{"do_sample": False, **options, **sampling})
     with torch.random.fork_rng(), torch.no_grad(), evaluating(model), own_law(model, stops):
-        torch.manual_seed(seed)
-        for batch in counted(_batches(encoded, batch_size), len(encoded)):
+        for number, batch in enumerate(counted(_batches(encoded, batch_size), len(encoded))):
+            # Each batch has a seed of its own: its random numbers must not depend on how long the answers before it are,
+            # or two models that hardly differ would be compared on unrelated samples.
+            torch.manual_seed(seed + number)
             ids, mask = _pad_left(batch, tokenizer.pad_token_id, model.device)
             out = model.generate(
                 input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=shared

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from evaluate import little
 
 from instructkit.encode import IGNORED, encode_with_labels
@@ -63,3 +64,19 @@ def test_laws_of_a_batch_fit_and_a_long_row_does_not_fill_up_the_others(
     assert max(4 * count * length * vocabulary for count, length in shapes if count > 1) <= batches.LAW_BYTES
     assert sum(count * length for count, length in shapes) == longest + 40 * 4  # nothing was filled up
     assert max(count for count, _ in shapes) == 16
+
+
+def test_the_random_numbers_of_a_batch_do_not_depend_on_the_batches_before(tiny_folder: Path) -> None:
+    """Two models that differ in the first batch's lengths alone sample the second batch alike."""
+    tokenizer = little.tokenizer_of(tiny_folder)
+    law = torch.zeros(len(tokenizer))
+    law[tokenizer.eos_token_id] = 4.0
+    forced = little.Forced(tiny_folder, law)
+    first, second = [little.asked("Who?")] * 4, [little.asked("What?")] * 4
+    options = {"seed": 1, "batch_size": 4}
+    short, long = (
+        generate.answer(forced.model, tokenizer, first + second, max_new_tokens=limit, **options)
+        for limit in (12, 24)
+    )
+    assert max(len(each.ids) for each in short[:4]) != max(len(each.ids) for each in long[:4])
+    assert [each.ids for each in short[4:]] == [each.ids[:12] for each in long[4:]]
