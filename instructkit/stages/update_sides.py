@@ -21,7 +21,7 @@ from instructkit.feedback.sketches import prompt_text, shingles, words_of
 from instructkit.stages.base import Frame, prompt_of
 
 # Answered for conduct and the judge. Of 64, two more that decline could not be shown to be below a tenth.
-GENERAL_PROMPTS = 192
+GENERAL_PROMPTS = 320
 MOST = 2000  # items of a side, and general rows, that are measured: both are read before and after
 BIAS_TUNE = 5  # every fifth minimal pair is for a rescue to look at, and decides nothing
 

@@ -33,12 +33,12 @@ PAIRS = "demo/bias-pairs"  # minimal pairs are no rows of a kind of training
 # SHA-256 of the sets as JSON: the tokenizer of the embedded model, and with it every figure of the default line, hangs on them.
 DIGESTS = {
     "demo/conversations": "7c75143199d3668df1dfa0feb590169d65a60d6a50d8a9d26c3dab0b29d03289",
-    "demo/conversations-held-out": "cda62011d6fae4e23881cea75843a181c1d978b3eb1979f5daf28eea9f8f15b8",
+    "demo/conversations-held-out": "2be3de81208a5edb5134446d80fee9713d2c6e693e663dfc0fd79105412686f7",
     "demo/comparisons": "e4468ba0c95450f2ca22cbbc7695db549ad3737b289d4ef83da56eaa7c625d47",
-    "demo/comparisons-held-out": "c375d2babb7a5f01260144a2b1914771c40f393b1fc40ecdfce3432b5fc25fd3",
+    "demo/comparisons-held-out": "1cc7f4269a02e6cfe751da90750ed8d92f8f0eae9d5936007bbcf0581e1bbf66",
     "demo/prompts": "7515f00652be4ae61aa83b574f3a399801c921ceacd2c039bb0a16022d907cda",
     "demo/prompts-held-out": "5979e9c665aa22551c254abcc684a0a38cf9b6af4d62d010ce762cbe0bb9e128",
-    "demo/general-held-out": "5722bec455c5587279d5bab3293814137f74e9a9afe66d4e1f32b7e8f49960c9",
+    "demo/general-held-out": "44b8b1c682f355de5d1d60d28814c6f90f86d9881092db53b5859123d0ebf6e1",
 }
 CORPUS = "d57829a6a190b308b35acca32cbe868c1439b2b7e15c66719b74e79f986779ef"
 

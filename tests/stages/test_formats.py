@@ -45,7 +45,9 @@ def model(name: str, *, template: bool = True, stage: str = "sft", trained: str 
         Path(name, "chat_template.jinja").unlink()
     if trained:
         record = {"format": 1, "name": name, "stage": stage, "status": "done", "data_format": trained}
-        record |= {"recipe": {"data": {}, "run": {}}, "recipe_hash": "", "data": {}, "parents": {}}
+        data = {"train": rows(f"{name}.jsonl", PAIRS), "eval": None}
+        record |= {"recipe": {"data": data, "run": {"seed": 1, "output": name}}}
+        record |= {"recipe_hash": "", "data": {}, "parents": {}}
         Path(name, "run.json").write_text(json.dumps(record), encoding="utf-8")
     return name
 

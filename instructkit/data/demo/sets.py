@@ -29,7 +29,7 @@ def comparisons(held_out: bool) -> list[Row]:
     """Two answers to one prompt, the better first; in training one label in ten is wrong."""
     rng = random.Random(23 + held_out)
     rows = []
-    for question in _asked(held_out, rng, times=3 if held_out else 12, talks=held_out):
+    for question in _asked(held_out, rng, times=2 if held_out else 12, talks=held_out):
         first, second = (world.people_answer(question, rng, right=0.6) for _ in range(2))
         difference = judge(question.prompt, first) - judge(question.prompt, second)
         if abs(difference) < CLEAR_DIFFERENCE:
