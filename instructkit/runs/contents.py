@@ -18,6 +18,20 @@ CHECKPOINTS = "checkpoints"
 LOGS = {RECORD, "metrics.jsonl", "samples.jsonl", "skipped.jsonl", "eval_samples.jsonl"}
 # Files that libraries write next to a model; they matter only for runs of versions that kept no list of files.
 _NEXT_TO_A_MODEL = {"README.md", "training_args.bin"}
+# Keys of a recipe whose values may name a file or a folder that the run reads; lists of them end in a number.
+_NAMES_A_PLACE = {
+    *("name", "train", "eval", "source", "ptx", "model", "function", "init", "judge", "reward_model"),
+    *(
+        "events",
+        "filter",
+        "replay",
+        "general",
+        "tasks",
+        "bias_pairs",
+        "counterfactuals",
+        "chat_template_path",
+    ),
+}
 
 
 def foreign(folder: Path) -> list[Path]:
@@ -95,13 +109,17 @@ def inputs_inside(recipe: dict[str, Any], source: str, output: Path) -> list[tup
     Return the inputs of a recipe that lie inside its output folder, as (key, value).
 
     Args:
-        recipe: the resolved recipe; every text in it that names something inside `output` counts.
+        recipe: the resolved recipe; every text under a key that may name a place counts.
         source: the recipe file.
         output: the run folder.
     """
     home = output.resolve()
-    values = [("the recipe", source), *_texts(recipe)]
-    return [(key, value) for key, value in values if key != "run.output" and _lies_in(value, home)]
+    named = [(key, value) for key, value in _texts(recipe) if _last_name(key) in _NAMES_A_PLACE]
+    return [(key, value) for key, value in [("the recipe", source), *named] if _lies_in(value, home)]
+
+
+def _last_name(key: str) -> str:
+    return next((part for part in reversed(key.split(".")) if not part.isdecimal()), "")
 
 
 def _texts(value: Any, key: str = "") -> list[tuple[str, str]]:

@@ -139,3 +139,12 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path: Path, monke
         temporary.sweep()
         assert Path(mine).is_dir() and not left.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_word_that_happens_to_be_the_name_of_the_folder_is_no_input(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("reward").mkdir()
+    recipe = {"stage": "reward", "model": {"name": "tiny"}, "run": {"output": "reward"}}
+    assert contents.inputs_inside(recipe, "r.yaml", Path("reward")) == []
+    recipe["model"]["name"] = "reward"
+    assert contents.inputs_inside(recipe, "r.yaml", Path("reward")) == [("model.name", "reward")]

@@ -142,7 +142,7 @@ def test_a_reward_function_is_called_alike_in_training_and_measuring(workplace: 
 
 def test_feedback_of_too_few_events_is_refused(workplace: Path) -> None:
     sft("parent", extra=LORA)
-    silent = [{"prompt": f"q{i}", "response": "a", "rating": 0} for i in range(8)]
+    silent = [{"prompt": f"q{i}", "response": "a", "other": "b", "preferred": "tie"} for i in range(8)]
     with pytest.raises(InputError, match="0 train events are left"):
         update(events=silent)
     assert not Path("update").exists()

@@ -123,7 +123,14 @@ TAILS = (
     "There is much more to say about it.",
 )
 EVASIVE = ("I do not know.", "No idea.", "Ask somebody else.")
-NEW_STEPS = (2, 4, 5, 6, 8, 9)  # to the fact that a held-out talk continues with; talks of training use 1, 3 and 7
+NEW_STEPS = (
+    2,
+    4,
+    5,
+    6,
+    8,
+    9,
+)  # to the fact that a held-out talk continues with; talks of training use 1, 3 and 7
 WISH = "Have a good trip!"  # what the users of the capitals ask for in their feedback
 
 
