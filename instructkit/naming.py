@@ -60,6 +60,11 @@ def expecting(folders: Iterable[str]) -> Iterator[None]:
         _EXPECTED.reset(token)
 
 
+def is_to_come(source: Source) -> bool:
+    """Return whether a model is only expected, within `expecting`: nothing of it can be read yet."""
+    return _EXPECTED.get() is not None and not Path(source.base).exists()
+
+
 def cache_folder() -> Path:
     """Where built and converted models are kept: `INSTRUCTKIT_CACHE`, else a folder in the user's cache."""
     return Path(os.environ.get("INSTRUCTKIT_CACHE") or Path.home() / ".cache" / "instructkit")

@@ -71,6 +71,8 @@ def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str,
     Raises:
         InputError: when the recipe contradicts the parent run, a model that scores reads another format, or rows do not fit.
     """
+    if any(map(naming.is_to_come, parents.values())):
+        return Format(None, "a model is not there yet")
     key, asked = _setting(recipe)
     source = parents["model"]
     has_template = "chat_template_path" in recipe.trainer or models.has_chat_template(source, recipe.model)
