@@ -86,6 +86,7 @@ def _run(asked: dict[str, Any], printed: Path) -> None:
     from instructkit.cli.main import main
 
     code = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
     try:
         os.chdir(asked["folder"])
         os.environ.update(asked["environment"])

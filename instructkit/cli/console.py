@@ -64,7 +64,8 @@ class Console:
         self._training: Activity | None = None
         self._figures: dict[str, float] = {}
         self._last_line, self._last_step = time.monotonic(), float("-inf")
-        self._lock, self._closed = threading.Lock(), threading.Event()
+        # Reentrant: a signal handler may print while this thread is printing.
+        self._lock, self._closed = threading.RLock(), threading.Event()
         self._clock: threading.Thread | None = None
         if not debug:
             warnings.simplefilter("ignore")
@@ -159,7 +160,7 @@ class Console:
         if not self.quiet and self.rich.is_terminal:
             task = self._live().add_task(visible(title), total=None, figures="")
         elif self._is_plain and self._clock is None:
-            self._clock = threading.Thread(target=self._break_silence, daemon=True)
+            self._clock = threading.Thread(target=self._watch, daemon=True)
             self._clock.start()
         activity = Activity(title, task)
         self._activities.append(activity)
@@ -200,9 +201,13 @@ class Console:
         if self._is_plain:
             self._print(activity.line())
 
-    def _break_silence(self) -> None:
-        """Print what is being done whenever nothing was printed for a while; a thread, since some work reports nothing."""
+    def _watch(self) -> None:
+        """Look for silence until the console is closed; in a thread, because some work reports nothing."""
         while not self._closed.wait(WATCH_SECONDS):
-            activities = self._activities[-1:]
-            if activities and time.monotonic() - self._last_line >= SILENT_SECONDS:
-                self._report(activities[0])
+            self.break_silence()
+
+    def break_silence(self) -> None:
+        """Print the current activity if nothing was printed for `SILENT_SECONDS`."""
+        activities = self._activities[-1:]
+        if activities and time.monotonic() - self._last_line >= SILENT_SECONDS:
+            self._report(activities[0])

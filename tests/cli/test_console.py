@@ -1,10 +1,10 @@
-"""No silence: what is done while no step is taken has a line, in plain logs not too often, on a terminal with its count."""
+"""Progress of work outside training steps: a line now and then in plain logs, a count on a terminal."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 
@@ -34,33 +34,71 @@ def test_a_loop_that_fails_leaves_the_listener_to_the_next_one() -> None:
     assert heard == [(1, 1)]
 
 
-def test_long_work_is_reported_again_and_short_work_is_not(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(consoles, "SILENT_SECONDS", 0.3)
-    monkeypatch.setattr(consoles, "WATCH_SECONDS", 0.05)
+class Clock:
+    """Time that passes when the test says so."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture()
+def clock(monkeypatch) -> Clock:
+    """A clock in place of the console's own, whose watching thread is asleep."""
+    clock = Clock()
+    monkeypatch.setattr(consoles, "time", clock)
+    monkeypatch.setattr(consoles, "WATCH_SECONDS", 1e6)
+    return clock
+
+
+def test_long_work_is_reported_again_and_short_work_is_not(capsys, clock: Clock) -> None:
     with Console() as console:
-        for name in "abc":
-            with console.phase(f"short {name}"):
-                pass
+        with console.phase("short"):
+            clock.now += 1
+            console.break_silence()
         with console.phase("measuring the parent: general prompts"):
             for _ in each(range(2)):
-                time.sleep(0.5)
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == "measuring the parent: general prompts"
-    assert "measuring the parent: general prompts 1/2" in [line.partition("  ")[0] for line in told]
-    assert len(told) <= 4
+                clock.now += consoles.SILENT_SECONDS
+                console.break_silence()
+                console.break_silence()  # a moment later
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [
+        "measuring the parent: general prompts",
+        "measuring the parent: general prompts 1/2",
+    ]
 
 
-def test_training_steps_that_take_long_are_reported_too(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(consoles, "SILENT_SECONDS", 0.2)
-    monkeypatch.setattr(consoles, "WATCH_SECONDS", 0.05)
+def test_training_steps_that_take_long_are_reported_too(capsys, clock: Clock) -> None:
     with Console() as console:
         console.stage_started("ppo", None)
         console.step(3, 20, {})
-        time.sleep(0.5)
+        clock.now += consoles.SILENT_SECONDS
+        console.break_silence()
         console.finished()
-        time.sleep(0.5)  # nothing is being done, so there is nothing to report
-    told = capsys.readouterr().err.splitlines()
-    assert told and all(line.startswith("ppo 3/20") for line in told) and len(told) <= 3
+        clock.now += consoles.SILENT_SECONDS
+        console.break_silence()  # no activity is left
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ppo 3/20")
+
+
+def test_a_signal_handler_may_print_while_a_line_is_printed(capsys, monkeypatch) -> None:
+    """In the same thread: with a lock that is not reentrant the run would wait for itself for ever."""
+    console = Console()
+    own, printed = console.rich.print, []
+
+    def interrupted(*args, **kwargs) -> None:
+        if not printed:
+            printed.append(True)
+            console.note("terminated")
+        own(*args, **kwargs)
+
+    monkeypatch.setattr(console.rich, "print", interrupted)
+    thread = threading.Thread(target=console.note, args=("a line",), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert capsys.readouterr().err.splitlines() == ["terminated", "a line"]
 
 
 def test_quiet_prints_nothing(capsys) -> None:

@@ -176,7 +176,7 @@ def test_rows_of_which_nothing_would_be_learned_are_an_error(workplace: Path) ->
     trainer = "trainer: {max_steps: 1, max_length: 3}\n"
     with pytest.raises(InputError, match="every label of the training data is masked"):
         sft("out", trainer=trainer)
-    assert read_run("out")["status"] == "failed"
+    assert not Path("out").exists()  # no step was taken
 
 
 def test_full_fine_tuning_of_a_quantised_base_is_refused(workplace: Path) -> None:
