@@ -259,13 +259,17 @@ def _worst_loss(
 
 
 def _judge(before: General | None, after: General | None, minimum: float, level: float, seed: int) -> Gate:
-    """Paired change in spreads of the parent's scores, so that a limit means the same for every judge."""
+    """
+    Paired change in spreads of the parent's scores, so that a limit means the same for every judge.
+
+    A parent whose scores are nearly all alike has no spread of its own: the update's counts where it is over twice as large.
+    """
     name = "judge's score of answers to everything else"
     pair = None if before is None or after is None else (before.judge, after.judge)
     if pair is None or not pair[1]:
         return gates.undecided(name, minimum, "it was not measured")
     if told := few(name, minimum, pair, "answers"):
         return told
-    # A parent whose scores are all alike has no spread of its own.
-    spread = float(np.std(pair[0]) or np.std(pair[1])) or 1.0
+    own, new = (float(np.std(scores)) for scores in pair)
+    spread = (own if own >= new / 2 else new) or 1.0
     return gates.improved(name, mean(difference(*pair) / spread, level, seed), minimum)

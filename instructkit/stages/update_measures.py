@@ -81,7 +81,10 @@ class Measurer:
         """What no update may harm, of the model as it is now; `parent` gives its parent, None where it is that itself."""
         about = self.sides[side]
         found = Measured(general=self._general(about), bias=self._bias(about))
-        if not about.prompts or side == "tune":  # a rescue is for what is forgotten and for bias alone
+        if side == "tune":  # a rescue is for what is forgotten and for bias alone
+            return found
+        found = replace(found, general=replace(found.general or General(), tasks=self._tasks()))
+        if not about.prompts:
             return found
         return self._with_answers(found, about.prompts[:GENERAL_PROMPTS], parent)
 
@@ -103,12 +106,12 @@ class Measurer:
                     batch_size=64,
                 )
             habits = conduct(self.model, answers, parent=parent, pad_id=self.tokenizer.pad_token_id)
-        general, judge = found.general or General(), self.limits.judge
+        general, judge = found.general, self.limits.judge
         if judge:
             texts = self.frame.inputs.data["general"].rendered
             scores = scoring_function(judge, texts=texts)(prompts, [each.text for each in answers])
             general = replace(general, judge=list(scores))
-        return replace(found, general=replace(general, tasks=self._tasks()), conduct=habits)
+        return replace(found, general=general, conduct=habits)
 
     def _feedback(self, side: str) -> Feedback:
         items = self.sides[side].items

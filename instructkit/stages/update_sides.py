@@ -20,7 +20,7 @@ from instructkit.feedback.preflight import Shortage
 from instructkit.feedback.sketches import prompt_text, shingles, words_of
 from instructkit.stages.base import Frame, prompt_of
 
-# Answered for conduct and the judge. Of 64, two more that decline could not be shown to be below a tenth.
+# Answered for conduct and the judge: enough to separate a loss of 0.1 spreads of a judge's scores from one of 0.25.
 GENERAL_PROMPTS = 320
 MOST = 2000  # items of a side, and general rows, that are measured: both are read before and after
 BIAS_TUNE = 5  # every fifth minimal pair is for a rescue to look at, and decides nothing

@@ -731,6 +731,18 @@ def test_the_judge_must_not_see_a_loss() -> None:
     assert gate_of(general([1.0]), general([1.0]), name, judge="a:b").verdict == "undecided"
 
 
+def test_the_judges_limit_is_in_spreads_of_the_parents_scores() -> None:
+    """Ten times as large scores change nothing; a parent whose scores are nearly all alike does not make a change enormous."""
+    name, limits = "judge's score of answers to everything else", {"judge": "a:b", "judge_gain_min": -0.25}
+    for size in (1.0, 10.0):
+        before, after = np.array(spread(0.0)) * size, np.array(spread(-0.2)) * size
+        gate = gate_of(general([1.0], judge=list(before)), general([1.0], judge=list(after)), name, **limits)
+        assert gate.measured == pytest.approx(-0.2, rel=0.02)  # the standard deviation without n - 1
+    alike = general([1.0], judge=spread(2.0, by=1e-6))
+    after = general([1.0], judge=spread(1.9, by=0.5))
+    assert gate_of(alike, after, name, **limits).measured == pytest.approx(-0.1 / 0.5, rel=0.02)
+
+
 def world(
     rng: np.random.Generator, *, gain: float, n: int = 60, general: int = 100, noise: float = 1.0
 ) -> tuple[Measured, Measured]:

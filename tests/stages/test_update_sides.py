@@ -14,7 +14,7 @@ from instructkit.evaluate import generate, memory, triggers
 from instructkit.evaluate.generate import Likelihood
 from instructkit.feedback.events import content_id, event_of
 from instructkit.feedback.items import Item, Prepared
-from instructkit.feedback.measured import Memory, Triggers
+from instructkit.feedback.measured import General, Memory, Triggers
 from instructkit.feedback.store import Store
 from instructkit.recipe.schema import UpdateGates
 from instructkit.stages import update_sides
@@ -100,6 +100,15 @@ def test_of_general_rows_a_single_one_is_none() -> None:
     texts = [{"text": "A?"}, {"text": "Some plain text."}, {"text": "Another."}]
     found = measurer(train=[item(1, "B?")], general=texts)
     assert found.sides["test"].general == texts and not any("trains on" in note for note in notes(found))
+
+
+def test_tasks_are_measured_where_general_rows_ask_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole texts have no prompts to answer; the questions of `feedback.tasks` need none."""
+    found = measurer(train=[item(1, "B?")], general=[{"text": "Some plain text."}, {"text": "Another."}])
+    monkeypatch.setattr(found, "_general", lambda about: General([1.0, 1.0], [4, 4]))
+    monkeypatch.setattr(found, "_tasks", lambda: {"easy.jsonl": [True, False]})
+    assert found.before("test").general.tasks == {"easy.jsonl": [True, False]}
+    assert found.before("tune").general.tasks == {}
 
 
 def test_so_many_items_are_measured_and_whole_clusters_of_them() -> None:
