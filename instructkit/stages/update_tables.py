@@ -21,7 +21,7 @@ LARGEST, SHOWN = 5, 3  # gains, losses and phrases that are told; answers
 def lines(before: Measured, after: Measured, *, seed: int) -> list[dict[str, Any]]:
     """Measurements of the test side, before and after; the gain on feedback is bounded as its gate bounds it at a first look."""
     found = _feedback(before.feedback, after.feedback, seed)
-    if before.general and after.general:
+    if before.general and after.general and after.general.nll:
         found += _general(before.general, after.general, seed)
     if before.bias and after.bias and after.bias.gaps:
         shares = [sum(gap > 0 for gap in part.bias.gaps) / len(part.bias.gaps) for part in (before, after)]
