@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from instructkit.evaluate import inference
+from instructkit.evaluate import inference, metrics
 from instructkit.feedback import gates
 from instructkit.feedback.gates import Gate
 from instructkit.feedback.measured import Bias, Conduct, Contrasts
@@ -184,7 +184,7 @@ def conduct(
     found = []
     if (maximum := limits.kl_max_nats) is not None:
         name, pair = "KL to the parent", both and (both[1].kl, both[1].kl)
-        found.append(few(name, maximum, pair, "answers") or _divergence(name, pair[1], maximum, level, seed))
+        found.append(few(name, maximum, pair, "answers") or _divergence(name, pair[1], maximum, seed))
     if limits.length_ratio_min is not None or limits.length_ratio_max is not None:
         found.append(_length(both, limits, level, seed))
     if (maximum := limits.conduct_loss_max) is None:
@@ -198,15 +198,20 @@ def conduct(
     return found
 
 
-def _divergence(name: str, kl: Sequence[float], maximum: float, level: float, seed: int) -> Gate:
-    """A budget, held by the mean itself: one answer that moved far makes its bound useless."""
-    found = mean(kl, level, seed)
+def _divergence(name: str, kl: Sequence[float], maximum: float, seed: int) -> Gate:
+    """
+    Hold the mean KL itself against a budget.
+
+    One answer that moved far makes a studentised bound useless: 0.39 nats with an upper bound of 34. So the interval is the
+    percentile bootstrap's, which the closing table shows too, and it does not decide.
+    """
     if not finite(kl):
         return gates.undecided(name, maximum, "a KL is not a finite number")
-    text = f"{name}: KL of an answer is {found[0]:.4g} nats on average, it must be at most {maximum:g}"
-    passed = found[0] <= maximum
+    average, *interval = metrics.bootstrap_mean(kl, seed=seed)
+    text = f"{name}: KL of an answer is {average:.4g} nats on average, it must be at most {maximum:g}"
+    passed = average <= maximum
     text += "" if passed else ": answers to anything have moved far"
-    return Gate(name, found[0], maximum, _shown(found), passed, text)
+    return Gate(name, average, maximum, tuple(interval), passed, text)
 
 
 def _length(both: tuple[Conduct, Conduct] | None, limits: Limits, level: float, seed: int) -> Gate:

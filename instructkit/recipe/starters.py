@@ -45,7 +45,11 @@ def own(model: str, files: Mapping[str, Own]) -> dict[str, str]:
     """
     made, policy = {}, model
     for stage in (name for name in STAGES if name in files):
-        text = (FOLDER / "own" / f"{stage}.yaml").read_text(encoding="utf-8")
+        # The embedded model knows nothing yet: an adapter above it, or a low rate, would teach it nothing.
+        file = (
+            FOLDER / "own" / (f"{stage}-tiny.yaml" if (stage, model) == ("sft", "tiny") else f"{stage}.yaml")
+        )
+        text = file.read_text(encoding="utf-8")
         values = {"model": _scalar(policy), **_places(files[stage]), "guards": _guards(files)}
         made[stage] = Template(text).substitute(values)
         policy = policy if stage == "reward" else f"runs/{stage}"

@@ -29,10 +29,6 @@ STATES = {
     "chair": "ready to collect",
     "book": "back next week",
 }
-# A model of a million parameters starts from nothing: all its weights are trained, at a high rate.
-LEARN_ALL = ["lora=null", "trainer.learning_rate=4e-3", "trainer.num_train_epochs=8"]
-BATCHES = ["trainer.per_device_train_batch_size=32", "trainer.gradient_accumulation_steps=1"]
-LEARN_LITTLE = ["trainer.learning_rate=2e-4", "trainer.max_steps=8", "trainer.gradient_accumulation_steps=1"]
 QUICK = ["gates.rescue=false", "gates.contrast_growth_max=null"]  # half of the time
 
 
@@ -70,7 +66,10 @@ def thumbs() -> None:
     table("thumbs.csv", rows)
 
 
-def test_from_two_tables_to_a_promoted_update_and_an_answer(workplace: Path) -> None:
+@pytest.mark.parametrize(
+    "changes", [QUICK, pytest.param([], marks=pytest.mark.proof, id="recipes unchanged")]
+)
+def test_from_two_tables_to_a_promoted_update_and_an_answer(workplace: Path, changes: list[str]) -> None:
     desk()
     thumbs()
     meant = "Customer Message=prompt,Agent_Reply (final)=completion"
@@ -80,10 +79,10 @@ def test_from_two_tables_to_a_promoted_update_and_an_answer(workplace: Path) -> 
     update = load_recipe("recipes/lora-update.yaml", "lora-update")
     assert (update.model.name, update.feedback.events) == ("runs/sft", "thumbs.csv")
 
-    assert instructkit("sft", "recipes/sft.yaml", *LEARN_ALL, *BATCHES, "--quiet") == 0
+    assert instructkit("sft", "recipes/sft.yaml", "--quiet") == 0
     assert instructkit("feedback", "import", "thumbs.csv") == 0
-    told = ["feedback.events=feedback.db", *LEARN_LITTLE, *QUICK, "--quiet"]
-    assert instructkit("lora-update", "recipes/lora-update.yaml", *told) == 0
+    command = ["lora-update", "recipes/lora-update.yaml", "feedback.events=feedback.db", *changes, "--quiet"]
+    assert instructkit(*command) == 0
     record = read_record("runs/lora-update")
     assert record["verdict"] == "PROMOTED"
     assert record["data"]["general"]["source"] == "desk.csv, held out by runs/sft"
