@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the lines that are missing, then write the table."""
     options = _options(arguments)
     wanted = [Line(*each) for each in _wanted(options)]
-    code = code_hash()
+    code = newest_code() if options.table else code_hash()
     if not options.table:
         missing = [line for line in wanted if asdict(line) not in [row["line"] for row in done(code)]]
         for threads in sorted({line.threads for line in missing}, reverse=True):
@@ -113,11 +113,20 @@ def code_hash() -> str:
 
 def done(code: str) -> list[dict[str, Any]]:
     """The lines that this code has run."""
+    return [row for row in kept_rows() if row["code"] == code]
+
+
+def newest_code() -> str:
+    """The code of the line that was kept last; a table can be printed when the code has moved on."""
+    return ([""] + [row["code"] for row in kept_rows()])[-1]
+
+
+def kept_rows() -> list[dict[str, Any]]:
+    """All lines of the file, oldest first."""
     kept = RESULTS.with_suffix(".jsonl")
-    rows = (
+    return (
         [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
     )
-    return [row for row in rows if row["code"] == code]
 
 
 def run(line: Line, work: Path, code: str) -> None:
@@ -172,7 +181,8 @@ def page(rows: list[dict[str, Any]], wanted: int) -> str:
     lines = [
         "# The demo's whole line on several machines",
         "",
-        f"Command: `python benchmarks/demo_line.py`. {len(rows)} of {wanted} lines have run; {good} ended with exit code 0.",
+        f"Command: `python benchmarks/demo_line.py`, last at commit {rows[-1]['commit'][:9]}. "
+        f"{len(rows)} of {wanted} lines have run; {good} ended with exit code 0.",
         "`inside` is the smallest distance of a gate's value from its limit, in half widths of its interval; the goal is 1.",
         "",
         "| seed | instruction set | threads | processor | exit code | seconds | inside | of the gate |",
