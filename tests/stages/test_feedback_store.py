@@ -16,7 +16,7 @@ from instructkit.feedback.clusters import ClusterIndex
 from instructkit.feedback.events import event_of
 from instructkit.feedback.store import Store
 
-from .small import CHAT, LORA, rows, run
+from .small import ANYTHING, CHAT, LORA, rows, run
 
 EVENTS = 20
 ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
@@ -44,7 +44,7 @@ def test_withdrawn_events_are_not_learned_from(tmp_path, monkeypatch, tiny_folde
     found = load_rows("feedback.db", kind="feedback")
     assert [row["better"] for row in found.rows] == [f"good {i}" for i in range(2, EVENTS - 1) if i != 5]
     assert found.places[0].startswith("feedback.db event 0")
-    body = f"model: {{name: sft}}\nfeedback: {{events: feedback.db, eval: 0.4}}\n{LORA}{ONE}run: {{output: update}}\n"
+    body = f"model: {{name: sft}}\nfeedback: {{events: feedback.db, eval: 0.4}}\n{LORA}{ONE}{ANYTHING}run: {{output: update}}\n"
     with contextlib.suppress(GateRefused):  # a single step reaches nothing
         run("lora-update", body)
     record = json.loads(Path("update/run.json").read_text(encoding="utf-8"))

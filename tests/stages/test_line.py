@@ -133,7 +133,7 @@ def test_a_refusal_exits_with_3_and_keeps_the_adapter(line: Path) -> None:
     refused = instructkit(
         "lora-update",
         str(RECIPES / "lora-update.yaml"),
-        *FEW["lora-update"][:2],
+        *FEW["lora-update"],
         "gates.feedback_gain_min=99",
         "run.output=runs/refused",
         folder=line,
