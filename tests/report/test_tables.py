@@ -119,7 +119,7 @@ def test_a_gate_that_does_not_apply_is_shown_and_not_counted() -> None:
 
 def test_the_last_line_of_a_run_says_what_to_do_next() -> None:
     text = shown(run_table(record("sft", measurements=[LOSS], gates=[PASSED])), width=300).splitlines()
-    assert text[-1].startswith("next: `instructkit chat runs/sft` talks to it")
+    assert text[-1].startswith("next: `instructkit chat runs/sft` talks to the model")
     text = shown(run_table(record("reward", measurements=[LOSS])), width=300).splitlines()
     assert "`reward: [{model: runs/reward}]`" in text[-1]
     assert "next:" not in shown(run_table(record("ppo", gates=[FAILED])))
