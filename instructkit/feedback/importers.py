@@ -11,8 +11,9 @@ from pathlib import Path
 from instructkit.data.csv_files import numbered
 from instructkit.data.readers import read_source
 from instructkit.data.records import Row
+from instructkit.data.scales import Scale
 from instructkit.data.shapes import in_our_shape
-from instructkit.data.thumbs import in_our_names, is_ulid, number_of, plain_name
+from instructkit.data.thumbs import in_our_names, is_ulid, number_of, plain_name, rated
 from instructkit.errors import Fault, InputError
 from instructkit.feedback import exports
 from instructkit.feedback.beside import beside
@@ -61,22 +62,30 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
 
 def as_thumbs(source: str, how: Reading) -> bool:
     """
-    Return whether the ratings of a file are thumbs as 1 and 0: these alone, and some of them 0.
+    Return whether a file without a given scale has thumbs as 1 and 0, by the rule of `data.scales`.
 
-    Rows that a store has exported keep their scale, on which 0 is no signal.
+    Raises:
+        InputError: when the file is missing or cannot be read.
     """
-    found: set[float] = set()
+    scale = Scale()
     if how.scale is not None:
         return False
-    for made in read(source, how):
-        if isinstance(made, Fault) or "rating" not in made[0].judgement:
-            continue
-        if is_ulid(made[1].get("id")):
+    for raw, place in read_source(source):
+        for row in [] if isinstance(raw, Fault) else _with_ratings(numbered(raw, place), how):
+            scale.add(row.get("rating"), kept=is_ulid(row.get("id")))
+        if not scale.may_be_thumbs:
             return False
-        found.add(made[0].judgement["rating"])
-        if not found <= {0.0, 1.0}:
-            return False
-    return 0.0 in found
+    return scale.is_thumbs
+
+
+def _with_ratings(row: Row, how: Reading) -> list[Row]:
+    """Return the judgements of a row; of a row with an error the row alone, its rating not held against a scale."""
+    try:
+        return rows_of(row, how)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        if how.field is None:
+            return [rated(row)]
+        return [{**row, "rating": number_of(plain_name(how.field), row.get(how.field))}]
 
 
 def named(source: str) -> str:
