@@ -7,7 +7,7 @@ from typing import Any
 
 LESS, MORE, WITHDRAW, ANCHOR, BETA, REDACT = "less", "more", "withdraw", "anchor", "beta", "redact"
 # By the longest beginning of a gate's name. A value that is none of the kinds above is the change itself.
-_CHANGES = {
+CHANGES = {
     "held-out feedback": MORE,
     "reward of": MORE,
     "general": LESS,
@@ -94,7 +94,7 @@ def remedies(against: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[str
         against: gates as a run record keeps them; `passed` is False or, of one that could not be decided, None.
         run: the record.
     """
-    kinds = [None if gate["passed"] is None else _of(gate["name"], _CHANGES) for gate in against]
+    kinds = [None if gate["passed"] is None else _of(gate["name"], CHANGES) for gate in against]
     harmful = any(kind in _HARMFUL for kind in kinds)
     found = []
     for gate, kind in zip(against, kinds, strict=True):

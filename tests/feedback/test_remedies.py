@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from instructkit.feedback.remedies import _CHANGES, refusal, remedies
+from instructkit.feedback.remedies import CHANGES, refusal, remedies
 
 
 def gate(name: str, passed: bool | None = False) -> dict:
@@ -37,7 +37,7 @@ def test_each_gate_is_told_once_with_its_change_and_a_value() -> None:
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "lora-update"])
 def test_more_and_less_training_are_never_asked_for_together(stage: str) -> None:
-    for pair in itertools.combinations(_CHANGES, 2):
+    for pair in itertools.combinations(CHANGES, 2):
         told = " ".join(remedies([gate(name) for name in pair], record(stage=stage)))
         asks = [word in told for word in ("train longer", "train less", "hold the p")]
         assert not (asks[0] and any(asks[1:])), pair

@@ -337,7 +337,7 @@ def _warned(monkeypatch: pytest.MonkeyPatch, body: str, **options) -> set[str]:
     notes: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(Silent, "note", lambda self, text: notes.append(text))
-        patch.setattr(running, "_make", lambda *_: pytest.fail("training begins"))
+        patch.setattr(running, "load_libraries", lambda: pytest.fail("training begins"))
         with pytest.raises(pytest.fail.Exception, match="training begins"):
             run("lora-update", body, **options)
     beginning = "warning: cannot be decided on so little data: "
