@@ -14,20 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from instructkit.evaluate import inference
-from instructkit.feedback import decisions
+from instructkit.feedback import decisions, measured
 from instructkit.feedback.decisions import FEWEST_IN_GROUP
 from instructkit.feedback.items import Item
 from instructkit.feedback.leaning import FEWEST_OF_A_SIGN
-from instructkit.feedback.measured import (
-    Bias,
-    Conduct,
-    Contrasts,
-    Feedback,
-    General,
-    Measured,
-    Memory,
-    Triggers,
-)
 from instructkit.feedback.side_effects import FEWEST
 
 HABITS = ("answers end", "repetition", "refusals")
@@ -100,10 +90,10 @@ def shortages(sizes: Sizes, limits: Any, *, level: float) -> list[Shortage]:
     ]
 
 
-def _measured(sizes: Sizes, limits: Any, *, met: bool) -> Measured:
+def _measured(sizes: Sizes, limits: Any, *, met: bool) -> measured.Measured:
     """As many figures as there would be, of a model that meets all held-out judgements or none."""
     n, items = sizes.prompts, sizes.items
-    feedback = Feedback(
+    feedback = measured.Feedback(
         [float(met)] * len(items),
         [met] * len(items),
         list(sizes.groups),
@@ -113,15 +103,17 @@ def _measured(sizes: Sizes, limits: Any, *, met: bool) -> Measured:
         scores=[float(met)] * len(items) if limits.reward_model else [],
     )
     tasks = {name: [True] * count for name, count in sizes.tasks.items()}
-    general = General([1.0] * sizes.general, [1] * sizes.general, tasks, [0.0] * n if limits.judge else [])
-    return Measured(
+    scores = [0.0] * n if limits.judge else []
+    general = measured.General([1.0] * sizes.general, [1] * sizes.general, tasks, scores)
+    conduct = measured.Conduct([0.0] * n, [1] * n, [True] * n, [0.0] * n, [False] * n)
+    return measured.Measured(
         feedback=feedback,
         general=general if sizes.general else None,
-        bias=Bias([0.0] * sizes.pairs),
-        contrasts=Contrasts(),
-        conduct=Conduct([0.0] * n, [1] * n, [True] * n, [0.0] * n, [False] * n) if n else None,
-        triggers=Triggers() if n else None,
-        memory=Memory(),
+        bias=measured.Bias([0.0] * sizes.pairs),
+        contrasts=measured.Contrasts(),
+        conduct=conduct if n else None,
+        triggers=measured.Triggers() if n else None,
+        memory=measured.Memory(),
     )
 
 
