@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from instructkit.errors import Faults
     from instructkit.feedback.importers import Reading
     from instructkit.feedback.store import Store
+    from instructkit.feedback.storing import Stored
 
 At = Annotated[Path, typer.Option("--store", help="The feedback store, one file.")]
 DEFAULT = Path("feedback.db")
@@ -46,17 +47,36 @@ def import_(
     """Check every file whole, then add what is new; a row that is there already is not added again."""
     from instructkit.feedback.importers import Reading
 
-    asked = Reading(_scale(scale), rating_field, consent)
-    found = _look(files, asked)
+    found = _look(files, Reading(_scale(scale), rating_field, consent))
+    _refuse_faults(found, store, skip=skip)
+    done, warnings = _put(found, store, keep_raw=keep_raw)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if json:
+        print_data(_counts_of(found, done, store, keep_raw=keep_raw))
+        return
+    for note in found.notes():
+        typer.echo(note)
+    typer.echo(_summary(found, done, store, keep_raw=keep_raw))
+    for line in found.faults.lines():
+        typer.echo(f"  {line}", err=True)
+
+
+def _refuse_faults(found: _Found, store: Path, *, skip: bool) -> None:
+    """Raise a `DataError` for rows with errors, unless they are skipped and something is left to import."""
     if found.faults.total and not skip:
         raise found.faults.error(
             "correct these rows, or leave them out with --skip-faults; nothing was imported"
         )
+    if found.faults.total and not store.exists() and not found.events:
+        raise found.faults.error("every row has a fault; nothing was imported, and no store was made")
+
+
+def _put(found: _Found, store: Path, *, keep_raw: bool) -> tuple[Stored, list[str]]:
+    """Add the events to the store; return what was added and what to warn of."""
     from instructkit.feedback.store import Store
     from instructkit.feedback.storing import Stored, put
 
-    if found.faults.total and not store.exists() and not found.events:
-        raise found.faults.error("every row has a fault; nothing was imported, and no store was made")
     with Store.open(store, create=True) as opened:
         # File by file, so that a row in two of them is one event, as it is when they are imported one after the other.
         done = sum((put(opened, _events(name, how), keep_raw=keep_raw) for name, how in found.how), Stored())
@@ -65,34 +85,30 @@ def import_(
         warnings.append(_about_clashes(done.clashes))
     if done.new and not found.raters:
         warnings.append(_anonymous(found))
-    for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    personal = {"kept" if keep_raw else "replaced": dict(done.personal)}
-    numbers = {
+    return done, warnings
+
+
+def _counts_of(found: _Found, done: Stored, store: Path, *, keep_raw: bool) -> dict[str, Any]:
+    """Return the result of an import as data."""
+    return {
+        "store": str(store),
         "new": done.new,
         "known": done.known,
         "withdrawn": done.withdrawn,
         "faults": found.faults.total,
-    }
-    told = {
-        "store": str(store),
-        **numbers,
         "clashes": len(done.clashes),
         "unread": dict(found.unread),
-        **personal,
+        "kept" if keep_raw else "replaced": dict(done.personal),
     }
-    if json:
-        print_data(told)
-        return
-    for note in found.notes():
-        typer.echo(note)
-    typer.echo(
+
+
+def _summary(found: _Found, done: Stored, store: Path, *, keep_raw: bool) -> str:
+    """Return the result of an import in words."""
+    return (
         f"{store}: {done.new} new events, {done.known} known already, {found.faults.total} rows with faults left out"
         + (f"; {done.withdrawn} known ones withdrawn: they came without consent" if done.withdrawn else "")
         + _about_personal(done.personal, keep_raw)
     )
-    for line in found.faults.lines():
-        typer.echo(f"  {line}", err=True)
 
 
 @dataclass
