@@ -35,6 +35,13 @@ def import_(
     rating_field: Annotated[
         str | None, typer.Option("--field", help="The field, question or score that is the rating.")
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns",
+            help='What columns of the files mean, as "Customer Message=prompt,Reply=response".',
+        ),
+    ] = None,
     consent: Annotated[
         bool, typer.Option("--consent/--no-consent", help="May rows that do not say so be trained on?")
     ] = True,
@@ -45,9 +52,10 @@ def import_(
     json: Json = False,
 ) -> None:
     """Check every file whole, then add what is new; a row that is there already is not added again."""
+    from instructkit.data.columns import parse_all
     from instructkit.feedback.importers import Reading
 
-    found = _look(files, Reading(_scale(scale), rating_field, consent))
+    found = _look(files, Reading(_scale(scale), rating_field, consent, parse_all(columns)))
     _refuse_faults(found, store, skip=skip)
     done, warnings = _put(found, store, keep_raw=keep_raw)
     for warning in warnings:
@@ -135,11 +143,16 @@ class _Found:
 
 def _look(files: list[str], asked: Reading) -> _Found:
     """Read all files once, and report the faults of all of them."""
-    from instructkit.errors import DataError, Fault, Faults
-    from instructkit.feedback.importers import as_thumbs, read, unread
+    from instructkit.errors import DataError, Fault, Faults, InputError
+    from instructkit.feedback.importers import absent, as_thumbs, read, unread
 
     found = _Found(Faults())
     try:
+        if missing := absent(files, asked):
+            raise InputError(
+                f"--columns names `{'`, `'.join(missing)}`, which no row of {', '.join(files)} has",
+                hint="write the name as the header of the file has it; nothing was imported",
+            )
         for name in files:
             how = asked
             if as_thumbs(name, asked):

@@ -74,7 +74,9 @@ def init(
     else:
         way = "own" if data else "hub" if hub else "demo"
     if way == "own":
-        files, told, faulty = _own(data, _named_columns(columns))
+        from instructkit.data.columns import parse_all
+
+        files, told, faulty = _own(data, parse_all(columns))
         texts = _skipping(starters.own(model or SMALL_MODEL, files), faulty)
     else:
         texts, told = starters.shipped(way, model), []
@@ -100,12 +102,6 @@ def _ask(model: str | None) -> tuple[str, list[str], str | None]:
     data = typer.prompt("Files, with spaces between them").split() if way == "own" else []
     known = model or (SMALL_MODEL if way == "own" else None)
     return way, data, typer.prompt("Model", default=known) if way == "own" else known
-
-
-def _named_columns(given: list[str] | None) -> dict[str, str]:
-    from instructkit.data.columns import parse
-
-    return {name: field for text in given or [] for name, field in parse(text).items()}
 
 
 def _look_at_all(names: list[str], columns: dict[str, str]) -> list[Found]:

@@ -47,9 +47,14 @@ class Unclear(InputError):
         )
 
 
+def parse_all(texts: Iterable[str] | None) -> dict[str, str]:
+    """Return `{column: field}` of all values of a `--columns` option."""
+    return {name: field for text in texts or () for name, field in parse(text).items()}
+
+
 def parse(text: str) -> dict[str, str]:
     """
-    Read `NAME=FIELD,NAME=FIELD`; a name may hold spaces, commas and `=`.
+    Return `{column: field}` of `NAME=FIELD,NAME=FIELD`; a name may hold spaces, commas and `=`.
 
     Raises:
         InputError: when a field is unknown, or the text is of another form.

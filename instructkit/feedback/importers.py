@@ -5,10 +5,11 @@ Argilla (1 and 2) and Langfuse. Every row gives one judgement or several, or a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from instructkit.data.csv_files import numbered
+from instructkit.data.ours import renamed
 from instructkit.data.readers import read_source
 from instructkit.data.records import Row
 from instructkit.data.scales import Scale
@@ -24,7 +25,7 @@ __all__ = ["Reading", "named", "read", "rows_of"]
 
 _JUDGEMENTS = (*RATINGS, "better", "preferred")
 _READ = {  # by `event_of`, and by `beside`
-    *("prompt", "messages", "conversations", "response", "metadata", "withdrawn", "system"),
+    *("prompt", "messages", "conversations", "response", "metadata", "withdrawn", "system", "unused"),
     *(*JUDGEMENTS, *ROW_FIELDS),
 }
 
@@ -38,16 +39,13 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
     """
     name = named(source)
     empty = True
-    for raw, place in read_source(source):
+    for raw, place in _rows(source, how):
         empty = False
         if isinstance(raw, Fault):
             yield raw
             continue
         try:
-            made = [
-                (event_of(row, source=name, consent=how.consent), row)
-                for row in rows_of(numbered(raw, place), how)
-            ]
+            made = [(event_of(row, source=name, consent=how.consent), row) for row in rows_of(raw, how)]
         except ValueError as error:
             yield Fault(place, str(error))
             continue
@@ -60,6 +58,25 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
         raise InputError(f"{source} holds no rows", hint=hint)
 
 
+def _rows(source: str, how: Reading) -> Iterator[tuple[Row | Fault, str]]:
+    """Yield each row of a file and its place, its columns renamed and the numbers of a table read as numbers."""
+    for raw, place in read_source(source):
+        row = raw if isinstance(raw, Fault) else renamed(raw, place, how.columns or {})
+        yield row if isinstance(row, Fault) else numbered(row, place), place
+
+
+def absent(sources: Iterable[str], how: Reading) -> list[str]:
+    """Return the names in `how.columns` that no row of the files has."""
+    left = dict.fromkeys(how.columns or ())
+    for source in sources if left else ():
+        for raw, _ in read_source(source):
+            for name in [name for name in left if not isinstance(raw, Fault) and name in raw]:
+                del left[name]
+            if not left:
+                return []
+    return list(left)
+
+
 def as_thumbs(source: str, how: Reading) -> bool:
     """
     Return whether a file without a given scale has thumbs as 1 and 0, by the rule of `data.scales`.
@@ -70,8 +87,8 @@ def as_thumbs(source: str, how: Reading) -> bool:
     scale = Scale()
     if how.scale is not None:
         return False
-    for raw, place in read_source(source):
-        for row in [] if isinstance(raw, Fault) else _with_ratings(numbered(raw, place), how):
+    for raw, _ in _rows(source, how):
+        for row in [] if isinstance(raw, Fault) else _with_ratings(raw, how):
             scale.add(row.get("rating"), kept=is_ulid(row.get("id")))
         if not scale.may_be_thumbs:
             return False
