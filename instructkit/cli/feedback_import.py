@@ -121,7 +121,7 @@ def _summary(found: _Found, done: Stored, store: Path, *, keep_raw: bool) -> str
 
 @dataclass
 class _Found:
-    """What the files hold: how each is read, its faults, its columns that are not read, and how many events name a rater."""
+    """The contents of the files: how each is read, errors, unread columns, and numbers of events, raters and times."""
 
     faults: Faults
     how: list[tuple[str, Reading]] = field(default_factory=list)
@@ -132,17 +132,17 @@ class _Found:
     times: int = 0
 
     def notes(self) -> list[str]:
-        """Return what a user should know of how the files were read."""
-        told = [f"{name}: the ratings are 1 and 0, read as thumbs up and down" for name in self.thumbs]
+        """Return notes on how the files were read."""
+        notes = [f"{name}: the ratings are 1 and 0, read as thumbs up and down" for name in self.thumbs]
         if self.unread:
-            told.append(
+            notes.append(
                 "columns that are not read: " + ", ".join(f"{n} ({c} rows)" for n, c in self.unread.items())
             )
-        return told
+        return notes
 
 
 def _look(files: list[str], asked: Reading) -> _Found:
-    """Read all files once, and report the faults of all of them."""
+    """Read all files, and collect the errors of all of them."""
     from instructkit.errors import DataError, Fault, Faults, InputError
     from instructkit.feedback.importers import absent, as_thumbs, read, unread
 
@@ -168,16 +168,18 @@ def _look(files: list[str], asked: Reading) -> _Found:
                 found.raters += bool(event.rater)
                 found.times += row.get("time") is not None
                 found.unread.update(unread(row))
-    except DataError as error:  # of a file that cannot be read as a whole; its own hint speaks of training
+    except DataError as error:  # a whole file is unreadable; the error's own hint is about training
         raise DataError(error.faults, error.total, hint="correct the file; nothing was imported") from error
     return found
 
 
 def _anonymous(found: _Found) -> str:
-    lacking = "a rater" if found.times else "a rater or a time"
+    columns = {"a rater": "`rater`, `user_id` or `user`"}
+    if not found.times:
+        columns["a time"] = "`time`, `created_at` or `timestamp`"
     return (
-        f"no event names {lacking}: what a person said cannot be withdrawn together, only event by event; name a column "
-        "`rater`, `user_id` or `user`, and one `time`, `created_at` or `timestamp`"
+        f"no event has {' or '.join(columns)}. The events of one person cannot be withdrawn together, only one by one. "
+        f"Name a column {', and another one '.join(columns.values())}, or use --columns NAME=rater"
     )
 
 

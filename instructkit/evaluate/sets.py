@@ -159,7 +159,7 @@ def _read(source: str, make: Callable[[Row], T], wanted: str) -> list[T]:
         except ValueError as error:
             faults.append(Fault(place, str(error)))
     if faults:
-        raise DataError(faults, len(faults), hint="mend these rows; nothing was measured")
+        raise DataError(faults, len(faults), hint="Fix these rows and run again. Nothing was measured.")
     if not found:
         raise InputError(f"{source} holds no rows", hint=f"give rows with {wanted}")
     return found

@@ -62,7 +62,7 @@ def test_columns_are_read_under_the_names_that_are_given(run) -> None:
     [
         ("Question=prompt", "--columns names `Question`, which no row of rows.jsonl has"),
         ("rater=prompt", "rows.jsonl:1: `columns` makes `rater` to `prompt`, and the row has a `prompt`"),
-        ("prompt=question", "--columns: `prompt` is to be `question`, which is no field"),
+        ("prompt=question", "--columns: `question` in `prompt=question` is not a field"),
     ],
 )
 def test_columns_that_cannot_be_read_are_refused(columns: str, error: str, run) -> None:

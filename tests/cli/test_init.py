@@ -114,7 +114,7 @@ def test_odd_columns_are_a_question_and_an_answer_on_the_command_line(capsys: py
     assert len(load_rows("desk.csv", kind="sft", columns=recipe.data.columns).rows) == 40
     assert run("two", "--data", "desk.csv", "--columns", "Nothing=prompt") == 2
     assert run("two", "--data", "desk.csv", "--columns", "Ticket=what") == 2
-    assert "`Ticket` is to be `what`, which is no field" in capsys.readouterr().err
+    assert "`what` in `Ticket=what` is not a field" in capsys.readouterr().err
 
 
 def test_odd_columns_are_asked_for_at_a_terminal(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_odd_columns_are_asked_for_at_a_terminal(capsys, monkeypatch: pytest.Mon
     monkeypatch.setattr("typer.prompt", lambda text, default: asked.append(default) or next(answers))
     assert run("--data", table("desk.csv"), "--model", "tiny") == 0
     assert asked == ["Customer Message=prompt,Agent_Reply (final)=completion"] * 2
-    assert "`nothing`, which is no field" in capsys.readouterr().out
+    assert "`nothing` in `Customer Message=nothing` is not a field" in capsys.readouterr().out
     assert load_recipe("recipes/sft.yaml", "sft").data.columns == MEANT
 
 
@@ -169,9 +169,7 @@ def test_problems_of_all_files_are_reported(capsys: pytest.CaptureFixture) -> No
     assert (
         "no data at nowhere.jsonl" in told and "rated 1 to 5" in told and "none of them a known name" in told
     )
-    assert (
-        "stars.jsonl: `instructkit feedback import" in told and "desk.csv: say what the columns mean" in told
-    )
+    assert "stars.jsonl: `instructkit feedback import" in told and "desk.csv: name the columns" in told
 
 
 def test_a_plan_accepts_what_was_written(capsys: pytest.CaptureFixture) -> None:

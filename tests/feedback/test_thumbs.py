@@ -143,7 +143,8 @@ def test_who_is_asked_is_no_rater(capsys) -> None:
 def test_a_store_without_raters_says_what_it_cannot_do(capsys) -> None:
     _, told, _ = imported(capsys, jsonl([{**ASKED, "rating": 1}]))
     assert (
-        "warning: no event names a rater or a time: what a person said cannot be withdrawn together" in told
+        "warning: no event has a rater or a time. The events of one person cannot be withdrawn together"
+        in told
     )
     assert "`user_id`" in told and "`created_at`" in told
 
