@@ -1,4 +1,4 @@
-"""What a command line that cannot be read was meant to be: the command, or the override, that does it."""
+"""Hints for a command line that cannot be read: the command or the override that was probably meant."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _STAGE = re.compile(r"^stage:\s*['\"]?([a-z-]+)", re.MULTILINE)
 
 def hint(message: str, arguments: list[str], commands: list[str]) -> str:
     """
-    How to go on after a usage error.
+    Return the hint for a usage error.
 
     Args:
-        message: as Typer words it.
-        arguments: of the command line.
-        commands: that there are.
+        message: Typer's own.
+        arguments: the words of the command line.
+        commands: the names of all commands.
     """
     if message.startswith("No such command"):
         return _command(arguments, commands)
-    if found := re.match(r"No such option: (--?\S+)", message):
-        return _option(found[1], arguments) or GENERAL
+    if option := re.match(r"No such option: (--?\S+)", message):
+        return _option(option[1], arguments) or GENERAL
     return GENERAL
 
 
@@ -54,10 +54,10 @@ def _command(arguments: list[str], commands: list[str]) -> str:
 
 def _stage_of(path: str) -> str | None:
     try:
-        found = _STAGE.search(Path(path).read_text(encoding="utf-8"))
+        stage = _STAGE.search(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found[1] if found else None
+    return stage[1] if stage else None
 
 
 def _option(option: str, arguments: list[str]) -> str | None:

@@ -28,10 +28,10 @@ _NEXT = {
 
 def run_table(run: dict[str, Any], *, failed: bool = True) -> RenderableType:
     """
-    The closing table of one run: figures before and after, its gates, where the result lies, and what to do next.
+    Return the closing table of one run: figures before and after, gates, the result's folder, and what to do next.
 
     Args:
-        failed: say in words which gates failed; left out where an error with the same follows.
+        failed: also print failed gates in words; False where an error with the same text follows.
     """
     parts: list[RenderableType] = [Text(f"{run['name']} ({run['stage']}): {_state(run)}", style="bold")]
     if run.get("synthetic"):
@@ -224,7 +224,7 @@ def _next(run: dict[str, Any], where: str) -> list[str]:
     lines = []
     if not run.get("measurements"):
         lines.append(
-            "nothing was measured, so no gate was decided: hold rows out with data.eval (a share such as 0.1, or a file)"
+            "nothing was measured, and no gate was decided: set data.eval to hold out rows (a share such as 0.1, or a file)"
         )
     if run["stage"] in _NEXT:
         command = _rollback(run, where)

@@ -128,7 +128,7 @@ def test_the_last_line_of_a_run_says_what_to_do_next() -> None:
 
 def test_a_run_without_held_out_rows_says_that_nothing_was_measured() -> None:
     text = one_line(shown(run_table(record("sft"))))
-    assert "nothing was measured, so no gate was decided: hold rows out with data.eval" in text
+    assert "nothing was measured, and no gate was decided: set data.eval to hold out rows" in text
 
 
 def test_failed_gates_are_left_to_the_error_that_follows() -> None:
