@@ -55,72 +55,74 @@ def import_(
     from instructkit.data.columns import parse_all
     from instructkit.feedback.importers import Reading
 
-    found = _look(files, Reading(_scale(scale), rating_field, consent, parse_all(columns)))
-    _refuse_faults(found, store, skip=skip)
-    done, warnings = _put(found, store, keep_raw=keep_raw)
+    contents = _look(files, Reading(_scale(scale), rating_field, consent, parse_all(columns)))
+    _refuse_faults(contents, store, skip=skip)
+    done, warnings = _put(contents, store, keep_raw=keep_raw)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     if json:
-        print_data(_counts_of(found, done, store, keep_raw=keep_raw))
+        print_data(_counts_of(contents, done, store, keep_raw=keep_raw))
         return
-    for note in found.notes():
+    for note in contents.notes():
         typer.echo(note)
-    typer.echo(_summary(found, done, store, keep_raw=keep_raw))
-    for line in found.faults.lines():
+    typer.echo(_summary(contents, done, store, keep_raw=keep_raw))
+    for line in contents.faults.lines():
         typer.echo(f"  {line}", err=True)
 
 
-def _refuse_faults(found: _Found, store: Path, *, skip: bool) -> None:
+def _refuse_faults(contents: _Contents, store: Path, *, skip: bool) -> None:
     """Raise a `DataError` for rows with errors, unless they are skipped and something is left to import."""
-    if found.faults.total and not skip:
-        raise found.faults.error(
+    if contents.faults.total and not skip:
+        raise contents.faults.error(
             "correct these rows, or leave them out with --skip-faults; nothing was imported"
         )
-    if found.faults.total and not store.exists() and not found.events:
-        raise found.faults.error("every row has a fault; nothing was imported, and no store was made")
+    if contents.faults.total and not store.exists() and not contents.events:
+        raise contents.faults.error("every row has a fault; nothing was imported, and no store was made")
 
 
-def _put(found: _Found, store: Path, *, keep_raw: bool) -> tuple[Stored, list[str]]:
+def _put(contents: _Contents, store: Path, *, keep_raw: bool) -> tuple[Stored, list[str]]:
     """Add the events to the store; return what was added and what to warn of."""
     from instructkit.feedback.store import Store
     from instructkit.feedback.storing import Stored, put
 
     with Store.open(store, create=True) as opened:
         # File by file, so that a row in two of them is one event, as it is when they are imported one after the other.
-        done = sum((put(opened, _events(name, how), keep_raw=keep_raw) for name, how in found.how), Stored())
-        warnings = _rescaled(opened, dict(found.how)) if done.new else []
+        done = sum(
+            (put(opened, _events(name, how), keep_raw=keep_raw) for name, how in contents.how), Stored()
+        )
+        warnings = _rescaled(opened, dict(contents.how)) if done.new else []
     if done.clashes:
         warnings.append(_about_clashes(done.clashes))
-    if done.new and not found.raters:
-        warnings.append(_anonymous(found))
+    if done.new and not contents.raters:
+        warnings.append(_anonymous(contents))
     return done, warnings
 
 
-def _counts_of(found: _Found, done: Stored, store: Path, *, keep_raw: bool) -> dict[str, Any]:
+def _counts_of(contents: _Contents, done: Stored, store: Path, *, keep_raw: bool) -> dict[str, Any]:
     """Return the result of an import as data."""
     return {
         "store": str(store),
         "new": done.new,
         "known": done.known,
         "withdrawn": done.withdrawn,
-        "faults": found.faults.total,
+        "faults": contents.faults.total,
         "clashes": len(done.clashes),
-        "unread": dict(found.unread),
+        "unread": dict(contents.unread),
         "kept" if keep_raw else "replaced": dict(done.personal),
     }
 
 
-def _summary(found: _Found, done: Stored, store: Path, *, keep_raw: bool) -> str:
+def _summary(contents: _Contents, done: Stored, store: Path, *, keep_raw: bool) -> str:
     """Return the result of an import in words."""
     return (
-        f"{store}: {done.new} new events, {done.known} known already, {found.faults.total} rows with faults left out"
+        f"{store}: {done.new} new events, {done.known} known already, {contents.faults.total} rows with faults left out"
         + (f"; {done.withdrawn} known ones withdrawn: they came without consent" if done.withdrawn else "")
         + _about_personal(done.personal, keep_raw)
     )
 
 
 @dataclass
-class _Found:
+class _Contents:
     """The contents of the files: how each is read, errors, unread columns, and numbers of events, raters and times."""
 
     faults: Faults
@@ -141,41 +143,41 @@ class _Found:
         return notes
 
 
-def _look(files: list[str], asked: Reading) -> _Found:
+def _look(files: list[str], asked: Reading) -> _Contents:
     """Read all files, and collect the errors of all of them."""
     from instructkit.errors import DataError, Fault, Faults, InputError
     from instructkit.feedback.importers import absent, as_thumbs, read, unread
 
-    found = _Found(Faults())
+    contents = _Contents(Faults())
     try:
         if missing := absent(files, asked):
             raise InputError(
                 f"--columns names `{'`, `'.join(missing)}`, which no row of {', '.join(files)} has",
-                hint="write the name as the header of the file has it; nothing was imported",
+                hint="copy the name from the header of the file. Nothing was imported",
             )
         for name in files:
             how = asked
             if as_thumbs(name, asked):
-                found.thumbs.append(name)
+                contents.thumbs.append(name)
                 how = replace(asked, scale=(0.0, 1.0))
-            found.how.append((name, how))
+            contents.how.append((name, how))
             for made in read(name, how):
                 if isinstance(made, Fault):
-                    found.faults.add(made)
+                    contents.faults.add(made)
                     continue
                 event, row = made
-                found.events += 1
-                found.raters += bool(event.rater)
-                found.times += row.get("time") is not None
-                found.unread.update(unread(row))
+                contents.events += 1
+                contents.raters += bool(event.rater)
+                contents.times += row.get("time") is not None
+                contents.unread.update(unread(row))
     except DataError as error:  # a whole file is unreadable; the error's own hint is about training
         raise DataError(error.faults, error.total, hint="correct the file; nothing was imported") from error
-    return found
+    return contents
 
 
-def _anonymous(found: _Found) -> str:
+def _anonymous(contents: _Contents) -> str:
     columns = {"a rater": "`rater`, `user_id` or `user`"}
-    if not found.times:
+    if not contents.times:
         columns["a time"] = "`time`, `created_at` or `timestamp`"
     return (
         f"no event has {' or '.join(columns)}. The events of one person cannot be withdrawn together, only one by one. "
@@ -218,16 +220,16 @@ def _rescaled(opened: Store, how: dict[str, Reading]) -> list[str]:
     """Which files come on another scale than before: a rating that is another number by it is another event."""
     from instructkit.feedback.importers import named
 
-    told = []
+    warnings = []
     for file, reading in how.items():
         scale = ":".join(f"{end:g}" for end in reading.ends)
         for name, scales in opened.other_scales([named(file)], scale).items():
             if scales:
-                told.append(
+                warnings.append(
                     f"{name} was read with --scale {' and '.join(scales)} before, and with {scale} now: the same row with "
                     "another rating is a new event; `instructkit feedback list` shows both, `feedback withdraw ID` takes one back"
                 )
-    return told
+    return warnings
 
 
 def _events(file: str, how: Reading) -> Any:

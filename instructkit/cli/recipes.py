@@ -93,15 +93,15 @@ def _pointed(checked: list[Checked]) -> list[Checked]:
     from instructkit.plan.points import faults
 
     written = {one.path: one.recipe.run.output for one in checked if one.recipe is not None}
-    found = []
+    results = []
     with Console() as console:
         for one in checked:
             if one.recipe is not None:
                 others = [output for path, output in written.items() if path != one.path]
                 with console.phase(f"looking at what {one.path} points to"):
                     one = replace(one, faults=faults(one.recipe, one.document.where, others))
-            found.append(one)
-    return found
+            results.append(one)
+    return results
 
 
 def _is_override(name: str) -> bool:

@@ -132,7 +132,7 @@ def _load(recipe: str, stage: str, overrides: list[str]) -> Any:
 def _print_plan(
     load: Callable[[], Any], how: dict[str, Any], *, resolved: bool, as_json: bool, quiet: bool, debug: bool
 ) -> None:
-    """The plan on stdout; with `resolved` the recipe there and the plan on stderr; as data all of it on stdout, faults too."""
+    """Print the plan on stdout; with `resolved`, the recipe on stdout and the plan on stderr; with `as_json`, all on stdout."""
     try:
         recipe = load()
         plan = _made(recipe, how, quiet=quiet or as_json, debug=debug)

@@ -58,20 +58,20 @@ def parse(text: str) -> dict[str, str]:
     Raises:
         InputError: when a field is unknown, or the text is of another form.
     """
-    found: dict[str, str] = {}
+    mapping: dict[str, str] = {}
     for name, field in re.findall(r"(.+?)\s*=\s*(\w+)\s*(?:,\s*|$)", text):
         if field not in FIELDS:
             raise InputError(
                 f"--columns: `{field}` in `{name}={field}` is not a field",
                 hint=f"use one of {', '.join(FIELDS)}",
             )
-        found[name.strip()] = field
-    if not found or not re.search(r"=\s*\w+\s*,?\s*$", text):
+        mapping[name.strip()] = field
+    if not mapping or not re.search(r"=\s*\w+\s*,?\s*$", text):
         raise InputError(
             f"--columns {text!r} is not of the form NAME=FIELD,NAME=FIELD",
             hint='write e.g. --columns "Customer Message=prompt,Agent Reply=completion"',
         )
-    return found
+    return mapping
 
 
 def text_columns(rows: Iterable[Row]) -> list[str]:
@@ -83,7 +83,7 @@ def text_columns(rows: Iterable[Row]) -> list[str]:
         for name, value in row.items():
             if value not in (None, ""):
                 values.setdefault(name, []).append(value)
-    return [name for name, found in values.items() if 2 * len(found) > count and _is_text(found)]
+    return [name for name, cells in values.items() if 2 * len(cells) > count and _is_text(cells)]
 
 
 def _is_text(values: list[object]) -> bool:

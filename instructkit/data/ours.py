@@ -31,11 +31,11 @@ def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shape
 
 
 def renamed(row: Row, place: str, columns: Mapping[str, str]) -> Row | Fault:
-    """Return a row with its columns under the names that `{column: field}` gives them; a fault where one would hide another."""
+    """Return a row with its columns renamed by `{column: field}`; a fault where one would hide another."""
     if overlaid := [name for name, wanted in columns.items() if _hides(row, name, wanted, columns)]:
-        told = f"`columns` makes `{overlaid[0]}` to `{columns[overlaid[0]]}`, and the row has a `{columns[overlaid[0]]}`"
+        message = f"`columns` makes `{overlaid[0]}` to `{columns[overlaid[0]]}`, and the row has a `{columns[overlaid[0]]}`"
         way = f"rename that one too, such as `{columns[overlaid[0]]}: unused`, or leave one of them out"
-        return Fault(place, told, way)
+        return Fault(place, message, way)
     kept = {key: value for key, value in row.items() if key not in columns}
     return kept | {columns[key]: value for key, value in row.items() if key in columns}
 

@@ -96,7 +96,7 @@ def as_thumbs(source: str, how: Reading) -> bool:
 
 
 def _with_ratings(row: Row, how: Reading) -> list[Row]:
-    """Return the judgements of a row; of a row with an error the row alone, its rating not held against a scale."""
+    """Return the judgements of a row; for a row with an error, only the row, its rating on any scale."""
     try:
         return rows_of(row, how)
     except (ValueError, TypeError, AttributeError, KeyError):
@@ -144,7 +144,7 @@ def _ours(row: Row, how: Reading) -> list[Row]:
 
 
 def _rated(row: Row, how: Reading) -> Row:
-    """The row with its rating on our scale, whatever it was called; a column of such a name that is no rating stays."""
+    """Return the row with its rating as `rating` on our scale; a column of such a name that is no rating stays."""
     named = [how.field] if how.field else [key for name in RATINGS for key in row if plain_name(key) == name]
     given = [key for key in named if row.get(key) not in (None, "")]
     if not given:
@@ -170,11 +170,11 @@ def _is_log(row: Row) -> bool:
 
 def _log(row: Row, how: Reading) -> list[Row]:
     """A whole conversation and one rating, which is about its last answer."""
-    told, _ = in_our_shape(in_our_names(row), "sft")
-    messages = told["messages"]
+    talk, _ = in_our_shape(in_our_names(row), "sft")
+    messages = talk["messages"]
     if not messages or not isinstance(messages[-1], dict) or messages[-1].get("role") != "assistant":
         raise ValueError("the conversation does not end with an assistant's answer, so nothing was judged")
-    return [_rated({**told, "messages": messages[:-1], "response": messages[-1].get("content")}, how)]
+    return [_rated({**talk, "messages": messages[:-1], "response": messages[-1].get("content")}, how)]
 
 
 _FORMATS: tuple[tuple[Callable[[Row], bool], Callable[[Row, Reading], list[Row]]], ...] = (

@@ -96,15 +96,15 @@ def remedies(against: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[str
     """
     kinds = [None if gate["passed"] is None else _of(gate["name"], CHANGES) for gate in against]
     harmful = any(kind in _HARMFUL for kind in kinds)
-    found = []
+    changes = []
     for gate, kind in zip(against, kinds, strict=True):
         if kind is None:
-            found.append(_of(gate["name"], _UNDECIDED_ON) or UNDECIDED)
+            changes.append(_of(gate["name"], _UNDECIDED_ON) or UNDECIDED)
         elif kind == MORE and harmful:
-            found.append(_better_data(run))
+            changes.append(_better_data(run))
         else:
-            found.append(_concrete(kind, run))
-    return found
+            changes.append(_concrete(kind, run))
+    return changes
 
 
 def _of(name: str, table: dict[str, str]) -> str:

@@ -132,7 +132,7 @@ def test_a_question_beside_pairs_is_not_lost(capsys: pytest.CaptureFixture) -> N
     pairs = write("pairs.jsonl", [{"q": f"q{i}", "winner": "a", "loser": "b"} for i in range(60)])
     assert run("--data", pairs, "--model", "tiny") == 2
     told = capsys.readouterr().err
-    assert "`q` would not be read beside the pairs" in told and "q=prompt" in told
+    assert "`q` would be ignored, next to the pairs" in told and "q=prompt" in told
     assert run("--data", pairs, "--columns", "q=prompt", "--model", "tiny") == 0
     columns = load_recipe("recipes/reward.yaml", "reward").data.columns
     assert columns == {"q": "prompt", "winner": "chosen", "loser": "rejected"}
@@ -167,7 +167,7 @@ def test_problems_of_all_files_are_reported(capsys: pytest.CaptureFixture) -> No
     assert run("--data", "nowhere.jsonl", "--data", "stars.jsonl", "--data", table("desk.csv")) == 2
     told = capsys.readouterr().err
     assert (
-        "no data at nowhere.jsonl" in told and "rated 1 to 5" in told and "none of them a known name" in told
+        "no data at nowhere.jsonl" in told and "rated 1 to 5" in told and "no column has a known name" in told
     )
     assert "stars.jsonl: `instructkit feedback import" in told and "desk.csv: name the columns" in told
 
