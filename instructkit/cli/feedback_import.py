@@ -74,7 +74,7 @@ def _refuse_faults(contents: _Contents, store: Path, *, skip: bool) -> None:
     """Raise a `DataError` for rows with errors, unless they are skipped and something is left to import."""
     if contents.faults.total and not skip:
         raise contents.faults.error(
-            "correct these rows, or leave them out with --skip-faults; nothing was imported"
+            "correct these rows, rename their columns (--columns NAME=FIELD), or skip them (--skip-faults). Nothing was imported"
         )
     if contents.faults.total and not store.exists() and not contents.events:
         raise contents.faults.error("every row has a fault; nothing was imported, and no store was made")

@@ -47,7 +47,8 @@ def test_columns_are_read_under_the_names_that_are_given(run) -> None:
     Path("app.csv").write_text(
         'Customer Message,"Reply, final",Helpful,user,note\nq1,a,1,ann,x\nq2,a,0,bob,\n', encoding="utf-8"
     )
-    assert run("import", "app.csv")[0] == 2
+    code, _, err = run("import", "app.csv")
+    assert code == 2 and "--columns NAME=FIELD" in err
     meant = "Customer Message=prompt,Reply, final=response"
     code, told, err = run("import", "app.csv", "--columns", meant, "--columns", "Helpful=rating,note=unused")
     assert (code, err) == (0, "") and "read as thumbs up and down" in told and "not read" not in told
