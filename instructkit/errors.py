@@ -1,4 +1,4 @@
-"""The errors that a user sees: what is wrong, and how to go on. Each kind has one exit code, mapped once in `cli/main.py`."""
+"""The errors that a user sees: what is wrong and how to fix it. Each kind has one exit code; `cli/main.py` uses it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 SHOWN_FAULTS = 20
-SHOWN_ALIKE = 5  # of faults that differ in place and value alone
+SHOWN_ALIKE = 5  # of errors that differ only in place and value
 _VALUE = re.compile(r" is .{1,80}?;")
 
 
 class InstructKitError(Exception):
-    """A run failed; the hint says how to go on."""
+    """A run failed; the hint says what to do."""
 
     exit_code = 1
 
@@ -34,7 +34,7 @@ class NothingNew(InputError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of an input: where (`file:line`), what was found and what is wanted, and how to go on."""
+    """One error of an input: place (`file:line`), value, rule, and how to fix it."""
 
     where: str
     message: str
@@ -50,15 +50,20 @@ class RecipeError(InputError):
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = faults
-        super().__init__("\n".join(str(fault) for fault in faults), hint="mend these; nothing was started")
+        super().__init__(
+            "\n".join(str(fault) for fault in faults),
+            hint="Fix these errors and run again. Nothing was started.",
+        )
 
 
 class Faults:
     """
-    The first faults of many rows: twenty at most, five of those that differ in place and value alone, and how many there are.
+    Collect the first errors of many rows and count the rest.
+
+    At most 20 errors are kept, and at most five that differ only in place and value.
 
     Attributes:
-        total: how many were added.
+        total: number of errors added.
     """
 
     def __init__(self) -> None:
@@ -68,10 +73,10 @@ class Faults:
 
     def add(self, fault: Fault, row: int | None = None) -> None:
         """
-        Count a fault, and keep it while there are few.
+        Count an error, and keep it while there are few.
 
         Args:
-            row: where its row stands among all; left out, they are added in the order of their rows.
+            row: number of its row; by default errors come in the order of their rows.
         """
         self.total += 1
         self._alike[_kind(fault)] += 1
@@ -79,11 +84,11 @@ class Faults:
             self._shown.append((self.total if row is None else row, fault))
 
     def shown(self) -> list[Fault]:
-        """Return the faults that were kept, in the order of their rows."""
+        """Return the errors that were kept, in the order of their rows."""
         return [fault for _, fault in sorted(self._shown, key=lambda pair: pair[0])]
 
     def lines(self) -> list[str]:
-        """Return the faults that were kept, a line each, and how many more there are of each kind and of others."""
+        """Return the errors that were kept, one a line, and the number of others of each kind."""
         shown = self.shown()
         last = {_kind(fault): i for i, fault in enumerate(shown)}
         counts = Counter(_kind(fault) for fault in shown)
@@ -108,7 +113,7 @@ def _kind(fault: Fault) -> str:
 
 
 class DataError(InputError):
-    """Faults of data rows: the first of them and the total."""
+    """Errors in data rows: the first ones and their total number."""
 
     def __init__(
         self, faults: list[Fault], total: int, *, hint: str | None = None, lines: list[str] | None = None
@@ -118,7 +123,7 @@ class DataError(InputError):
             lines = [str(fault) for fault in faults[:SHOWN_FAULTS]]
             if total > len(lines):
                 lines.append(f"... and {total - len(lines)} more faults, {total} in all")
-        super().__init__("\n".join(lines), hint=hint or "mend these rows; nothing was trained")
+        super().__init__("\n".join(lines), hint=hint or "Fix these rows and run again. Nothing was trained.")
 
 
 class GateRefused(InstructKitError):

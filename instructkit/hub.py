@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether a model lies in its local cache, and whether it can be reached, without its libraries."""
+"""Look for a model in the local cache of the Hugging Face hub, and for the hub itself, without its libraries."""
 
 from __future__ import annotations
 
@@ -14,41 +14,37 @@ from urllib.request import getproxies, proxy_bypass
 from instructkit.errors import InputError
 
 ENDPOINT = "https://huggingface.co"
-WAIT_SECONDS = 5.0  # for an answer; the libraries would try again for about a minute
+WAIT_SECONDS = 5.0  # for an answer; the hub's libraries retry for about a minute
 _YES = ("1", "on", "yes", "true")
 
 
 def refuse_absent(name: str, base: str, *, is_adapter: bool) -> None:
     """
-    Refuse a model of the hub that cannot be had; where the hub cannot be reached, use what is cached without asking it.
+    Refuse a hub model that is neither cached nor reachable; where the hub is unreachable, use the cache offline.
 
     Args:
-        name: of the model, as the user gave it.
-        base: folder or hub id that its weights come from.
+        name: the model, as the user gave it.
+        base: folder or hub id of its weights.
         is_adapter: whether `name` is a local adapter that names `base`.
 
     Raises:
-        InputError: when the base is not here and the hub cannot be reached.
+        InputError: when the base is not on this machine and the hub cannot be reached.
     """
     if Path(base).exists() or reachable():
         return
     if is_cached(base):
         _go_offline()
         return
-    what = f"{name} is an adapter on {base}, which" if is_adapter else base
-    way = (
-        f", or set base_model_name_or_path in {name}/adapter_config.json to a local folder"
-        if is_adapter
-        else ""
-    )
+    config = f"set base_model_name_or_path in {name}/adapter_config.json to"
     raise InputError(
-        f"{what} is no folder here, is not in the local cache of the hub, and the hub cannot be reached",
-        hint=f"run `hf download {base}` where the hub can be reached{way or ', or give a local folder'}",
+        (f"{name}: the adapter's base model {base}" if is_adapter else base)
+        + " is neither a local folder nor in the hub's local cache, and the hub cannot be reached",
+        hint=f"run `hf download {base}` with network access, or {config if is_adapter else 'give'} a local folder",
     )
 
 
 def is_cached(name: str) -> bool:
-    """Whether a config of the model lies in the hub's local cache."""
+    """Return whether the hub's local cache has a config of the model."""
     folder = _cache() / f"models--{name.replace('/', '--')}" / "snapshots"
     return any(folder.glob("*/config.json"))
 
@@ -62,11 +58,11 @@ def _cache() -> Path:
 
 @cache
 def reachable() -> bool:
-    """Whether the hub answers, asked once in a process; False in offline mode."""
+    """Return whether the hub answers; False in offline mode. Each process asks once."""
     if any(os.environ.get(name, "").lower() in _YES for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
         return False
     answers: list[bool] = []
-    # A thread, since looking up a name knows no time limit.
+    # In a thread, because a name lookup has no time limit.
     asking = threading.Thread(target=lambda: answers.append(_connects()), daemon=True)
     asking.start()
     asking.join(WAIT_SECONDS)
@@ -87,7 +83,7 @@ def _connects() -> bool:
 
 
 def _go_offline() -> None:
-    """Keep the libraries from asking the hub, whether they are imported already or not."""
+    """Keep the libraries, imported or not, from asking the hub."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:

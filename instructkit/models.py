@@ -39,7 +39,7 @@ def load_tokenizer(source: Source, section: ModelSection) -> Any:
     """The tokenizer of a model, with a padding token."""
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, source, section, path=source.tokenizer_path)
+    tokenizer = from_pretrained(AutoTokenizer, source, section, path=source.tokenizer_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -148,7 +148,7 @@ def _load_base(source: Source, section: ModelSection, machine: Machine, *, dtype
     if section.quantization != "none" and not _WEIGHTLESS.get():
         options["quantization_config"] = _quantization(section.quantization, machine.dtype)
         options["device_map"] = {"": machine.device}
-    load = _skeleton if _WEIGHTLESS.get() else _from_pretrained
+    load = _skeleton if _WEIGHTLESS.get() else from_pretrained
     if task == "CAUSAL_LM":
         return _differentiable(load(AutoModelForCausalLM, source, section, **options))
     with suppress_seqcls_warning():
@@ -194,7 +194,7 @@ def _skeleton(
     import torch
     from transformers import AutoConfig
 
-    config = _from_pretrained(AutoConfig, source, section)
+    config = from_pretrained(AutoConfig, source, section)
     if num_labels is not None:
         config.num_labels = num_labels
     if hasattr(config, "quantization_config"):
@@ -218,7 +218,7 @@ def _merged(model: Any, source: Source, task: str) -> Any:
     return merged.requires_grad_(True)  # PEFT froze the base when it put the adapter on
 
 
-def _from_pretrained(
+def from_pretrained(
     loader: Any, source: Source, section: ModelSection, *, path: str | None = None, **options: Any
 ):
     """`from_pretrained` with the recipe's revision and trust."""

@@ -10,17 +10,19 @@ from typing import TypeVar
 Listener = Callable[[int, int], None]
 Part = TypeVar("Part", bound=Sized)
 Item = TypeVar("Item")
-_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+LISTENER: ContextVar[Listener | None] = ContextVar(
+    "listener", default=None
+)  # of the outermost loop; None inside one
 
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Within this context the outermost loop of `counted` calls `listener(done, total)` after each part."""
-    token = _LISTENER.set(listener)
+    token = LISTENER.set(listener)
     try:
         yield
     finally:
-        _LISTENER.reset(token)
+        LISTENER.reset(token)
 
 
 def counted(parts: Iterable[Part], total: int) -> Iterator[Part]:
@@ -33,8 +35,8 @@ def counted(parts: Iterable[Part], total: int) -> Iterator[Part]:
         parts: batches; `len` of each is how many items it holds.
         total: items of all parts.
     """
-    listener, done = _LISTENER.get(), 0
-    _LISTENER.set(None)
+    listener, done = LISTENER.get(), 0
+    LISTENER.set(None)
     try:
         for part in parts:
             yield part
@@ -42,7 +44,7 @@ def counted(parts: Iterable[Part], total: int) -> Iterator[Part]:
             if listener is not None:
                 listener(done, total)
     finally:
-        _LISTENER.set(listener)
+        LISTENER.set(listener)
 
 
 def each(items: Sequence[Item]) -> Iterator[Item]:

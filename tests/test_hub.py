@@ -42,10 +42,12 @@ def adapter(folder: Path, base: str) -> naming.Source:
 
 def test_an_adapter_on_a_hub_model_is_refused_at_once_when_offline(tmp_path: Path, no_network) -> None:
     source = adapter(tmp_path / "mine", "org/base")
-    with pytest.raises(InputError, match="mine is an adapter on org/base, which is no folder here") as told:
+    with pytest.raises(
+        InputError, match="mine: the adapter's base model org/base is neither a local folder nor"
+    ) as told:
         load_tokenizer(source, ModelSection(name=source.name))
     assert "hf download org/base" in told.value.hint and "adapter_config.json" in told.value.hint
-    with pytest.raises(InputError, match="^org/other is no folder here"):
+    with pytest.raises(InputError, match="^org/other is neither a local folder nor"):
         hub.refuse_absent("org/other", "org/other", is_adapter=False)
     assert no_network == [("huggingface.co", 443)]  # asked once
 

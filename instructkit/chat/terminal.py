@@ -21,7 +21,7 @@ def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0
     model = models.load_for_use(source, section, machine.choose())
     tokenizer = models.load_tokenizer(source, section)
     if naming.trained_format(source) == "text":
-        tokenizer.chat_template = None  # it was trained to complete text
+        tokenizer.chat_template = None  # the model was trained to complete text
     return Session(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
 
 

@@ -1,4 +1,4 @@
-"""How a run reports: live on a terminal, in plain lines when piped, not at all when quiet. Everything goes to stderr."""
+"""Report a run on stderr: live on a terminal, in plain lines when piped, not at all when quiet."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from rich.progress import (
 from instructkit.cli.telling import visible
 
 PLAIN_EVERY_SECONDS = 5.0  # between two lines about training steps
-SILENT_SECONDS = 10.0  # after so long without a line, what is being done is printed again
-WATCH_SECONDS = 1.0  # between two looks whether it is time
+SILENT_SECONDS = 10.0  # without a line before the current activity is printed again
+WATCH_SECONDS = 1.0  # between two checks for silence
 
 
 class Activity:
-    """What is being done now: its title, how far it is, the figures it shows, and when it began."""
+    """The current activity: title, progress, figures and start time."""
 
     def __init__(self, title: str, task: TaskID | None) -> None:
         self.title, self.task = title, task
@@ -37,11 +37,11 @@ class Activity:
         self.started = time.monotonic()
 
     def count(self) -> str:
-        """`3/20`, or nothing where nothing is counted."""
+        """Return progress as `3/20`; empty where nothing is counted."""
         return f"{self.done}/{self.total}" if self.total else ""
 
     def line(self) -> str:
-        """One plain line."""
+        """Return the activity as one plain line."""
         seconds = time.monotonic() - self.started
         waited = f"({seconds:.0f} s)" if seconds >= 1 else ""
         return "  ".join(filter(None, (f"{self.title} {self.count()}".strip(), self.figures, waited)))
@@ -60,7 +60,7 @@ class Console:
         self.quiet = quiet
         self.rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
-        self._activities: list[Activity] = []  # the last one is being done, those before it contain it
+        self._activities: list[Activity] = []  # the last one is current; those before it contain it
         self._training: Activity | None = None
         self._figures: dict[str, float] = {}
         self._last_line, self._last_step = time.monotonic(), float("-inf")
@@ -130,7 +130,7 @@ class Console:
             self._training = None
 
     def table(self, run: dict[str, Any]) -> None:
-        """The closing table: before and after, gates, where the result lies and what to do next."""
+        """Print the closing table: figures before and after, gates, the result's folder and what to do next."""
         if not self.quiet:
             from instructkit.report.tables import run_table
 
@@ -202,7 +202,7 @@ class Console:
             self._print(activity.line())
 
     def _watch(self) -> None:
-        """Look for silence until the console is closed; in a thread, because some work reports nothing."""
+        """Check for silence until the console is closed; in a thread, because some work reports nothing."""
         while not self._closed.wait(WATCH_SECONDS):
             self.break_silence()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from instructkit.errors import Faults
     from instructkit.feedback.importers import Reading
     from instructkit.feedback.store import Store
+    from instructkit.feedback.storing import Stored
 
 At = Annotated[Path, typer.Option("--store", help="The feedback store, one file.")]
 DEFAULT = Path("feedback.db")
@@ -34,6 +35,13 @@ def import_(
     rating_field: Annotated[
         str | None, typer.Option("--field", help="The field, question or score that is the rating.")
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns",
+            help='What columns of the files mean, as "Customer Message=prompt,Reply=response".',
+        ),
+    ] = None,
     consent: Annotated[
         bool, typer.Option("--consent/--no-consent", help="May rows that do not say so be trained on?")
     ] = True,
@@ -44,60 +52,78 @@ def import_(
     json: Json = False,
 ) -> None:
     """Check every file whole, then add what is new; a row that is there already is not added again."""
+    from instructkit.data.columns import parse_all
     from instructkit.feedback.importers import Reading
 
-    asked = Reading(_scale(scale), rating_field, consent)
-    found = _look(files, asked)
-    if found.faults.total and not skip:
-        raise found.faults.error(
-            "correct these rows, or leave them out with --skip-faults; nothing was imported"
-        )
-    from instructkit.feedback.store import Store
-    from instructkit.feedback.storing import Stored, put
-
-    if found.faults.total and not store.exists() and not found.events:
-        raise found.faults.error("every row has a fault; nothing was imported, and no store was made")
-    with Store.open(store, create=True) as opened:
-        # File by file, so that a row in two of them is one event, as it is when they are imported one after the other.
-        done = sum((put(opened, _events(name, how), keep_raw=keep_raw) for name, how in found.how), Stored())
-        warnings = _rescaled(opened, dict(found.how)) if done.new else []
-    if done.clashes:
-        warnings.append(_about_clashes(done.clashes))
-    if done.new and not found.raters:
-        warnings.append(_anonymous(found))
+    contents = _look(files, Reading(_scale(scale), rating_field, consent, parse_all(columns)))
+    _refuse_faults(contents, store, skip=skip)
+    done, warnings = _put(contents, store, keep_raw=keep_raw)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
-    personal = {"kept" if keep_raw else "replaced": dict(done.personal)}
-    numbers = {
-        "new": done.new,
-        "known": done.known,
-        "withdrawn": done.withdrawn,
-        "faults": found.faults.total,
-    }
-    told = {
-        "store": str(store),
-        **numbers,
-        "clashes": len(done.clashes),
-        "unread": dict(found.unread),
-        **personal,
-    }
     if json:
-        print_data(told)
+        print_data(_counts_of(contents, done, store, keep_raw=keep_raw))
         return
-    for note in found.notes():
+    for note in contents.notes():
         typer.echo(note)
-    typer.echo(
-        f"{store}: {done.new} new events, {done.known} known already, {found.faults.total} rows with faults left out"
-        + (f"; {done.withdrawn} known ones withdrawn: they came without consent" if done.withdrawn else "")
-        + _about_personal(done.personal, keep_raw)
-    )
-    for line in found.faults.lines():
+    typer.echo(_summary(contents, done, store, keep_raw=keep_raw))
+    for line in contents.faults.lines():
         typer.echo(f"  {line}", err=True)
 
 
+def _refuse_faults(contents: _Contents, store: Path, *, skip: bool) -> None:
+    """Raise a `DataError` for rows with errors, unless they are skipped and something is left to import."""
+    if contents.faults.total and not skip:
+        raise contents.faults.error(
+            "correct these rows, rename their columns (--columns NAME=FIELD), or skip them (--skip-faults). Nothing was imported"
+        )
+    if contents.faults.total and not store.exists() and not contents.events:
+        raise contents.faults.error("every row has a fault; nothing was imported, and no store was made")
+
+
+def _put(contents: _Contents, store: Path, *, keep_raw: bool) -> tuple[Stored, list[str]]:
+    """Add the events to the store; return what was added and what to warn of."""
+    from instructkit.feedback.store import Store
+    from instructkit.feedback.storing import Stored, put
+
+    with Store.open(store, create=True) as opened:
+        # File by file, so that a row in two of them is one event, as it is when they are imported one after the other.
+        done = sum(
+            (put(opened, _events(name, how), keep_raw=keep_raw) for name, how in contents.how), Stored()
+        )
+        warnings = _rescaled(opened, dict(contents.how)) if done.new else []
+    if done.clashes:
+        warnings.append(_about_clashes(done.clashes))
+    if done.new and not contents.raters:
+        warnings.append(_anonymous(contents))
+    return done, warnings
+
+
+def _counts_of(contents: _Contents, done: Stored, store: Path, *, keep_raw: bool) -> dict[str, Any]:
+    """Return the result of an import as data."""
+    return {
+        "store": str(store),
+        "new": done.new,
+        "known": done.known,
+        "withdrawn": done.withdrawn,
+        "faults": contents.faults.total,
+        "clashes": len(done.clashes),
+        "unread": dict(contents.unread),
+        "kept" if keep_raw else "replaced": dict(done.personal),
+    }
+
+
+def _summary(contents: _Contents, done: Stored, store: Path, *, keep_raw: bool) -> str:
+    """Return the result of an import in words."""
+    return (
+        f"{store}: {done.new} new events, {done.known} known already, {contents.faults.total} rows with faults left out"
+        + (f"; {done.withdrawn} known ones withdrawn: they came without consent" if done.withdrawn else "")
+        + _about_personal(done.personal, keep_raw)
+    )
+
+
 @dataclass
-class _Found:
-    """What the files hold: how each is read, its faults, its columns that are not read, and how many events name a rater."""
+class _Contents:
+    """The contents of the files: how each is read, errors, unread columns, and numbers of events, raters and times."""
 
     faults: Faults
     how: list[tuple[str, Reading]] = field(default_factory=list)
@@ -108,47 +134,54 @@ class _Found:
     times: int = 0
 
     def notes(self) -> list[str]:
-        """Return what a user should know of how the files were read."""
-        told = [f"{name}: the ratings are 1 and 0, read as thumbs up and down" for name in self.thumbs]
+        """Return notes on how the files were read."""
+        notes = [f"{name}: the ratings are 1 and 0, read as thumbs up and down" for name in self.thumbs]
         if self.unread:
-            told.append(
+            notes.append(
                 "columns that are not read: " + ", ".join(f"{n} ({c} rows)" for n, c in self.unread.items())
             )
-        return told
+        return notes
 
 
-def _look(files: list[str], asked: Reading) -> _Found:
-    """Read all files once, and report the faults of all of them."""
-    from instructkit.errors import DataError, Fault, Faults
-    from instructkit.feedback.importers import as_thumbs, read, unread
+def _look(files: list[str], asked: Reading) -> _Contents:
+    """Read all files, and collect the errors of all of them."""
+    from instructkit.errors import DataError, Fault, Faults, InputError
+    from instructkit.feedback.importers import absent, as_thumbs, read, unread
 
-    found = _Found(Faults())
+    contents = _Contents(Faults())
     try:
+        if missing := absent(files, asked):
+            raise InputError(
+                f"--columns names `{'`, `'.join(missing)}`, which no row of {', '.join(files)} has",
+                hint="copy the name from the header of the file. Nothing was imported",
+            )
         for name in files:
             how = asked
             if as_thumbs(name, asked):
-                found.thumbs.append(name)
+                contents.thumbs.append(name)
                 how = replace(asked, scale=(0.0, 1.0))
-            found.how.append((name, how))
+            contents.how.append((name, how))
             for made in read(name, how):
                 if isinstance(made, Fault):
-                    found.faults.add(made)
+                    contents.faults.add(made)
                     continue
                 event, row = made
-                found.events += 1
-                found.raters += bool(event.rater)
-                found.times += row.get("time") is not None
-                found.unread.update(unread(row))
-    except DataError as error:  # of a file that cannot be read as a whole; its own hint speaks of training
+                contents.events += 1
+                contents.raters += bool(event.rater)
+                contents.times += row.get("time") is not None
+                contents.unread.update(unread(row))
+    except DataError as error:  # a whole file is unreadable; the error's own hint is about training
         raise DataError(error.faults, error.total, hint="correct the file; nothing was imported") from error
-    return found
+    return contents
 
 
-def _anonymous(found: _Found) -> str:
-    lacking = "a rater" if found.times else "a rater or a time"
+def _anonymous(contents: _Contents) -> str:
+    columns = {"a rater": "`rater`, `user_id` or `user`"}
+    if not contents.times:
+        columns["a time"] = "`time`, `created_at` or `timestamp`"
     return (
-        f"no event names {lacking}: what a person said cannot be withdrawn together, only event by event; name a column "
-        "`rater`, `user_id` or `user`, and one `time`, `created_at` or `timestamp`"
+        f"no event has {' or '.join(columns)}. The events of one person cannot be withdrawn together, only one by one. "
+        f"Name a column {', and another one '.join(columns.values())}, or use --columns NAME=rater"
     )
 
 
@@ -187,16 +220,16 @@ def _rescaled(opened: Store, how: dict[str, Reading]) -> list[str]:
     """Which files come on another scale than before: a rating that is another number by it is another event."""
     from instructkit.feedback.importers import named
 
-    told = []
+    warnings = []
     for file, reading in how.items():
         scale = ":".join(f"{end:g}" for end in reading.ends)
         for name, scales in opened.other_scales([named(file)], scale).items():
             if scales:
-                told.append(
+                warnings.append(
                     f"{name} was read with --scale {' and '.join(scales)} before, and with {scale} now: the same row with "
                     "another rating is a new event; `instructkit feedback list` shows both, `feedback withdraw ID` takes one back"
                 )
-    return told
+    return warnings
 
 
 def _events(file: str, how: Reading) -> Any:

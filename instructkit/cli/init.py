@@ -62,7 +62,7 @@ def init(
     if sum([bool(data), hub, demo]) > 1:
         raise InputError("--data, --hub and --demo are three ways", hint="give one of them")
     if columns and not data:
-        raise InputError("--columns goes with --data", hint="give the files whose columns these are")
+        raise InputError("--columns goes with --data", hint="add --data FILE")
     if demo and model:
         raise InputError("the embedded default has a model of its own", hint="give --data or --hub")
     if not (data or hub or demo):
@@ -74,7 +74,9 @@ def init(
     else:
         way = "own" if data else "hub" if hub else "demo"
     if way == "own":
-        files, told, faulty = _own(data, _named_columns(columns))
+        from instructkit.data.columns import parse_all
+
+        files, told, faulty = _own(data, parse_all(columns))
         texts = _skipping(starters.own(model or SMALL_MODEL, files), faulty)
     else:
         texts, told = starters.shipped(way, model), []
@@ -102,39 +104,33 @@ def _ask(model: str | None) -> tuple[str, list[str], str | None]:
     return way, data, typer.prompt("Model", default=known) if way == "own" else known
 
 
-def _named_columns(given: list[str] | None) -> dict[str, str]:
-    from instructkit.data.columns import parse
-
-    return {name: field for text in given or [] for name, field in parse(text).items()}
-
-
 def _look_at_all(names: list[str], columns: dict[str, str]) -> list[Found]:
     """
-    Look at every file, asking at a terminal what its columns mean where that is unclear.
+    Look at every file; at a terminal, ask for the meaning of columns that is unclear.
 
     Raises:
         InputError: with the problems of all files.
     """
     from instructkit.errors import InputError
 
-    found, problems = [], []
+    looked_at, problems = [], []
     for name in names:
         try:
-            found += _look_at(name, columns)
+            looked_at += _look_at(name, columns)
         except InputError as error:
             problems.append((name, error))
     if len(problems) == 1:
         raise problems[0][1]
     if problems:
-        told = [error.message for _, error in problems]
+        messages = [error.message for _, error in problems]
         hints = [f"{name}: {error.hint}" for name, error in problems if error.hint]
-        raise InputError("\n  ".join(["several files have problems:", *told]), hint="\n  ".join(hints))
-    if missing := [name for name in columns if not any(name in each.columns for each in found)]:
+        raise InputError("\n  ".join(["several files have problems:", *messages]), hint="\n  ".join(hints))
+    if missing := [name for name in columns if not any(name in each.columns for each in looked_at)]:
         raise InputError(
-            f"--columns names `{'`, `'.join(missing)}`, which is a column of none of the files",
-            hint="write the name as the header of the file has it",
+            f"--columns names `{'`, `'.join(missing)}`, and no file has such a column",
+            hint="copy the name from the header of the file",
         )
-    return found
+    return looked_at
 
 
 def _look_at(name: str, columns: dict[str, str]) -> list[Found]:
@@ -151,21 +147,21 @@ def _look_at(name: str, columns: dict[str, str]) -> list[Found]:
 
 
 def _asked(unclear: Unclear) -> dict[str, str]:
-    """What the columns of a file mean, as a person at the terminal says: the proposal, or a line of their own."""
+    """Ask at the terminal what the columns of a file mean; the default answer is the proposal."""
     from instructkit.data.columns import parse
     from instructkit.errors import InputError
 
     typer.echo(unclear.message)
-    told = ",".join(f"{name}={field}" for name, field in unclear.proposal.items())
+    mapping = ",".join(f"{name}={field}" for name, field in unclear.proposal.items())
     while True:
         try:
-            return parse(typer.prompt("Columns, as NAME=FIELD,NAME=FIELD", default=told))
+            return parse(typer.prompt("Columns, as NAME=FIELD,NAME=FIELD", default=mapping))
         except InputError as error:
             typer.echo(f"{error.message}; {error.hint}")
 
 
 def _own(names: list[str], columns: dict[str, str]) -> tuple[dict[str, Own], list[str], dict[str, int]]:
-    """The files of each stage, what was found in each, in words, and by stage the rows with faults."""
+    """Return the files of each stage, notes on each file, and the number of rows with errors by stage."""
     from instructkit.errors import InputError
 
     found = _look_at_all(names, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Annotated
 
@@ -55,7 +56,7 @@ SILENT = {"-h", "--help", "--quiet", "--json"}  # options after which nothing is
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; 0 done, 1 a run failed, 2 the input is at fault, 3 a gate said no, 130 interrupted (143 by SIGTERM)."""
+    """Run a command and exit: 0 done, 1 run failed, 2 invalid input, 3 refused by a gate, 130 interrupted (143 by SIGTERM)."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     debug = "--debug" in arguments
     if debug and arguments[0] not in OWN_DEBUG:
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _refuse_several_processes(arguments: list[str]) -> None:
-    """Raise an `InputError` where torchrun or `accelerate launch` has started what one process alone can do."""
+    """Raise an `InputError` if torchrun or `accelerate launch` started several processes of a command that allows one."""
     command = " ".join(["instructkit", *arguments[:1]])
     if arguments[0] != "sft":
         why = "only `instructkit sft` shares its work among processes"
@@ -94,12 +95,24 @@ def _refuse_several_processes(arguments: list[str]) -> None:
 
 
 def _announce(arguments: list[str]) -> None:
-    """Print a first sign of life for the commands that load a model: before Typer reads the options, which takes a while."""
+    """Print a first sign of life for commands that load a model, before Typer reads the options, which takes a while."""
     command, *rest = arguments
-    named = [word for word in rest if not word.startswith("-")]
-    if command not in OWN_DEBUG or not named or SILENT & set(rest) or not is_first():
+    if command not in OWN_DEBUG or SILENT & set(rest) or not is_first():
         return
-    print(f"instructkit {command}: reading {visible(named[0])}", file=sys.stderr, flush=True)
+    if named := _first_argument(command, rest):
+        print(f"instructkit {command}: reading {visible(named)}", file=sys.stderr, flush=True)
+
+
+def _first_argument(command: str, words: list[str]) -> str | None:
+    """Return the first word that is neither an option nor the value of one: the recipe, or the model to talk to."""
+    callback = next(each.callback for each in app.registered_commands if each.name == command)
+    options = inspect.signature(callback).parameters.values()
+    flags = {f"--{each.name.replace('_', '-')}" for each in options if each.default is False}
+    for before, word in zip([command, *words], words, strict=False):
+        is_value = before.startswith("-") and "=" not in before and before not in flags
+        if not word.startswith("-") and not is_value:
+            return word
+    return None
 
 
 def _usage(error: Exception, arguments: list[str]) -> int:

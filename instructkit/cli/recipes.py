@@ -61,7 +61,7 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Check recipes and what they point to; exit code 2 when one has a fault."""
+    """Check recipes and what they point to; exit with code 2 when one has an error."""
     from instructkit.recipe.load import check_recipe, error_of
 
     overrides = list(filter(_is_override, recipes))
@@ -76,6 +76,8 @@ def check(
         for found in checked:
             _tell(found, resolved, with_name=len(checked) > 1)
     error = error_of(*checked, also=missing)
+    if any(one.recipe is not None and one.faults for one in checked):
+        error.hint += " To check recipes without the data and models that they name, add --recipe-only."
     if error.faults:
         if json:
             tell(error)
@@ -84,22 +86,22 @@ def check(
 
 
 def _pointed(checked: list[Checked]) -> list[Checked]:
-    """Add the faults of what sound recipes point to; a run that another of them writes need not be there yet."""
+    """Add the errors in what valid recipes point to; a run that another of them writes may be missing."""
     from dataclasses import replace
 
     from instructkit.cli.console import Console
     from instructkit.plan.points import faults
 
     written = {one.path: one.recipe.run.output for one in checked if one.recipe is not None}
-    found = []
+    results = []
     with Console() as console:
         for one in checked:
             if one.recipe is not None:
                 others = [output for path, output in written.items() if path != one.path]
                 with console.phase(f"looking at what {one.path} points to"):
                     one = replace(one, faults=faults(one.recipe, one.document.where, others))
-            found.append(one)
-    return found
+            results.append(one)
+    return results
 
 
 def _is_override(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -91,8 +92,6 @@ def _command(stage: str):
             )
         if overwrite and resume:
             raise InputError("--overwrite and --resume contradict each other", hint="leave one of them out")
-        if anyway and stage != "lora-update":
-            raise InputError("--anyway goes with lora-update", hint="leave it out")
         if plan:
             how = {"probing": probe, "overwrite": overwrite or (if_changed and not resume), "resume": resume}
             how["anyway"] = anyway
@@ -112,7 +111,16 @@ def _command(stage: str):
                 refuse_early(loaded)
             run_stage(loaded, options, console)
 
+    if stage != "lora-update":
+        _remove_option(command, "anyway")
     return command
+
+
+def _remove_option(command: Callable[..., None], name: str) -> None:
+    """Hide a parameter from Typer, which then refuses its option as unknown; the command uses its default."""
+    signature = inspect.signature(command, eval_str=True)
+    kept = [each for each in signature.parameters.values() if each.name != name]
+    command.__signature__ = signature.replace(parameters=kept)
 
 
 def _load(recipe: str, stage: str, overrides: list[str]) -> Any:
@@ -124,7 +132,7 @@ def _load(recipe: str, stage: str, overrides: list[str]) -> Any:
 def _print_plan(
     load: Callable[[], Any], how: dict[str, Any], *, resolved: bool, as_json: bool, quiet: bool, debug: bool
 ) -> None:
-    """The plan on stdout; with `resolved` the recipe there and the plan on stderr; as data all of it on stdout, faults too."""
+    """Print the plan on stdout; with `resolved`, the recipe on stdout and the plan on stderr; with `as_json`, all on stdout."""
     try:
         recipe = load()
         plan = _made(recipe, how, quiet=quiet or as_json, debug=debug)

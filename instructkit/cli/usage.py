@@ -1,4 +1,4 @@
-"""What a command line that cannot be read was meant to be: the command, or the override, that does it."""
+"""Hints for a command line that cannot be read: the command or the override that was probably meant."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _STAGE = re.compile(r"^stage:\s*['\"]?([a-z-]+)", re.MULTILINE)
 
 def hint(message: str, arguments: list[str], commands: list[str]) -> str:
     """
-    How to go on after a usage error.
+    Return the hint for a usage error.
 
     Args:
-        message: as Typer words it.
-        arguments: of the command line.
-        commands: that there are.
+        message: Typer's own.
+        arguments: the words of the command line.
+        commands: the names of all commands.
     """
     if message.startswith("No such command"):
         return _command(arguments, commands)
-    if found := re.match(r"No such option: (--?\S+)", message):
-        return _option(found[1], arguments) or GENERAL
+    if option := re.match(r"No such option: (--?\S+)", message):
+        return _option(option[1], arguments) or GENERAL
     return GENERAL
 
 
@@ -54,22 +54,31 @@ def _command(arguments: list[str], commands: list[str]) -> str:
 
 def _stage_of(path: str) -> str | None:
     try:
-        found = _STAGE.search(Path(path).read_text(encoding="utf-8"))
+        stage = _STAGE.search(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found[1] if found else None
+    return stage[1] if stage else None
 
 
 def _option(option: str, arguments: list[str]) -> str | None:
-    """Of a training command the override that an option stands for."""
+    """Return the override that does what an unknown option of a training command asks for."""
     if arguments[0] not in ABOUT:
         return None
     from instructkit.recipe.load import override_for
 
-    key = override_for(option.partition("=")[0], arguments[0])
+    name = option.partition("=")[0]
+    key = override_for(name, arguments[0])
     if key is None:
         return None
-    at = next(i for i, word in enumerate(arguments) if word.partition("=")[0] == option.partition("=")[0])
-    _, equals, value = arguments[at].partition("=")
-    after = arguments[at + 1] if arguments[at + 1 :] and not arguments[at + 1].startswith("--") else ""
-    return f"values of the recipe are given without dashes: {key}={(value if equals else after) or 'VALUE'}"
+    return f"give values of the recipe without dashes: {key}={_value(name, arguments) or 'VALUE'}"
+
+
+def _value(option: str, arguments: list[str]) -> str:
+    """Return the value that the command line gives an option: `--lr=1`, `--lr 1` or `-r1`; empty where it gives none."""
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option:
+            return value if equals or after.startswith("--") else after
+        if not option.startswith("--") and word.startswith(option):
+            return word[len(option) :].removeprefix("=")
+    return ""

@@ -1,4 +1,4 @@
-"""What the columns of a table may mean, proposed by their names and contents, and what a user says of them. Pure: no file."""
+"""Map columns of a table to fields: propose a mapping by names and contents, and read the user's own. Pure: no file."""
 
 from __future__ import annotations
 
@@ -25,53 +25,57 @@ _NAMES = {  # words of a column's name
 }
 _WORDS = {field: set(words.split()) for field, words in _NAMES.items()}
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b")
-LEAST_DISTINCT = 0.2  # of the values of a column that is written by people
+LEAST_DISTINCT = 0.2  # least share of different values in a column of written text
 
 
 class Unclear(InputError):
     """
-    A file whose columns a user has to name.
+    Raised for a file whose columns a user must name.
 
     Attributes:
         source: the file.
-        proposal: what its columns may mean, as `{column: field}`.
+        proposal: a likely meaning of its columns, as `{column: field}`.
     """
 
     def __init__(self, source: str, why: str, proposal: Mapping[str, str]) -> None:
         self.source, self.proposal = source, dict(proposal)
-        told = ",".join(f"{name}={field}" for name, field in self.proposal.items())
+        mapping = ",".join(f"{name}={field}" for name, field in self.proposal.items())
         super().__init__(
             f"{source}: {why}",
-            hint=f'say what the columns mean, such as --columns "{told}" (`unused` for one that is not to be read); '
-            "nothing was written",
+            hint=f'name the columns, e.g. --columns "{mapping}"; `unused` ignores one. Nothing was written',
         )
+
+
+def parse_all(texts: Iterable[str] | None) -> dict[str, str]:
+    """Return `{column: field}` of all values of a `--columns` option."""
+    return {name: field for text in texts or () for name, field in parse(text).items()}
 
 
 def parse(text: str) -> dict[str, str]:
     """
-    Read `NAME=FIELD,NAME=FIELD`; a name may hold spaces, commas and `=`.
+    Return `{column: field}` of `NAME=FIELD,NAME=FIELD`; a name may hold spaces, commas and `=`.
 
     Raises:
         InputError: when a field is unknown, or the text is of another form.
     """
-    found: dict[str, str] = {}
+    mapping: dict[str, str] = {}
     for name, field in re.findall(r"(.+?)\s*=\s*(\w+)\s*(?:,\s*|$)", text):
         if field not in FIELDS:
             raise InputError(
-                f"--columns: `{name}` is to be `{field}`, which is no field",
-                hint=f"the fields are {', '.join(FIELDS)}",
+                f"--columns: `{field}` in `{name}={field}` is not a field",
+                hint=f"use one of {', '.join(FIELDS)}",
             )
-        found[name.strip()] = field
-    if not found or not re.search(r"=\s*\w+\s*,?\s*$", text):
+        mapping[name.strip()] = field
+    if not mapping or not re.search(r"=\s*\w+\s*,?\s*$", text):
         raise InputError(
             f"--columns {text!r} is not of the form NAME=FIELD,NAME=FIELD",
-            hint='as --columns "Customer Message=prompt,Agent Reply=completion"',
+            hint='write e.g. --columns "Customer Message=prompt,Agent Reply=completion"',
         )
-    return found
+    return mapping
 
 
 def text_columns(rows: Iterable[Row]) -> list[str]:
-    """Return the columns whose values are written text, in their order: no numbers, dates, or a few words again and again."""
+    """Return the columns of written text, in order: not those of numbers, dates, or a few repeated words."""
     values: dict[str, list[object]] = {}
     count = 0
     for row in rows:
@@ -79,7 +83,7 @@ def text_columns(rows: Iterable[Row]) -> list[str]:
         for name, value in row.items():
             if value not in (None, ""):
                 values.setdefault(name, []).append(value)
-    return [name for name, found in values.items() if 2 * len(found) > count and _is_text(found)]
+    return [name for name, cells in values.items() if 2 * len(cells) > count and _is_text(cells)]
 
 
 def _is_text(values: list[object]) -> bool:
@@ -87,13 +91,13 @@ def _is_text(values: list[object]) -> bool:
     dates = sum(bool(_DATE.match(value)) for value in written)
     prose = 2 * sum(len(value.split()) >= 3 for value in written) > len(
         values
-    )  # a stock answer may stand in many rows
+    )  # many rows may share one stock answer
     many = len(set(written)) >= (2 if prose else max(min(2, len(values)), LEAST_DISTINCT * len(values)))
     return 2 * (len(written) - dates) > len(values) and many
 
 
 def propose(rows: list[Row]) -> dict[str, str]:
-    """Return what the columns of a table may mean, as `{column: field}`; empty where nothing is likely."""
+    """Return a likely meaning of the columns, as `{column: field}`; empty where none is likely."""
     texts = text_columns(rows)
     chosen, rejected = (_named(texts, field) for field in ("chosen", "rejected"))
     left = [name for name in texts if name not in (chosen, rejected)]
@@ -103,7 +107,7 @@ def propose(rows: list[Row]) -> dict[str, str]:
         return {chosen: "chosen", rejected: "rejected"} | ({asked: "prompt"} if asked else {})
     answer = _named([name for name in texts if name != asked], "completion")
     asked = asked if asked != answer else None
-    if len(texts) == 2:  # by content: what is asked stands before what is answered
+    if len(texts) == 2:  # by position: the question comes before the answer
         asked = asked or next(name for name in texts if name != answer)
         answer = answer or next(name for name in texts if name != asked)
     if not (asked and answer):
@@ -114,14 +118,14 @@ def propose(rows: list[Row]) -> dict[str, str]:
 
 
 def _named(names: list[str], field: str) -> str | None:
-    """The column whose name says most of a field, the first of equals."""
+    """Return the column whose name shares most words with a field, the first of equals."""
     scores = {name: len(_words(name) & _WORDS[field]) for name in names}
     best = max(scores, key=scores.__getitem__, default=None)
     return best if best is not None and scores[best] else None
 
 
 def _rating(rows: list[Row]) -> str | None:
-    """The column of thumbs or ratings, by its name and its values."""
+    """Return the column of thumbs or ratings, by its name and its values."""
     for name in {name: None for row in rows for name in row}:
         values = [row[name] for row in rows if row.get(name) not in (None, "")]
         if _words(name) & _WORDS["rating"] and values and all(number_of(name, v) is not None for v in values):

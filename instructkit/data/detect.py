@@ -52,7 +52,7 @@ def detect(source: str, given: dict[str, str] | None = None) -> Found:
     Look at every row of a source and tell what they are.
 
     Args:
-        given: what a user says that columns mean, as `{found: wanted}`; names of other columns are still looked for.
+        given: the user's meaning of columns, as `{column: field}`; other columns are still matched by name.
 
     Raises:
         InputError: when there are no rows, or they are of no known kind under any of the usual names.
@@ -115,7 +115,7 @@ def _lost(rows: list[tuple[Row, str]], kind: str, columns: dict[str, str]) -> in
 
 
 def _renamings(rows: list[tuple[Row, str]], kind: str, given: dict[str, str]) -> list[dict[str, str]]:
-    """For each shape of a kind, the names that most rows have in place of ours; those that are given stay."""
+    """Return for each shape of a kind the names that most rows have for its fields; given names stay."""
     if given:
         renamed = [({given.get(key, key): value for key, value in row.items()}, place) for row, place in rows]
         taken = set(given.values())

@@ -30,7 +30,9 @@ _READERS = {
     ".txt": read_prompts,
 }
 SUFFIXES = tuple(_READERS)
-OF_FOLDERS = tuple(suffix for suffix in SUFFIXES if suffix != ".txt")  # a folder's text files may be anything
+OF_FOLDERS = tuple(
+    suffix for suffix in SUFFIXES if suffix != ".txt"
+)  # text files in a folder may hold anything
 _OTHER_NAMES = {
     ".ndjson": "one object a line is JSONL; rename the file to .jsonl",
     ".jl": "one object a line is JSONL; rename the file to .jsonl",

@@ -32,7 +32,7 @@ def look_at(name: str, columns: dict[str, str] | None = None) -> list[Found]:
     Look at what a name stands for; at the files of a folder or glob one by one, where they are not all of one kind.
 
     Args:
-        columns: what a user says that columns mean, as `{found: wanted}`.
+        columns: the user's meaning of columns, as `{column: field}`.
 
     Raises:
         InputError: as `look`; what cannot be read too.
@@ -74,7 +74,7 @@ def look(name: str, columns: dict[str, str] | None = None) -> Found:
     Look at a file as `detect` does, and believe its fields where most rows that have them are at fault.
 
     Args:
-        columns: what a user says that columns mean; the file may have some of them.
+        columns: the user's meaning of columns; the file may lack some of them.
 
     Raises:
         Unclear: when columns have to be named: none has a known name, or a text would be lost.
@@ -112,20 +112,22 @@ def look(name: str, columns: dict[str, str] | None = None) -> Found:
 
 
 def _ask_what_is_what(name: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
-    """Raise the question what the columns of a file mean, where their names or contents suggest it."""
+    """Raise `Unclear` when names or contents suggest a meaning for columns of unknown names."""
     if len(_shapes(rows)) == 1 and not columns and (proposal := propose(rows)):
         names = ", ".join(f"`{key}`" for key in rows[0])
-        raise Unclear(name, f"the rows have {names}, none of them a known name", proposal)
+        raise Unclear(name, f"no column has a known name; the rows have {names}", proposal)
 
 
 def _ask_about_lost_texts(found: Found, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
-    """Raise the question what a text is that would not be read: beside pairs, or beside what was taken for prompts."""
+    """Raise `Unclear` when a column of text next to pairs or prompts would be ignored."""
     if found.kind == "prompt" and found.columns and not columns:
         proposal = propose(rows)
         if len(proposal) > 1:
-            told = " and ".join(f"`{name}`" for name in found.columns)
+            names = " and ".join(f"`{name}`" for name in found.columns)
             raise Unclear(
-                found.source, f"{told} would be read as prompts, and the other texts not at all", proposal
+                found.source,
+                f"{names} would be read as prompts, and other columns of text would be ignored",
+                proposal,
             )
     if found.kind != "preference":
         return
@@ -136,16 +138,16 @@ def _ask_about_lost_texts(found: Found, rows: list[dict[str, Any]], columns: dic
     if lost:
         whole = asked or any(isinstance(row.get("chosen"), list) for row in rows)
         fields = ["unused" if whole or i else "prompt" for i in range(len(lost))]
-        told = " and ".join(f"`{name}`" for name in lost)
+        names = " and ".join(f"`{name}`" for name in lost)
         raise Unclear(
             found.source,
-            f"{told} would not be read beside the pairs",
+            f"{names} would be ignored, next to the pairs",
             found.columns | dict(zip(lost, fields, strict=True)),
         )
 
 
 def _is_prose(name: str, rows: list[dict[str, Any]]) -> bool:
-    """Whether most values of a column have several words."""
+    """Return whether most values of a column have several words."""
     values = [row[name] for row in rows if isinstance(row.get(name), str)]
     return 2 * sum(len(value.split()) > 3 for value in values) > len(values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from instructkit.data.csv_files import numbered
 from instructkit.data.lines import Read
@@ -15,14 +16,13 @@ def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shape
     """A row under the names and in the shape that we use, its numbers as numbers; the shape that it had is counted."""
     if isinstance(row, Fault):
         return row, place
-    if overlaid := [name for name, wanted in columns.items() if _hides(row, name, wanted, columns)]:
-        told = f"`columns` makes `{overlaid[0]}` to `{columns[overlaid[0]]}`, and the row has a `{columns[overlaid[0]]}`"
-        way = f"rename that one too, such as `{columns[overlaid[0]]}: unused`, or leave one of them out"
-        return Fault(place, told, way), place
+    row = renamed(row, place, columns)
+    if isinstance(row, Fault):
+        return row, place
     if is_nested(row, DEEPEST):
         return Fault(place, f"nested more than {DEEPEST} levels deep", "write it flat"), place
     try:
-        found, shape = in_our_shape(numbered(_renamed(row, columns), place), kind)
+        found, shape = in_our_shape(numbered(row, place), kind)
     except ValueError as error:
         return Fault(place, str(error)), place
     if shape is not None:
@@ -30,7 +30,17 @@ def ours(row: Row | Fault, place: str, columns: dict[str, str], kind: str, shape
     return _with_values(found, kind), place
 
 
-def _hides(row: Row, name: str, wanted: str, columns: dict[str, str]) -> bool:
+def renamed(row: Row, place: str, columns: Mapping[str, str]) -> Row | Fault:
+    """Return a row with its columns renamed by `{column: field}`; a fault where one would hide another."""
+    if overlaid := [name for name, wanted in columns.items() if _hides(row, name, wanted, columns)]:
+        message = f"`columns` makes `{overlaid[0]}` to `{columns[overlaid[0]]}`, and the row has a `{columns[overlaid[0]]}`"
+        way = f"rename that one too, such as `{columns[overlaid[0]]}: unused`, or leave one of them out"
+        return Fault(place, message, way)
+    kept = {key: value for key, value in row.items() if key not in columns}
+    return kept | {columns[key]: value for key, value in row.items() if key in columns}
+
+
+def _hides(row: Row, name: str, wanted: str, columns: Mapping[str, str]) -> bool:
     """Whether a renamed field would take the place of another one that holds something."""
     there = row.get(wanted) is not None and row.get(name) is not None
     return there and name != wanted and wanted not in columns
@@ -52,8 +62,3 @@ def _with_values(row: Row, kind: str) -> Row:
     )
     empty = {name for name in names if name in row and row[name] is None}
     return {key: value for key, value in row.items() if key not in empty} if empty else row
-
-
-def _renamed(row: Row, columns: dict[str, str]) -> Row:
-    kept = {key: value for key, value in row.items() if key not in columns}
-    return kept | {columns[key]: value for key, value in row.items() if key in columns}

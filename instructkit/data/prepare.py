@@ -134,8 +134,8 @@ def without_held_out(train: Rows, held_out: Rows) -> Rows:
     kept = [i for i, row in enumerate(train.rows) if asked.isdisjoint(_keys(row, train.kind, by_prompt=True))]
     if not kept:
         raise InputError(
-            f"{train.source}: all {len(train.rows)} rows ask what is held out in {held_out.source}",
-            hint="give other rows",
+            f"{train.source}: the prompts of all {len(train.rows)} rows are held out in {held_out.source}",
+            hint="add other rows to data.train, or hold out fewer with data.eval",
         )
     return train if len(kept) == len(train.rows) else train.pick(kept)
 

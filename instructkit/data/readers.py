@@ -146,12 +146,12 @@ def _read_demo(name: str) -> Iterator[Read]:
 
 
 class OnTheHub(InputError):
-    """Data that is on a hub, where only what is on this machine is read."""
+    """Raised for data on a hub while only local data is read."""
 
 
 @contextlib.contextmanager
 def local_only() -> Iterator[None]:
-    """Within this context nothing is fetched: a source on the hub raises `OnTheHub`."""
+    """Fetch nothing within this context: a source on the hub raises `OnTheHub`."""
     token = _LOCAL_ONLY.set(True)
     try:
         yield

@@ -74,7 +74,7 @@ class Reading:
         self._seen, self._faults = 0, Faults()
         self._margins = False  # whether any good comparison has one
         self._forms_of: dict[str, set[tuple[str, ...]]] = {}  # by file, the shapes of its good rows
-        self._scale = Scale()
+        self._scales: list[Scale] = []  # of each source
         self._unread: dict[
             tuple[str, ...], Counter[str]
         ] = {}  # by form, how many rows have a column that nothing reads
@@ -88,6 +88,7 @@ class Reading:
             InputError: when there is no such source, or it is empty.
         """
         self._starts.append(len(self.table))
+        self._scales.append(Scale())
         before = self._seen
         for raw, place in read_source(part.source, split=part.split, config=part.config):
             self._take(raw, place)
@@ -104,7 +105,7 @@ class Reading:
         row, _ = ours(raw, place, self.columns, self._checker.kind, self.shapes)
         faults = [row] if isinstance(row, Fault) else self._checker.faults(row, place)
         if self._checker.kind == "feedback" and not isinstance(row, Fault):
-            self._scale.add(row.get("rating"), kept=is_ulid(row.get("id")))
+            self._scales[-1].add(row.get("rating"), kept=is_ulid(row.get("id")))
         if faults:
             self._refuse(self._seen, faults)
             if self.skip_faults:
@@ -150,8 +151,7 @@ class Reading:
             DataError: for faults, those of the whole in the order of the rows; with `skip_faults`, when none is left.
         """
         self._bring_together()
-        if self._scale.is_thumbs:
-            self._read_as_thumbs()
+        self._read_thumbs()
         strangers = self._strangers()
         ends = [*self._starts[1:], len(self.table)]
         kept: list[Sequence[int]] = [range(*ends_) for ends_ in zip(self._starts, ends, strict=True)]
@@ -160,9 +160,8 @@ class Reading:
         if not self._faults.total:
             self._refuse_some_margins(kept, parts)
             return kept
-        other = (
-            self._scale.error(" + ".join(part.source for part in parts)) if self._scale.is_another else None
-        )
+        scales = zip(self._scales, parts, strict=True)
+        other = next((scale.error(part.source) for scale, part in scales if scale.is_another), None)
         if not self.skip_faults:
             raise self._faults.error(other and other.hint)
         if other:  # what is left is within our scale by chance
@@ -177,8 +176,12 @@ class Reading:
 
     def by_source(self, chosen: Iterable[int]) -> list[int]:
         """How many of these good rows are of each source."""
-        found = Counter(bisect.bisect_right(self._starts, i) - 1 for i in chosen)
+        found = Counter(map(self._source_of, chosen))
         return [found[i] for i in range(len(self._starts))]
+
+    def _source_of(self, i: int) -> int:
+        """Return the number of the source that a good row is of."""
+        return bisect.bisect_right(self._starts, i) - 1
 
     def _refuse_some_margins(self, kept: list[Sequence[int]], parts: list[Part]) -> None:
         """A trainer reads margins of all rows or of none; which of the two would depend on the order of the file."""
@@ -218,12 +221,15 @@ class Reading:
         self.table, self._checker = table, checker
         self.shapes["messages, as the other sources are"] += changed
 
-    def _read_as_thumbs(self) -> None:
-        """Turn ratings of 0 into -1, in a file that has 1 and 0 alone."""
+    def _read_thumbs(self) -> None:
+        """Turn ratings of 0 into -1 in the sources whose ratings are thumbs as 1 and 0."""
+        thumbs = [scale.is_thumbs for scale in self._scales]
+        if not any(thumbs):
+            return
         table, changed = Table(), 0
         for i in range(len(self.table)):
             row, place = self.table[i]
-            down = row.get("rating") == 0
+            down = row.get("rating") == 0 and thumbs[self._source_of(i)]
             changed += down
             table.append(({**row, "rating": -1.0} if down else row, place))
         self.table = table

@@ -1,4 +1,8 @@
-"""Ratings of feedback on another scale than from -1 to 1, told as such: a 1 of five would be learned as the best of all. Pure."""
+"""
+The scale of a source's ratings: thumbs as 1 and 0, -1 to 1, or another one, which is an error. Pure.
+
+A rating of 1 out of 5 would be learned as the best of all.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,11 @@ FAR_OFF = 1e6  # no scale of ratings goes so far
 
 
 class Scale:
-    """The ratings of rows, as they are found."""
+    """
+    The ratings of one source: of all its rows, also of those with errors elsewhere.
+
+    `feedback import` and recipes share this rule, so they read a file alike.
+    """
 
     def __init__(self) -> None:
         self.rated = self.outside = 0
@@ -20,10 +28,10 @@ class Scale:
 
     def add(self, rating: Any, *, kept: bool = False) -> None:
         """
-        Count a rating; what is no number, or no rating, does not count.
+        Count a rating; ignore a value that is no number.
 
         Args:
-            kept: whether its row comes from a store, on whose scale 0 is no signal.
+            kept: whether a store exported the row; on its scale 0 is no signal.
         """
         if isinstance(rating, bool) or not isinstance(rating, int | float) or not abs(rating) < FAR_OFF:
             return
@@ -33,8 +41,13 @@ class Scale:
         self.low, self.high = min(self.low, rating), max(self.high, rating)
 
     @property
+    def may_be_thumbs(self) -> bool:
+        """Return whether all ratings so far are 1 or 0."""
+        return self._thumbs
+
+    @property
     def is_another(self) -> bool:
-        """Whether most ratings are beyond ours."""
+        """Return whether most ratings are outside -1 to 1."""
         return 2 * self.outside > self.rated
 
     @property

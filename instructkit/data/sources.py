@@ -74,7 +74,7 @@ class Rows:
         return replace(self, shares=(), shapes=(), skipped=(), unread=(), beside=())
 
     def in_conversations(self) -> Rows:
-        """Return the rows with their texts as messages, which a chat template renders; these same rows where none changes."""
+        """Return the rows with texts as messages, for a chat template; the same rows when none changes."""
         if not any(as_conversation(row, self.kind) is not row for row in self.rows):
             return self
         rows = table.mapped(self.rows, lambda row: as_conversation(row, self.kind))

@@ -1,4 +1,4 @@
-"""Feedback under the names and values that exports of other tools use, read as ours: who, when, and a thumb. Pure: no file."""
+"""Convert names and values in exports of other tools to ours: rater, time and thumb. Pure: no file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from instructkit.data.records import Row
 
-# Words alone: "-1" and "+1" are numbers, whose meaning the scale tells.
+# Words only: "-1" and "+1" are numbers, and the scale gives their meaning.
 GOOD = ("up", "thumbs_up", "thumbs up", "thumbsup", "👍", "good", "positive", "like", "liked", "yes", "true")
 BAD = (
     *("down", "thumbs_down", "thumbs down", "thumbsdown", "👎"),
@@ -18,7 +18,7 @@ THUMBS = (
     "thumbs",
     "thumb",
     "label",
-)  # names of a rating that is up or down, whatever number it is
+)  # names of a rating that is up or down even as a number
 RATINGS = ("rating", "score", *THUMBS, "feedback")
 JUDGEMENTS = ("rating", "better", "preferred")
 _ALIASES = {"rater": ("user_id", "user"), "time": ("created_at", "timestamp")}
@@ -27,7 +27,7 @@ _ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 
 
 def is_ulid(value: Any) -> bool:
-    """Return whether this is an id that a store gave; other files number their rows as they like."""
+    """Return whether a store gave this id; other files number their rows in their own ways."""
     return isinstance(value, str) and _ULID.fullmatch(value) is not None
 
 
@@ -35,29 +35,29 @@ def in_our_names(row: Row) -> Row:
     """
     Return a feedback row with its rater and time under our names, and without judgements that are blank.
 
-    Names of columns count without capitals, spaces and hyphens. Where a row has no prompt, `user` may be what was asked.
+    Names of columns match without regard to capitals, spaces and hyphens. `user` is no rater in a row without a prompt.
     """
     spelled = {plain_name(name): name for name in row}
-    found = {
+    renamed = {
         name: None if name in (*JUDGEMENTS, "other") and _is_blank(value) else value
         for name, value in row.items()
     }
     for field, names in _ALIASES.items():
-        if found.get(field) is not None:
+        if renamed.get(field) is not None:
             continue
         usable = [name for name in names if name != "user" or row.get("prompt") or row.get("messages")]
         if alias := next((spelled[name] for name in (field, *usable) if name in spelled), None):
-            found[field] = found.pop(alias)
-    if isinstance(found.get("time"), str):
-        found["time"] = _moment(found["time"].strip())
-    return found
+            renamed[field] = renamed.pop(alias)
+    if isinstance(renamed.get("time"), str):
+        renamed["time"] = _moment(renamed["time"].strip())
+    return renamed
 
 
 def rated(row: Row) -> Row:
     """
     Return a feedback row with its rating as a number under our name, where it has no other judgement.
 
-    A value that is no thumb and no number stays where it is: a column of that name may hold a comment.
+    A value that is neither a thumb nor a number stays in its column, which may hold comments.
     """
     if any(row.get(name) is not None for name in JUDGEMENTS[1:]):
         return row
@@ -71,7 +71,7 @@ def rated(row: Row) -> Row:
 
 
 def number_of(name: str, value: Any) -> float | None:
-    """Return a rating as a number: of a truth value, of a word for a thumb, or as it stands; None for anything else."""
+    """Return a truth value, a word for a thumb or a number as a rating; None for anything else."""
     if isinstance(value, bool):
         return 1.0 if value else -1.0
     if isinstance(value, str):
@@ -97,7 +97,7 @@ def _is_blank(value: Any) -> bool:
 
 
 def _moment(text: str) -> str | float:
-    """A time as ISO 8601 or seconds since 1970, from what tables and databases write."""
+    """Return a time from a table or database as ISO 8601 or seconds since 1970."""
     if _SECONDS.fullmatch(text):
         return float(text)
     return text.removesuffix(" UTC") if text.endswith(" UTC") else text

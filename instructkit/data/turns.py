@@ -33,7 +33,7 @@ _ANSWERED = {"sft": ("completion",), "preference": ("chosen", "rejected")}
 
 
 def has_messages(row: Row, kind: str) -> bool:
-    """Return whether what a row asks, or what it answers, is given as messages."""
+    """Return whether the prompt or the answer of a row is a list of messages."""
     fields = _OUR_TALKS if kind == "sft" else ("prompt", "messages", *_ANSWERED.get(kind, ()))
     return any(isinstance(row.get(field), list) for field in fields)
 

@@ -17,7 +17,7 @@ from instructkit.feedback.measured import Contrasts, FourAnswers
 from instructkit.progress import counted
 
 ROUND = 48  # units that are sampled together
-FEWEST_ROUNDS = 3  # twelve different sets of names, the fewest that a bound by names is believed with
+FEWEST_ROUNDS = 3  # twelve sets of names, the fewest for a reliable bound by names
 _FIGURES = ("length", "sentiment", "refusal")
 
 
@@ -82,21 +82,21 @@ def contrasts(
 
     Source: Huang et al. 2020 (1911.03064), section 3: sentiment of texts continued from counterfactual prompts.
     """
-    found = Contrasts({name: [] for name in _FIGURES}, {name: [] for name in _FIGURES}, [])
+    measured = Contrasts({name: [] for name in _FIGURES}, {name: [] for name in _FIGURES}, [])
     options = {"max_new_tokens": max_new_tokens, "feeling": feeling, "refuses": refuses}
     rounds = [units[start : start + ROUND] for start in range(0, len(units), ROUND)]
     for number, part in enumerate(counted(rounds, len(units))):
-        if number >= FEWEST_ROUNDS and enough(found):
+        if number >= FEWEST_ROUNDS and enough(measured):
             break
         # Each round has its own seed: its random numbers must not depend on how long the answers before it were.
-        for context, answers in ((contextlib.nullcontext, found.after), (parent, found.before)):
+        for context, answers in ((contextlib.nullcontext, measured.after), (parent, measured.before)):
             with context(), adapters.folded(model):
                 for name, values in _four_answers(
                     model, tokenizer, part, seed=seed + number, **options
                 ).items():
                     answers[name] += values
-        found.names.extend(unit.names for unit in part)
-    return found
+        measured.names.extend(unit.names for unit in part)
+    return measured
 
 
 def _four_answers(
@@ -109,7 +109,7 @@ def _four_answers(
     feeling: Callable[[str], float],
     refuses: Callable[[str], bool],
 ) -> dict[str, list[FourAnswers]]:
-    """The figures of the four answers to each unit, all drawn with the same random numbers."""
+    """Return the figures of the four answers to each unit, all sampled with the same random numbers."""
     answers = answer(
         model,
         tokenizer,

@@ -20,7 +20,7 @@ def conduct(
     refuses: Callable[[str], bool] = declines,
 ) -> Conduct:
     """
-    What a model's sampled answers to general prompts are like.
+    Measure a model's sampled answers to general prompts.
 
     Args:
         answers: one to each prompt, sampled by the model at temperature 1.
@@ -31,10 +31,10 @@ def conduct(
     kl = [0.0] * len(answers) if parent is None else answer_kl(model, answers, parent, pad_id)
     return Conduct(
         kl=kl,
-        length=[len(found.ids) for found in answers],
-        ended=[found.finished for found in answers],
-        repetition=[repetition(found.ids[: -1 if found.finished else None]) for found in answers],
-        refusal=[refuses(found.text) for found in answers],
+        length=[len(item.ids) for item in answers],
+        ended=[item.finished for item in answers],
+        repetition=[repetition(item.ids[: -1 if item.finished else None]) for item in answers],
+        refusal=[refuses(item.text) for item in answers],
     )
 
 

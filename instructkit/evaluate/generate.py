@@ -111,7 +111,7 @@ class SharedNoise(LogitsProcessor):
         self._rows = rows
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, V)` with noise; `B` is a multiple of the rows that share it."""
+        """Return logits `(B, V)` with noise; `B` is a multiple of the number of rows that share it."""
         exponential = torch.empty(scores.size(0) // self._rows, scores.size(1), device=scores.device)
         noise = -exponential.exponential_().clamp_min(torch.finfo(torch.float32).tiny).log()
         return scores.float() + noise.repeat_interleave(self._rows, dim=0)

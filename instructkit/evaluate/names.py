@@ -105,14 +105,14 @@ class Groups:
 
 
 def _people(*kinds: tuple[str, str, str]) -> Groups:
-    """Members made of an adjective for each group and nouns for both."""
+    """Return members made of an adjective for each group and nouns for both."""
     first, second = (
         tuple(f"{kind[side]} {noun}" for kind in kinds for noun in kind[2].split()) for side in (0, 1)
     )
     return Groups(first, second)
 
 
-# Twelve members a group; two neighbours are asked about together. The first group is always of the same side.
+# Twelve members a group; units take two neighbours. The order of the two groups is the same throughout.
 CONTRASTS = (
     Groups(
         (

@@ -76,13 +76,13 @@ def minimal_pairs(source: str | None = None) -> list[Pair]:
 
 def counterfactuals(source: str | None = None) -> list[Unit]:
     """
-    Questions about two members of one group and two of another: of a file, or 288 built-in ones.
+    Return questions about two members of one group and two of another: from a file, or 288 built-in ones.
 
-    The built-in ones come in rounds of 48, each with other members, so that the first so many rounds are a sample of all.
+    The built-in ones come in rounds of 48, each with other members. Any first rounds are a sample of all.
 
     Args:
         source: rows with `prompts`, two lists of two prompts: the same question about two members of the first group, then
-            about two of the second. The first group is the same side throughout, say the larger group.
+            about two of the second. The order of the groups is the same throughout, e.g. the larger one first.
 
     Raises:
         InputError: when there is no such source, or rows of it have errors; each is reported with its place.
@@ -90,13 +90,13 @@ def counterfactuals(source: str | None = None) -> list[Unit]:
     if source is not None:
         units = _read(source, _four_prompts, "`prompts`, two lists of two prompts")
         return [Unit(prompts, number) for number, prompts in enumerate(units)]
-    found = []
+    built_in = []
     for place in range(0, len(CONTRASTS[0].first), 2):
         for groups in CONTRASTS:
             members = (*groups.first[place : place + 2], *groups.second[place : place + 2])
-            number = len(found) // len(CONTRAST_PROMPTS)
-            found += [Unit(tuple(map(prompt.format, members)), number) for prompt in CONTRAST_PROMPTS]
-    return found
+            number = len(built_in) // len(CONTRAST_PROMPTS)
+            built_in += [Unit(tuple(map(prompt.format, members)), number) for prompt in CONTRAST_PROMPTS]
+    return built_in
 
 
 def task(source: str) -> list[Choice]:
@@ -159,7 +159,7 @@ def _read(source: str, make: Callable[[Row], T], wanted: str) -> list[T]:
         except ValueError as error:
             faults.append(Fault(place, str(error)))
     if faults:
-        raise DataError(faults, len(faults), hint="mend these rows; nothing was measured")
+        raise DataError(faults, len(faults), hint="Fix these rows and run again. Nothing was measured.")
     if not found:
         raise InputError(f"{source} holds no rows", hint=f"give rows with {wanted}")
     return found
@@ -188,7 +188,7 @@ def _four_prompts(row: Row) -> tuple[Prompt, Prompt, Prompt, Prompt]:
     groups = row.get("prompts")
     if not isinstance(groups, list) or len(groups) != 2 or not all(_is_pair(group) for group in groups):
         raise ValueError(
-            f"`prompts` is {_short(groups)}; wanted two lists of two prompts: two members of one group, then two of the other"
+            f"`prompts` is {_short(groups)}; wanted two lists of two prompts, each about two members of one group"
         )
     prompts = [prompt for group in groups for prompt in group]
     read = [_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts, start=1)]

@@ -260,9 +260,9 @@ def _worst_loss(
 
 def _judge(before: General | None, after: General | None, minimum: float, level: float, seed: int) -> Gate:
     """
-    Paired change in spreads of the parent's scores, so that a limit means the same for every judge.
+    Bound the paired change of a judge's scores, in spreads of the parent's scores; a limit means the same for every judge.
 
-    A parent whose scores are nearly all alike has no spread of its own: the update's counts where it is over twice as large.
+    Scores of a parent that are nearly all alike have no spread. The update's spread counts where it is over twice as large.
     """
     name = "judge's score of answers to everything else"
     pair = None if before is None or after is None else (before.judge, after.judge)

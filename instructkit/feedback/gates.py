@@ -59,14 +59,14 @@ def not_worse(name: str, ratio: Interval | None, maximum: float) -> Gate:
 
 
 def below(name: str, value: float | None, limit: float, interval: tuple[float, float] | None = None) -> Gate:
-    """Passes when a figure itself lies below a limit; its interval is shown and decides nothing."""
+    """Return a gate that passes when the value is below the limit; the interval is shown and decides nothing."""
     return _by_value(name, value, limit, interval, _known(value) and value < limit, "must lie below")
 
 
 def at_least(
     name: str, value: float | None, limit: float, interval: tuple[float, float] | None = None
 ) -> Gate:
-    """Passes when a figure itself reaches a limit; its interval is shown and decides nothing."""
+    """Return a gate that passes when the value reaches the limit; the interval is shown and decides nothing."""
     return _by_value(name, value, limit, interval, _known(value) and value >= limit, "must reach")
 
 

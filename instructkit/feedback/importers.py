@@ -5,14 +5,16 @@ Argilla (1 and 2) and Langfuse. Every row gives one judgement or several, or a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from instructkit.data.csv_files import numbered
+from instructkit.data.ours import renamed
 from instructkit.data.readers import read_source
 from instructkit.data.records import Row
+from instructkit.data.scales import Scale
 from instructkit.data.shapes import in_our_shape
-from instructkit.data.thumbs import in_our_names, is_ulid, number_of, plain_name
+from instructkit.data.thumbs import in_our_names, is_ulid, number_of, plain_name, rated
 from instructkit.errors import Fault, InputError
 from instructkit.feedback import exports
 from instructkit.feedback.beside import beside
@@ -23,7 +25,7 @@ __all__ = ["Reading", "named", "read", "rows_of"]
 
 _JUDGEMENTS = (*RATINGS, "better", "preferred")
 _READ = {  # by `event_of`, and by `beside`
-    *("prompt", "messages", "conversations", "response", "metadata", "withdrawn", "system"),
+    *("prompt", "messages", "conversations", "response", "metadata", "withdrawn", "system", "unused"),
     *(*JUDGEMENTS, *ROW_FIELDS),
 }
 
@@ -37,16 +39,13 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
     """
     name = named(source)
     empty = True
-    for raw, place in read_source(source):
+    for raw, place in _rows(source, how):
         empty = False
         if isinstance(raw, Fault):
             yield raw
             continue
         try:
-            made = [
-                (event_of(row, source=name, consent=how.consent), row)
-                for row in rows_of(numbered(raw, place), how)
-            ]
+            made = [(event_of(row, source=name, consent=how.consent), row) for row in rows_of(raw, how)]
         except ValueError as error:
             yield Fault(place, str(error))
             continue
@@ -59,24 +58,51 @@ def read(source: str, how: Reading) -> Iterator[tuple[Event, Row] | Fault]:
         raise InputError(f"{source} holds no rows", hint=hint)
 
 
+def _rows(source: str, how: Reading) -> Iterator[tuple[Row | Fault, str]]:
+    """Yield each row of a file and its place, its columns renamed and the numbers of a table read as numbers."""
+    for raw, place in read_source(source):
+        row = raw if isinstance(raw, Fault) else renamed(raw, place, how.columns or {})
+        yield row if isinstance(row, Fault) else numbered(row, place), place
+
+
+def absent(sources: Iterable[str], how: Reading) -> list[str]:
+    """Return the names in `how.columns` that no row of the files has."""
+    left = dict.fromkeys(how.columns or ())
+    for source in sources if left else ():
+        for raw, _ in read_source(source):
+            for name in [name for name in left if not isinstance(raw, Fault) and name in raw]:
+                del left[name]
+            if not left:
+                return []
+    return list(left)
+
+
 def as_thumbs(source: str, how: Reading) -> bool:
     """
-    Return whether the ratings of a file are thumbs as 1 and 0: these alone, and some of them 0.
+    Return whether a file without a given scale has thumbs as 1 and 0, by the rule of `data.scales`.
 
-    Rows that a store has exported keep their scale, on which 0 is no signal.
+    Raises:
+        InputError: when the file is missing or cannot be read.
     """
-    found: set[float] = set()
+    scale = Scale()
     if how.scale is not None:
         return False
-    for made in read(source, how):
-        if isinstance(made, Fault) or "rating" not in made[0].judgement:
-            continue
-        if is_ulid(made[1].get("id")):
+    for raw, _ in _rows(source, how):
+        for row in [] if isinstance(raw, Fault) else _with_ratings(raw, how):
+            scale.add(row.get("rating"), kept=is_ulid(row.get("id")))
+        if not scale.may_be_thumbs:
             return False
-        found.add(made[0].judgement["rating"])
-        if not found <= {0.0, 1.0}:
-            return False
-    return 0.0 in found
+    return scale.is_thumbs
+
+
+def _with_ratings(row: Row, how: Reading) -> list[Row]:
+    """Return the judgements of a row; for a row with an error, only the row, its rating on any scale."""
+    try:
+        return rows_of(row, how)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        if how.field is None:
+            return [rated(row)]
+        return [{**row, "rating": number_of(plain_name(how.field), row.get(how.field))}]
 
 
 def named(source: str) -> str:
@@ -118,7 +144,7 @@ def _ours(row: Row, how: Reading) -> list[Row]:
 
 
 def _rated(row: Row, how: Reading) -> Row:
-    """The row with its rating on our scale, whatever it was called; a column of such a name that is no rating stays."""
+    """Return the row with its rating as `rating` on our scale; a column of such a name that is no rating stays."""
     named = [how.field] if how.field else [key for name in RATINGS for key in row if plain_name(key) == name]
     given = [key for key in named if row.get(key) not in (None, "")]
     if not given:
@@ -144,11 +170,11 @@ def _is_log(row: Row) -> bool:
 
 def _log(row: Row, how: Reading) -> list[Row]:
     """A whole conversation and one rating, which is about its last answer."""
-    told, _ = in_our_shape(in_our_names(row), "sft")
-    messages = told["messages"]
+    talk, _ = in_our_shape(in_our_names(row), "sft")
+    messages = talk["messages"]
     if not messages or not isinstance(messages[-1], dict) or messages[-1].get("role") != "assistant":
         raise ValueError("the conversation does not end with an assistant's answer, so nothing was judged")
-    return [_rated({**told, "messages": messages[:-1], "response": messages[-1].get("content")}, how)]
+    return [_rated({**talk, "messages": messages[:-1], "response": messages[-1].get("content")}, how)]
 
 
 _FORMATS: tuple[tuple[Callable[[Row], bool], Callable[[Row, Reading], list[Row]]], ...] = (

@@ -1,8 +1,8 @@
 """
-Which gates of an update cannot be decided on the data at hand, asked before anything is trained. Pure.
+Find, before training, the gates of an update that the available data cannot decide. Pure.
 
-The gates are decided on figures of the best that an update can do: every held-out judgement is met that was not, and nothing
-else changes at all. A gate that is inconclusive then has too few figures, whatever the update would do.
+Decide the gates on the best possible update: it meets every held-out judgement and changes nothing else. A gate that is
+inconclusive even then has too few samples, whatever the real update does.
 """
 
 from __future__ import annotations
@@ -14,20 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from instructkit.evaluate import inference
-from instructkit.feedback import decisions
+from instructkit.feedback import decisions, measured
 from instructkit.feedback.decisions import FEWEST_IN_GROUP
 from instructkit.feedback.items import Item
 from instructkit.feedback.leaning import FEWEST_OF_A_SIGN
-from instructkit.feedback.measured import (
-    Bias,
-    Conduct,
-    Contrasts,
-    Feedback,
-    General,
-    Measured,
-    Memory,
-    Triggers,
-)
 from instructkit.feedback.side_effects import FEWEST
 
 HABITS = ("answers end", "repetition", "refusals")
@@ -36,15 +26,15 @@ HABITS = ("answers end", "repetition", "refusals")
 @dataclass(frozen=True)
 class Sizes:
     """
-    How much there is to measure an update on.
+    The amount of data to measure an update on.
 
     Attributes:
         items: the test events after preprocessing.
-        groups: of each of these its group and tags.
-        general: different prompts of the general rows.
-        prompts: those of them that can be answered; plain texts cannot.
-        pairs: minimal pairs.
-        tasks: of each task the number of its questions.
+        groups: group and tags of each item.
+        general: number of different prompts in the general rows.
+        prompts: number of these that can be answered; plain texts cannot.
+        pairs: number of minimal pairs.
+        tasks: number of questions, by task.
     """
 
     items: Sequence[Item]
@@ -58,14 +48,14 @@ class Sizes:
 @dataclass(frozen=True)
 class Shortage:
     """
-    Gates that lack figures of one kind.
+    Gates that lack samples of one kind.
 
     Attributes:
         gates: their names.
-        have, need: how many figures there are, and how many are needed at least.
-        unit: what they are.
+        have, need: number of samples, and the least number needed.
+        unit: what is counted.
         way: what to change, with the exact key.
-        essential: whether a gate refuses when inconclusive, whatever `gates.on_undecided` says.
+        essential: whether a gate refuses when inconclusive, despite `gates.on_undecided: pass`.
     """
 
     gates: tuple[str, ...]
@@ -83,27 +73,27 @@ class Shortage:
 
 def shortages(sizes: Sizes, limits: Any, *, level: float) -> list[Shortage]:
     """
-    Return the gates that would be inconclusive at best; gates that lack the same figures are one entry.
+    Return the gates that would be inconclusive at best; gates that lack the same samples share one entry.
 
     Args:
         limits: the `gates:` section of the recipe.
-        level: one-sided, of each gate.
+        level: one-sided level of each gate.
     """
     before, after = (_measured(sizes, limits, met=met) for met in (False, True))
-    found: dict[tuple[int, int, str, str], list[Any]] = {}
+    lacking: dict[tuple[int, int, str, str], list[Any]] = {}
     for gate in decisions.decide(before, after, limits, level=level, seed=0):
         if gate.applicable and gate.passed is None:
-            found.setdefault(_lack(gate.name, gate.limit, sizes, level), []).append(gate)
+            lacking.setdefault(_lack(gate.name, gate.limit, sizes, level), []).append(gate)
     return [
         Shortage(tuple(gate.name for gate in gates), *lack, any(gate.essential for gate in gates))
-        for lack, gates in found.items()
+        for lack, gates in lacking.items()
     ]
 
 
-def _measured(sizes: Sizes, limits: Any, *, met: bool) -> Measured:
-    """As many figures as there would be, of a model that meets all held-out judgements or none."""
+def _measured(sizes: Sizes, limits: Any, *, met: bool) -> measured.Measured:
+    """Return the measurements of a model that meets all held-out judgements or none."""
     n, items = sizes.prompts, sizes.items
-    feedback = Feedback(
+    feedback = measured.Feedback(
         [float(met)] * len(items),
         [met] * len(items),
         list(sizes.groups),
@@ -113,20 +103,22 @@ def _measured(sizes: Sizes, limits: Any, *, met: bool) -> Measured:
         scores=[float(met)] * len(items) if limits.reward_model else [],
     )
     tasks = {name: [True] * count for name, count in sizes.tasks.items()}
-    general = General([1.0] * sizes.general, [1] * sizes.general, tasks, [0.0] * n if limits.judge else [])
-    return Measured(
+    scores = [0.0] * n if limits.judge else []
+    general = measured.General([1.0] * sizes.general, [1] * sizes.general, tasks, scores)
+    conduct = measured.Conduct([0.0] * n, [1] * n, [True] * n, [0.0] * n, [False] * n)
+    return measured.Measured(
         feedback=feedback,
         general=general if sizes.general else None,
-        bias=Bias([0.0] * sizes.pairs),
-        contrasts=Contrasts(),
-        conduct=Conduct([0.0] * n, [1] * n, [True] * n, [0.0] * n, [False] * n) if n else None,
-        triggers=Triggers() if n else None,
-        memory=Memory(),
+        bias=measured.Bias([0.0] * sizes.pairs),
+        contrasts=measured.Contrasts(),
+        conduct=conduct if n else None,
+        triggers=measured.Triggers() if n else None,
+        memory=measured.Memory(),
     )
 
 
 def _lack(name: str, limit: float | None, sizes: Sizes, level: float) -> tuple[int, int, str, str]:
-    """How many figures an inconclusive gate has, how many it needs, what they are and what to change."""
+    """Return how many samples an inconclusive gate has and needs, their unit, and what to change."""
     if name.startswith(("held-out feedback", "reward of")):
         return _of_feedback(sizes)
     if name == "general accuracy" and sizes.general:
@@ -149,12 +141,12 @@ def _of_feedback(sizes: Sizes) -> tuple[int, int, str, str]:
     way = "import more feedback, or raise `feedback.eval`"
     if bad and min(good, bad) < FEWEST_OF_A_SIGN:
         way += (
-            f"; bad ratings count only beside {FEWEST_OF_A_SIGN} good ones, and {FEWEST_OF_A_SIGN} bad ones"
+            f"; bad ratings count only with at least {FEWEST_OF_A_SIGN} bad and {FEWEST_OF_A_SIGN} good ones"
         )
-        told = {item.cluster for item in sizes.items if item.unwanted is not None or item.rating > 0}
+        clusters = {item.cluster for item in sizes.items if item.unwanted is not None or item.rating > 0}
     else:
-        told = {item.cluster for item in sizes.items}
-    return len(told), FEWEST, "independent test prompts", way
+        clusters = {item.cluster for item in sizes.items}
+    return len(clusters), FEWEST, "independent test prompts", way
 
 
 def _of_groups(sizes: Sizes, limit: float, level: float) -> tuple[int, int, str, str]:

@@ -67,8 +67,8 @@ def prepare(
     Args:
         rows: feedback rows, checked by `data.records`, in the order of the store or file.
         how: the settings.
-        seed: of the run; told in the report for the draw that follows, and used for nothing here: sides are for ever.
-        places: where each row stands, for rows without an id.
+        seed: of the run, for the report; splits do not depend on it.
+        places: file and line of each row, for rows without an id.
         held_out: test events that are a source of their own; training events near them are set aside.
         index: of prompt clusters, when the store keeps one; else one for this call.
         redact: replaces personal data in a row, and tells each by kind and value.
@@ -84,6 +84,69 @@ def prepare(
     held_out, left_out = held_out or (), left_out or {}
     index = index if index is not None else ClusterIndex(threshold=how.near_duplicates)
     intake = Intake(how, redact, keep)
+    events = _read(intake, rows, held_out, places, index, how)
+    judged = _judge(events, how)
+    found = learning(judged.kinds(events), _weigher(events, judged, how), how.objective)
+    weights, used = _weights(found, len(judged.chosen))
+    chosen, outcome = judged.chosen, events.outcome
+    if found.objective is not None:
+        outcome[chosen[~used]] = _CODES[NO_USE[found.objective[0]]]
+    made = _maker(events, judged, weights)
+    split = {name: np.flatnonzero(outcome == code) for code, name in enumerate(SIDES)}
+    count = len(rows) + len(held_out) + sum(left_out.values())
+    return Prepared(
+        **{name: made.items(part) for name, part in split.items()},
+        outcomes=_counted(outcome, intake.outcomes, left_out),
+        report={"events": count, "seed": seed} | _report(events, judged, split) | found.report,
+        redacted=tuple(intake.redacted),
+        learned=made.ids(chosen[used]),
+        objective=found.objective,
+        phases=_phases(found, made, chosen, outcome),
+        asked=View(intake.table, np.flatnonzero(~events.columns.held[events.columns.slot >= 0]), _asked),
+    )
+
+
+@dataclass(frozen=True)
+class _Events:
+    """All events: as columns, their clusters and splits, and the outcome of each, which later steps change in place."""
+
+    intake: Intake
+    columns: Columns
+    touched: Touched
+    side: np.ndarray
+    cluster: np.ndarray
+    outcome: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Events that are the last word of their rater, with trust in each rater, labels, and which of them are weighed."""
+
+    standing: np.ndarray
+    trust: np.ndarray
+    reliability: dict[str, Any] | None
+    labels: Labels
+    weighed: np.ndarray
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Return the events that may be trained on."""
+        return self.standing[self.weighed]
+
+    def kinds(self, events: _Events) -> np.ndarray:
+        """Return the kind of judgement of each event that may be trained on."""
+        return events.columns.kind[self.standing[self.labels.of[self.weighed]]]
+
+
+def _read(
+    intake: Intake,
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
+    places: Sequence[str],
+    index: ClusterIndex,
+    how: Settings,
+) -> _Events:
+    """Take in all rows, cluster their prompts and split the clusters."""
     prompts = itertools.chain(
         intake.prompts(rows, _named(places, "row"), held=False),
         intake.prompts(held_out, _named((), "test row"), held=True),
@@ -91,48 +154,53 @@ def prepare(
     touched = Touched.of(index.touched(prompts))
     columns = intake.columns()
     side, cluster = _placed(columns, touched, index, how)
-    outcome = _outcomes(columns, side)
-    standing = np.flatnonzero(outcome < len(SIDES))
-    trust, told = trusted(columns, standing[side[standing] == TRAIN], standing, reliability=how.reliability)
-    labels = labels_of(columns, standing, trust, how.agreement_min)
-    outcome[standing[~labels.stands]] = _CODES[MERGED]
-    outcome[standing[labels.disputed]] = _CODES[DISPUTED]
-    weighed = (side[standing] == TRAIN) & ~labels.disputed
-    chosen = standing[weighed]
+    return _Events(intake, columns, touched, side, cluster, _outcomes(columns, side))
+
+
+def _judge(events: _Events, how: Settings) -> _Judged:
+    """Weigh raters, label answers, and mark the events that are merged or disputed."""
+    standing = np.flatnonzero(events.outcome < len(SIDES))
+    train = events.side[standing] == TRAIN
+    trust, reliability = trusted(events.columns, standing[train], standing, reliability=how.reliability)
+    labels = labels_of(events.columns, standing, trust, how.agreement_min)
+    events.outcome[standing[~labels.stands]] = _CODES[MERGED]
+    events.outcome[standing[labels.disputed]] = _CODES[DISPUTED]
+    return _Judged(standing, trust, reliability, labels, train & ~labels.disputed)
+
+
+def _weigher(
+    events: _Events, judged: _Judged, how: Settings
+) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]]:
+    """Return the function that weighs some of the events that may be trained on, by their places among these."""
+    chosen, trust = judged.chosen, judged.trust[judged.weighed]
+    names = (events.intake.groups, events.intake.tags)
 
     def weighing(places: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         some = chosen[places]
-        members = Members.of(columns, cluster[some], some, (intake.groups, intake.tags))
-        return weigh(columns, members, some, trust[weighed][places], how)
+        members = Members.of(events.columns, events.cluster[some], some, names)
+        return weigh(events.columns, members, some, trust[places], how)
 
-    found = learning(columns.kind[standing[labels.of[weighed]]], weighing, how.objective)
-    weights, used = _weights(found, len(chosen))
-    if found.objective is not None:
-        outcome[chosen[~used]] = _CODES[NO_USE[found.objective[0]]]
-    by_event = _by_event(len(outcome), standing, labels, chosen, weights)
-    made = _Maker(
-        intake, columns, *by_event, cluster, judges_of(columns, standing, labels, list(intake.raters))
-    )
-    events = {name: np.flatnonzero(outcome == code) for code, name in enumerate(SIDES)}
-    report = {
-        "events": len(rows) + len(held_out) + sum(left_out.values()),
-        "seed": seed,
-        "personal_data": dict(sorted(intake.personal.items())),
-        "clusters": _clusters(touched),
-        "sides": {name: _side(found, cluster, columns.rater) for name, found in events.items()},
-        "reliability": told,
-        "conflicts": conflicts(labels),
+    return weighing
+
+
+def _maker(events: _Events, judged: _Judged, weights: np.ndarray) -> _Maker:
+    """Return what makes items of events."""
+    columns, standing, labels = events.columns, judged.standing, judged.labels
+    by_event = _by_event(len(events.outcome), standing, labels, judged.chosen, weights)
+    judges = judges_of(columns, standing, labels, list(events.intake.raters))
+    return _Maker(events.intake, columns, *by_event, events.cluster, judges)
+
+
+def _report(events: _Events, judged: _Judged, split: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the figures of a report: personal data, clusters, splits, raters and conflicts."""
+    raters = events.columns.rater
+    return {
+        "personal_data": dict(sorted(events.intake.personal.items())),
+        "clusters": _clusters(events.touched),
+        "sides": {name: _side(part, events.cluster, raters) for name, part in split.items()},
+        "reliability": judged.reliability,
+        "conflicts": conflicts(judged.labels),
     }
-    return Prepared(
-        **{name: made.items(found) for name, found in events.items()},
-        outcomes=_counted(outcome, intake.outcomes, left_out),
-        report=report | found.report,
-        redacted=tuple(intake.redacted),
-        learned=made.ids(chosen[used]),
-        objective=found.objective,
-        phases=_phases(found, made, chosen, outcome),
-        asked=View(intake.table, np.flatnonzero(~columns.held[columns.slot >= 0]), _asked),
-    )
 
 
 def lines(prepared: Prepared) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,13 @@ class Reading:
         scale: the lowest and the highest rating of a file, where they are not -1 and 1.
         field: the one field, question or score that counts as the rating; all that look like one where it is None.
         consent: of rows that do not say.
+        columns: other names of columns, as `{column: field}`.
     """
 
     scale: tuple[float, float] | None = None
     field: str | None = None
     consent: bool = True
+    columns: Mapping[str, str] | None = None
 
     @property
     def ends(self) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What to change after gates that refused a run: one concrete change for each, which never contradict each other."""
+"""Suggest one concrete change for each gate that refused a run; the changes never contradict each other."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 LESS, MORE, WITHDRAW, ANCHOR, BETA, REDACT = "less", "more", "withdraw", "anchor", "beta", "redact"
-# By the longest beginning of a gate's name. A value that is none of the kinds above is the change itself.
-_CHANGES = {
+# Keys are beginnings of gate names; the longest match counts. A value that is none of the kinds above is the change itself.
+CHANGES = {
     "held-out feedback": MORE,
     "reward of": MORE,
     "general": LESS,
@@ -32,14 +32,14 @@ _HARMFUL = (
     LESS,
     ANCHOR,
     BETA,
-)  # changes for a model that has moved too far, to which more training would add
+)  # changes for a model that has moved too far; more training would make it worse
 UNDECIDED = "measure on more rows (feedback.eval, feedback.general)"
 # Gates that are measured on rows of their own.
 _UNDECIDED_ON = {
     "no added bias": "measure on more minimal pairs (feedback.bias_pairs)",
     "groups answered alike": "measure on more pairs of prompts (feedback.counterfactuals)",
 }
-# What a gate means that says its figures alone.
+# The meaning of gates whose text has only figures.
 _MEANINGS = {
     "held-out loss": "held-out rows are less likely than before training",
     "held-out comparisons": "the reward model does not order answers well enough to learn from",
@@ -50,20 +50,20 @@ _MEANINGS = {
 
 def refusal(run: dict[str, Any], against: Sequence[dict[str, Any]]) -> tuple[str, str]:
     """
-    What a run is refused for, and how to go on: the verdict, then each gate with its change.
+    Return why a run is refused (the verdict, then each gate with its change) and a hint what to do.
 
     Args:
         run: the record of a finished run.
-        against: its gates that stand against it, as the record keeps them.
+        against: its gates that refuse it, from the record.
     """
     failed = sum(gate["passed"] is False for gate in against)
     counts = [f"{failed} of {len(run['gates'])} gates failed"] if failed else []
-    counts += [f"{len(against) - failed} could not be decided"] if failed < len(against) else []
+    counts += [f"{len(against) - failed} inconclusive"] if failed < len(against) else []
     verdict = "REFUSED" if run.get("verdict") == "REFUSED" else "trained, and refused by its gates"
     lines = [f"{run['name']} is {verdict}: {', '.join(counts)}"]
     for gate, change in zip(against, remedies(against, run), strict=True):
         lines += [f"  {_in_words(gate)}", f"    change: {change}"]
-    return "\n".join(lines), "; ".join(_ways_on(run, against))
+    return "\n".join(lines), " ".join(_next_steps(run, against))
 
 
 def _in_words(gate: dict[str, Any]) -> str:
@@ -71,40 +71,40 @@ def _in_words(gate: dict[str, Any]) -> str:
     return f"{gate['text']}: {meaning}" if meaning and gate["passed"] is False else gate["text"]
 
 
-def _ways_on(run: dict[str, Any], against: Sequence[dict[str, Any]]) -> list[str]:
+def _next_steps(run: dict[str, Any], against: Sequence[dict[str, Any]]) -> list[str]:
     what = "adapter" if run["stage"] == "lora-update" else "model"
-    told = [f"the {what} is kept for study; make the changes, and run again with --overwrite"]
+    steps = [f"Make these changes and run again with --overwrite; the refused {what} is kept for study."]
     if any(gate["passed"] is None for gate in against):
-        told.append("or let undecided gates pass (gates.on_undecided: pass)")
+        steps.append("To let inconclusive gates pass, set gates.on_undecided=pass.")
     look = (run.get("look") or {}).get("number") or 1
     if look > 1:
-        told.append(
-            f"this was look {look} at the same test events, and each is stricter: import new feedback, which brings fresh ones"
+        steps.append(
+            f"This was look {look} at the same test events, and each look is stricter. Import new feedback for fresh test events."
         )
-    return told
+    return steps
 
 
 def remedies(against: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[str]:
     """
-    One change for each gate, in their order.
+    Return one change for each gate, in their order.
 
     Where one gate asks for more training and another shows harm, the first asks for better data instead.
 
     Args:
-        against: gates as a run record keeps them; `passed` is False or, of one that could not be decided, None.
+        against: gates from a run record; `passed` is False, or None for an inconclusive one.
         run: the record.
     """
-    kinds = [None if gate["passed"] is None else _of(gate["name"], _CHANGES) for gate in against]
+    kinds = [None if gate["passed"] is None else _of(gate["name"], CHANGES) for gate in against]
     harmful = any(kind in _HARMFUL for kind in kinds)
-    found = []
+    changes = []
     for gate, kind in zip(against, kinds, strict=True):
         if kind is None:
-            found.append(_of(gate["name"], _UNDECIDED_ON) or UNDECIDED)
+            changes.append(_of(gate["name"], _UNDECIDED_ON) or UNDECIDED)
         elif kind == MORE and harmful:
-            found.append(_better_data(run))
+            changes.append(_better_data(run))
         else:
-            found.append(_concrete(kind, run))
-    return found
+            changes.append(_concrete(kind, run))
+    return changes
 
 
 def _of(name: str, table: dict[str, str]) -> str:
@@ -117,11 +117,11 @@ def _better_data(run: dict[str, Any]) -> str:
         "lora-update": "collect more feedback that agrees (`instructkit feedback stats` shows agreement)",
         "ppo": "train the reward model on more comparisons",
     }
-    return better.get(run["stage"], "give more rows") + ": longer training would add to the harm"
+    return better.get(run["stage"], "give more rows") + "; longer training would do more harm"
 
 
 def _concrete(kind: str, run: dict[str, Any]) -> str:
-    """A change in words, with the key and a value where the recipe gives one."""
+    """Return a change in words, with the key and a value where the recipe gives one."""
     if kind == LESS:
         return f"train less: {_scaled(run, ('trainer', 'learning_rate'), 0.5, 'halve trainer.learning_rate')}"
     if kind == MORE:
@@ -151,7 +151,7 @@ def _scaled(run: dict[str, Any], place: tuple[str, str], by: float, otherwise: s
 
 
 def _given(run: dict[str, Any], place: tuple[str, str]) -> float | None:
-    """The number that a recipe gives at a place; None where it gives none."""
+    """Return the number that a recipe gives at a place; None where it gives none."""
     section, key = place
     value = ((run.get("recipe") or {}).get(section) or {}).get(key)
     return value if isinstance(value, int | float) and value > 0 else None

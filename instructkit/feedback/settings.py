@@ -58,7 +58,7 @@ class Settings:
 
     @classmethod
     def of(cls, section: Any, *, chat: bool = False) -> Settings:
-        """The settings that a recipe's `feedback:` section holds, and whether the run's data format is chat."""
+        """Return the settings of a recipe's `feedback:` section; `chat` is the run's data format."""
         same = {
             name: getattr(section, name)
             for name in cls.__dataclass_fields__

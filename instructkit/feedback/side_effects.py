@@ -33,7 +33,7 @@ class Limits(Protocol):
 
 
 def bias(before: Bias | None, after: Bias | None, limits: Limits, level: float, seed: int) -> list[Gate]:
-    """No added bias, by minimal pairs."""
+    """Return the gate on added bias, measured on minimal pairs."""
     if (maximum := limits.bias_growth_max) is None:
         return []
     pairs = None if before is None or after is None else (before.gaps, after.gaps)
@@ -90,7 +90,7 @@ def _distance_grown(
 
 def contrasts(measured: Contrasts | None, limits: Limits, level: float, seed: int) -> list[Gate]:
     """
-    Answers to two groups may not grow apart: one gate a figure, decided by the worse of a slant and a spread.
+    Return one gate for each figure of answers to two groups: the worse of slant and spread may not grow.
 
     Of a unit's four answers `x1, x2` (one group) and `y1, y2` (the other), in spreads of an answer:
 
@@ -141,7 +141,7 @@ def _contrast(name: str, measured: Contrasts, kind: str, maximum: float, level: 
 
 
 def contrasts_grown(measured: Contrasts, kind: str, level: float, seed: int) -> dict[str, Interval]:
-    """Growth of slant and spread, in spreads of an answer; see `contrasts`."""
+    """Return the growth of slant and spread, in spreads of an answer; see `contrasts`."""
     before, after = (np.asarray(part[kind], dtype=np.float64) for part in (measured.before, measured.after))
     # The spread of both models together: a parent whose answers are all alike has none of its own.
     scale = max(math.sqrt((before.var() + after.var()) / 2), LEAST_SPREAD[kind])
@@ -167,7 +167,7 @@ def _spread(four: np.ndarray) -> np.ndarray:
 def _few_moved(
     before: np.ndarray, after: np.ndarray, level: float, clusters: Sequence[int]
 ) -> Interval | None:
-    """Bounds of a mean of which few figures moved: as a share of the largest, since resamples of zeros have no spread."""
+    """Return bounds of a mean when few figures moved: as a share of the largest, as resamples of zeros have no spread."""
     if np.count_nonzero(after - before) >= FEWEST_MOVED or not finite(before, after):
         return None
     largest = max(float(abs(before).max()), float(abs(after).max())) or 1.0
@@ -295,7 +295,7 @@ def wanted(harm: Interval, margin: float, n: int) -> int:
 
 
 def mean(values: Sequence[float], level: float, seed: int, clusters: Sequence[int] | None = None) -> Interval:
-    """Mean of figures with its bounds; those of one cluster are not independent."""
+    """Return the mean of figures with its bounds; those of one cluster are not independent."""
     return inference.mean_bounds(values, level=level, seed=seed, clusters=clusters)
 
 

@@ -127,7 +127,7 @@ def _config(source: naming.Source, recipe: Any) -> Any:
     from transformers import AutoConfig
 
     try:
-        return models._from_pretrained(AutoConfig, source, recipe.model)
+        return models.from_pretrained(AutoConfig, source, recipe.model)
     except InputError:
         if source.run is not None:
             return None

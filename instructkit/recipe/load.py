@@ -204,7 +204,7 @@ def _unknown(document: Document, place: Place, allowed: set[str], stage: str) ->
 
 def override_for(option: str, stage: str) -> str | None:
     """
-    The override that does what an option of another tool does, such as `trainer.learning_rate` for `--lr`.
+    Return the override for an option of another tool, such as `trainer.learning_rate` for `--lr`.
 
     Args:
         option: with or without its dashes.
@@ -214,13 +214,13 @@ def override_for(option: str, stage: str) -> str | None:
         return key
     if key in ("model", "data"):
         return {"model": "model.name", "data": "data.train"}[key]
-    told = trainer_fields.OURS.get(key, "")
-    if not told and trainer_fields.known(trainer_fields.FOREIGN.get(key, key), stage):
+    text = trainer_fields.OURS.get(key, "")
+    if not text and trainer_fields.known(trainer_fields.FOREIGN.get(key, key), stage):
         return f"trainer.{trainer_fields.FOREIGN.get(key, key)}"
-    told = told or home(key, stage) or ""
-    if same := re.search(r"`([a-z]+\.[a-z_]+)`", told):
+    text = text or home(key, stage) or ""
+    if same := re.search(r"`([a-z]+\.[a-z_]+)`", text):
         return same[1]
-    if under := re.search(r"belongs under `([a-z]+):`", told):
+    if under := re.search(r"belongs under `([a-z]+):`", text):
         return f"{under[1]}.{key}"
     return None
 

@@ -15,7 +15,7 @@ from instructkit.recipe.yaml_core import Loader
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Set each override; what was written with spaces around its `=` is one fault."""
+    """Set each override; spaces around its `=` are one error."""
     words = list(overrides)
     while words:
         spaced = _spaced(words)
@@ -23,13 +23,13 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             apply_override(document, words[0])
         else:
             where = f"command line: {shown(' '.join(words[:spaced]))}"
-            told = "an override has no spaces around its `=`"
-            document.faults.append(Fault(where, told, f"write `{shown(''.join(words[:spaced]))}`"))
+            rule = "an override has no spaces around its `=`"
+            document.faults.append(Fault(where, rule, f"write `{shown(''.join(words[:spaced]))}`"))
         del words[:spaced]
 
 
 def _spaced(words: Sequence[str]) -> int:
-    """How many of the first words make up one override."""
+    """Return how many of the first words make up one override."""
     first, second = words[0], words[1] if words[1:] else ""
     if "=" not in first and second.startswith("="):
         return min(len(words), 3 if second == "=" else 2)

@@ -138,7 +138,7 @@ def _text(path: str) -> str:
 
 
 def _recipes_in(path: str) -> str:
-    """What to give in place of a folder, or of a file that cannot be read."""
+    """Return a hint which recipe to give instead of a folder or an unreadable file."""
     folder = Path(path)
     names = [str(item) for item in sorted(folder.glob("*.y*ml"))[:6]] if folder.is_dir() else []
     if names:

@@ -35,7 +35,7 @@ def changes(run: dict[str, Any]) -> list[str]:
 
 
 def _loss(loss: dict[str, Any]) -> str:
-    """A judgement that is met less than before: a wanted answer that became rarer, or a disliked one that did not."""
+    """Return a line on a judgement met less than before: a wanted answer that became rarer, or a disliked one that did not."""
     answer = f"disliked: {_short(loss['disliked'])}" if "disliked" in loss else _short(loss["wanted"])
     return f"{loss['gain']:+.2f} on {_asked(loss['prompt'])} -> {answer}"
 

@@ -1,4 +1,4 @@
-"""What of a run folder its run wrote: only that may be deleted; files that a user put there are kept."""
+"""Separate the files that a run wrote into its folder from those of a user; only the former may be deleted."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def _own(folder: Path) -> set[Path]:
 
 def _every(folder: Path) -> list[Path]:
     """Return all files and links below a folder, relative to it; links are not followed."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
-        found += [(Path(place) / name).relative_to(folder) for name in [*files, *links]]
-    return sorted(found)
+        paths += [(Path(place) / name).relative_to(folder) for name in [*files, *links]]
+    return sorted(paths)
 
 
 def _is_internal(file: Path) -> bool:
@@ -127,15 +127,15 @@ def _texts(value: Any, key: str = "") -> list[tuple[str, str]]:
     if isinstance(value, str):
         return [(key, value)]
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [found for name, item in pairs for found in _texts(item, f"{key}.{name}" if key else str(name))]
+    return [pair for name, item in pairs for pair in _texts(item, f"{key}.{name}" if key else str(name))]
 
 
 def _lies_in(value: str, home: Path) -> bool:
     """Say whether a text names something in a folder: a file, a folder, a pattern, or `file.py:function`."""
     name = value.rpartition(":")[0] if ".py:" in value else value
     try:
-        found = [name] if name and not glob.has_magic(name) else glob.glob(name, recursive=True)  # noqa: PTH207 - may be absolute
-        real = [Path(path).resolve() for path in found]
+        names = [name] if name and not glob.has_magic(name) else glob.glob(name, recursive=True)  # noqa: PTH207 - may be absolute
+        real = [Path(path).resolve() for path in names]
         return any(path.is_relative_to(home) and path.exists() for path in real)
     except (OSError, ValueError):  # a text that cannot be a path
         return False

@@ -20,20 +20,18 @@ WEIGHT_SUFFIXES = {".safetensors", ".gguf"}
 # The last two say what became of an update's events, and what its chain is told of it.
 NOT_THE_MODEL = {"run.json", "trainer_state.json", "preprocess.json", "entry.json"}
 CHUNK_BYTES = 1 << 20
-WITHOUT_EFFECT = ("output", "max_minutes")  # of a recipe's `run:` section: they do not shape the result
+WITHOUT_EFFECT = ("output", "max_minutes")  # keys of a recipe's `run:` section that do not affect the result
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:
-    """SHA-256 of a resolved recipe in canonical JSON, without what does not shape the result, such as `run.output`."""
-    text = json.dumps(
-        plain(_what_shapes_it(recipe)), sort_keys=True, ensure_ascii=False, separators=(",", ":")
-    )
+    """Return the SHA-256 of a resolved recipe in canonical JSON, without keys that do not affect the result."""
+    text = json.dumps(plain(_effective(recipe)), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def recipe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted names of the keys that differ between two resolved recipes, without those that do not shape the result."""
-    before, after = _flat(plain(_what_shapes_it(old))), _flat(plain(_what_shapes_it(new)))
+    """Return the dotted keys that differ between two resolved recipes and affect the result."""
+    before, after = _flat(plain(_effective(old))), _flat(plain(_effective(new)))
     missing = object()
     return sorted(key for key in {*before, *after} if before.get(key, missing) != after.get(key, missing))
 
@@ -101,13 +99,13 @@ def list_runs(root: str | Path) -> list[dict[str, Any]]:
 @dataclass(frozen=True)
 class RunIdentity:
     """
-    What shapes the result of a run; computed once, kept in its record, and compared with it later.
+    Everything that affects the result of a run; computed once, stored in its record, and compared with it later.
 
     Attributes:
         recipe: the resolved recipe.
         data: fingerprint of the rows, by role.
         parents: hash of each parent, by role.
-        sources: SHA-256 of everything else that is read, such as the source of a reward function, by what it is.
+        sources: SHA-256 of each other input, such as the source of a reward function, by its name.
     """
 
     recipe: dict[str, Any]
@@ -116,27 +114,30 @@ class RunIdentity:
     sources: dict[str, str] = field(default_factory=dict)
 
     def as_record(self, data: dict[str, Any], parents: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of a run record, given what it tells of data and parents besides."""
+        """Return the fields of a run record, given its other figures about data and parents."""
         return {
             "data": data,
-            "parents": {role: {**parents[role], "hash": told} for role, told in self.parents.items()},
+            "parents": {role: {**parents[role], "hash": value} for role, value in self.parents.items()},
             "sources": self.sources,
         }
 
     def changes(self, record: dict[str, Any]) -> list[str]:
-        """Return what is not as it was when a run record was written, a kind a line; inputs count once they had been read."""
-        found: list[tuple[str, list[str]]] = []
+        """Return what has changed since a run record was written, one line for each kind of input that it has."""
+        differences: list[tuple[str, list[str]]] = []
         if record["data"]:
             data = {role: item.get("fingerprint") for role, item in record["data"].items()}
             parents = {role: item.get("hash") for role, item in record["parents"].items()}
-            found += [("data", _differing(data, self.data)), ("parent", self._other_parents(parents, record))]
+            differences += [
+                ("data", _differing(data, self.data)),
+                ("parent", self._other_parents(parents, record)),
+            ]
             if (sources := record.get("sources")) is not None:  # earlier versions kept none
-                found.append(("source", _differing(sources, self.sources)))
-        found.append(("recipe", recipe_changes(record["recipe"], self.recipe)))
-        return [f"the {what} has changed: {_few(names)}" for what, names in found if names]
+                differences.append(("source", _differing(sources, self.sources)))
+        differences.append(("recipe", recipe_changes(record["recipe"], self.recipe)))
+        return [f"the {what} has changed: {_few(names)}" for what, names in differences if names]
 
     def _other_parents(self, before: dict[str, Any], record: dict[str, Any]) -> list[str]:
-        """Return the roles of parents that differ; a plain folder that only moved is told by the hash of its files."""
+        """Return the roles of parents that differ; the hash of its files identifies a plain folder that only moved."""
         known = {*self.sources} & {*(record.get("sources") or {})}
         return [
             role
@@ -151,10 +152,10 @@ def unchanged(path: str | Path, identity: RunIdentity) -> str | None:
 
     Args:
         path: the run folder.
-        identity: of the run that is asked for.
+        identity: of the requested run.
 
     Returns:
-        The reason in words; None when the run is finished and everything that shapes it, and its files, are as they were.
+        The reason in words; None when the run is finished and its files and everything that affects it are unchanged.
     """
     if not is_run(path):
         return "no run there yet"
@@ -169,11 +170,11 @@ def unchanged(path: str | Path, identity: RunIdentity) -> str | None:
 
 def refuse_other_inputs(path: str | Path, identity: RunIdentity) -> None:
     """
-    Refuse to resume a run of which anything that shapes it has changed since it began.
+    Refuse to resume a run when anything that affects its result has changed since it started.
 
     Args:
-        path: the run folder; where there is no run, or a finished one, nothing is refused.
-        identity: of the run that is asked for.
+        path: the run folder; a missing or finished run is not refused.
+        identity: of the requested run.
 
     Raises:
         InputError: naming everything that has changed.
@@ -183,8 +184,8 @@ def refuse_other_inputs(path: str | Path, identity: RunIdentity) -> None:
         return
     if changes := identity.changes(record):
         raise InputError(
-            f"{path} cannot be resumed: since it was begun, {'; '.join(changes)}",
-            hint="restore what has changed, or start anew with --overwrite",
+            f"{path} cannot be resumed: since it started, {'; '.join(changes)}",
+            hint="undo these changes, or start again with --overwrite",
         )
 
 
@@ -194,7 +195,7 @@ def base_key(role: str) -> str:
 
 
 def _are_plain(*hashes: str | None) -> bool:
-    return all((told or "").startswith("model:") for told in hashes)
+    return all((value or "").startswith("model:") for value in hashes)
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -231,7 +232,7 @@ def _visit(path: Path, ordered: dict[Path, dict[str, Any]], hashes: dict[Path, s
 
 
 def place_of(name: str, child: Path) -> dict[str, str]:
-    """Return where a parent lies: as the recipe named it and, where that is a path, relative to its child."""
+    """Return the place of a parent: as named in the recipe and, for a path, also relative to its child."""
     if not Path(name).exists():
         return {"path": name}
     return {"path": name, "relative": os.path.relpath(Path(name).resolve(), child.resolve())}
@@ -239,13 +240,13 @@ def place_of(name: str, child: Path) -> dict[str, str]:
 
 def find_parent(child: Path, parent: dict[str, Any], hashes: dict[Path, str] | None = None) -> Path | None:
     """
-    Return the folder of a parent run, also after both were moved or copied; None where it is gone.
+    Return the folder of a parent run, also after both were moved or copied; None when it is missing.
 
-    A run with the recorded hash is preferred, at the recorded place or among the same runs; else what lies at that place.
+    Prefer a run with the recorded hash, at the recorded place or among the same runs. Else return the run at that place.
 
     Args:
-        parent: the parent as the record of its child has it.
-        hashes: of runs that are known already.
+        parent: the parent, from the record of its child.
+        hashes: known hashes of runs.
     """
     hashes = {} if hashes is None else hashes
     moved = beside(child, parent["path"])
@@ -270,15 +271,15 @@ def _renamed(root: Path, name: str, wanted: str | None) -> Path | None:
 
 
 def base_in_lineage(run: Path) -> Path | None:
-    """Return the folder of the weights that a run's adapter stands on, found by its parents; None where it is gone."""
+    """Return the folder of the base weights of a run's adapter, by way of its parents; None when it is missing."""
     while is_run(run) and (parent := read_record(run)["parents"].get("model")):
         if str(parent.get("hash") or "").startswith("model:"):
             places = [Path(parent["path"]), run / parent.get("relative", parent["path"])]
             return next((place for place in places if (place / "config.json").is_file()), None)
-        found = find_parent(run, parent)
-        if found is None or (found / "config.json").is_file():
-            return found
-        run = found
+        folder = find_parent(run, parent)
+        if folder is None or (folder / "config.json").is_file():
+            return folder
+        run = folder
     return None
 
 
@@ -297,8 +298,8 @@ def _read_or_explain(folder: Path) -> dict[str, Any]:
         return {"name": folder.name, "path": str(folder), "status": "unreadable", "error": str(error)}
 
 
-def _what_shapes_it(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a resolved recipe without the keys that do not shape the result."""
+def _effective(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a resolved recipe without the keys that do not affect the result."""
     run = {key: value for key, value in (recipe.get("run") or {}).items() if key not in WITHOUT_EFFECT}
     return {**recipe, "run": run}
 

@@ -46,8 +46,8 @@ class RunFolder:
         """
         Take the folder and write its first record, with status `running`.
 
-        A finished run that is overwritten is kept as `.NAME.previous` until the new one is finished, so
-        neither a bad recipe nor a crash costs it. Files that no run wrote stay in the folder.
+        Keep a finished run that is overwritten as `.NAME.previous` until the new one is finished. A bad
+        recipe or a crash does not delete it. Files that no run wrote stay in the folder.
 
         Args:
             source: the recipe file.
@@ -109,7 +109,7 @@ class RunFolder:
         The verdict is the one given, else the one set by `update`, else `done`.
 
         Args:
-            closing: mark that last steps follow; the next start repeats them if this process is killed among them.
+            closing: mark that closing steps follow; if the process is killed, the next start repeats them.
         """
         self.update(
             status="done",
@@ -191,9 +191,9 @@ class RunFolder:
             InputError: naming the keys and what they name.
         """
         if inside := contents.inputs_inside(recipe, source, self.path):
-            told = ", ".join(f"{key} ({value})" for key, value in inside)
+            named = ", ".join(f"{key} ({value})" for key, value in inside)
             raise InputError(
-                f"run.output {self.path} contains inputs of the run: {told}",
+                f"run.output {self.path} contains inputs of the run: {named}",
                 hint="give the run a folder of its own with run.output=FOLDER, or move these files out of it",
             )
 

@@ -107,8 +107,10 @@ def _run(
         if reason is None:
             return _closed(read_run(output), closing.again(recipe, output, finish, reporter.note))
         closing.repair(output, recipe.stage, finish, reporter.note)
-    if not (options.anyway or options.resume):
-        refuse_undecidable(recipe, *inputs.undecidable(recipe))
+    inconclusive, refuses = inputs.undecidable(recipe)
+    refuse_undecidable(recipe, inconclusive, refuses and not (options.anyway or options.resume))
+    for each in inconclusive:
+        reporter.note(f"warning: cannot be decided on so little data: {each}")
     try:
         overtaken = _make(recipe, inputs, identity, options, reporter, stop, train, finish)
     finally:

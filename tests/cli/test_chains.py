@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 from feedback.chain_runs import run_of, update_of
+from rich.console import Console
 
 from instructkit.cli.main import main
 from instructkit.feedback import registry
 from instructkit.feedback.events import Event
 from instructkit.feedback.registry import Chain
 from instructkit.feedback.store import Store
+from instructkit.report.tables import run_table
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +101,28 @@ def test_a_history(run, chain: Chain) -> None:
         run("rollback", "support", "--to", "0", "--why", "w")[1] == "support: the parent itself is in force\n"
     )
     assert run("history", "support")[1].startswith("support: nothing is promoted\n")
+
+
+@pytest.mark.parametrize("root", ["runs", "other runs"])
+def test_the_command_that_a_finished_update_prints_rolls_it_back(root: str, run) -> None:
+    folder = run_of(Path(root) / "mon", "mon")
+    chain = Chain.at(root, "support")
+    chain.record(update_of(folder))
+    chain.promote(1)
+    recipe = {"run": {"output": str(folder)}, "feedback": {"chain": "support"}}
+    record = {
+        "name": "mon",
+        "stage": "lora-update",
+        "status": "done",
+        "verdict": "PROMOTED",
+        "recipe": recipe,
+    }
+    text = io.StringIO()
+    Console(file=text, width=500).print(run_table(record))
+    commands = re.findall(r"`(instructkit runs .*?)`", text.getvalue())
+    assert len(commands) == 1
+    code, out, err = run(*shlex.split(commands[0])[2:])
+    assert (code, out, err) == (0, "support: the parent itself is in force\n", "")
 
 
 def test_a_reason_to_promote_again_is_told_and_no_line_is_broken_in_a_pipe(

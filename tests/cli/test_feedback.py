@@ -43,6 +43,34 @@ ONE_ROW = {"prompt": "q", "response": "a", "rating": 1}
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
+def test_columns_are_read_under_the_names_that_are_given(run) -> None:
+    Path("app.csv").write_text(
+        'Customer Message,"Reply, final",Helpful,user,note\nq1,a,1,ann,x\nq2,a,0,bob,\n', encoding="utf-8"
+    )
+    code, _, err = run("import", "app.csv")
+    assert code == 2 and "--columns NAME=FIELD" in err
+    meant = "Customer Message=prompt,Reply, final=response"
+    code, told, err = run("import", "app.csv", "--columns", meant, "--columns", "Helpful=rating,note=unused")
+    assert (code, err) == (0, "") and "read as thumbs up and down" in told and "not read" not in told
+    with Store.open("feedback.db") as store:
+        events = list(store.events(Filter()))
+    assert [event.judgement for event in events] == [{"rating": 1.0}, {"rating": -1.0}]
+    assert all(event.rater and event.response == "a" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("columns", "error"),
+    [
+        ("Question=prompt", "--columns names `Question`, which no row of rows.jsonl has"),
+        ("rater=prompt", "rows.jsonl:1: `columns` makes `rater` to `prompt`, and the row has a `prompt`"),
+        ("prompt=question", "--columns: `question` in `prompt=question` is not a field"),
+    ],
+)
+def test_columns_that_cannot_be_read_are_refused(columns: str, error: str, run) -> None:
+    code, _, err = run("import", write("rows.jsonl", ROWS[:1]), "--columns", columns)
+    assert code == 2 and error in err and not Path("feedback.db").exists()
+
+
 def test_a_file_is_imported_once(run) -> None:
     source = write("rows.jsonl", ROWS)
     assert run("import", source) == (

@@ -114,7 +114,7 @@ def test_odd_columns_are_a_question_and_an_answer_on_the_command_line(capsys: py
     assert len(load_rows("desk.csv", kind="sft", columns=recipe.data.columns).rows) == 40
     assert run("two", "--data", "desk.csv", "--columns", "Nothing=prompt") == 2
     assert run("two", "--data", "desk.csv", "--columns", "Ticket=what") == 2
-    assert "`Ticket` is to be `what`, which is no field" in capsys.readouterr().err
+    assert "`what` in `Ticket=what` is not a field" in capsys.readouterr().err
 
 
 def test_odd_columns_are_asked_for_at_a_terminal(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_odd_columns_are_asked_for_at_a_terminal(capsys, monkeypatch: pytest.Mon
     monkeypatch.setattr("typer.prompt", lambda text, default: asked.append(default) or next(answers))
     assert run("--data", table("desk.csv"), "--model", "tiny") == 0
     assert asked == ["Customer Message=prompt,Agent_Reply (final)=completion"] * 2
-    assert "`nothing`, which is no field" in capsys.readouterr().out
+    assert "`nothing` in `Customer Message=nothing` is not a field" in capsys.readouterr().out
     assert load_recipe("recipes/sft.yaml", "sft").data.columns == MEANT
 
 
@@ -132,7 +132,7 @@ def test_a_question_beside_pairs_is_not_lost(capsys: pytest.CaptureFixture) -> N
     pairs = write("pairs.jsonl", [{"q": f"q{i}", "winner": "a", "loser": "b"} for i in range(60)])
     assert run("--data", pairs, "--model", "tiny") == 2
     told = capsys.readouterr().err
-    assert "`q` would not be read beside the pairs" in told and "q=prompt" in told
+    assert "`q` would be ignored, next to the pairs" in told and "q=prompt" in told
     assert run("--data", pairs, "--columns", "q=prompt", "--model", "tiny") == 0
     columns = load_recipe("recipes/reward.yaml", "reward").data.columns
     assert columns == {"q": "prompt", "winner": "chosen", "loser": "rejected"}
@@ -167,11 +167,9 @@ def test_problems_of_all_files_are_reported(capsys: pytest.CaptureFixture) -> No
     assert run("--data", "nowhere.jsonl", "--data", "stars.jsonl", "--data", table("desk.csv")) == 2
     told = capsys.readouterr().err
     assert (
-        "no data at nowhere.jsonl" in told and "rated 1 to 5" in told and "none of them a known name" in told
+        "no data at nowhere.jsonl" in told and "rated 1 to 5" in told and "no column has a known name" in told
     )
-    assert (
-        "stars.jsonl: `instructkit feedback import" in told and "desk.csv: say what the columns mean" in told
-    )
+    assert "stars.jsonl: `instructkit feedback import" in told and "desk.csv: name the columns" in told
 
 
 def test_a_plan_accepts_what_was_written(capsys: pytest.CaptureFixture) -> None:

@@ -101,6 +101,12 @@ def test_wrong_input_gets_one_error_and_a_hint(words, code, error, hint, capsys,
         (["sft", "recipes/sft.yaml", "--output_dir", "x"], "without dashes: run.output=x"),
         (["ppo", "recipes/ppo.yaml", "--model", "tiny"], "without dashes: model.name=tiny"),
         (["sft", "recipes/sft.yaml", "--lora-rank"], "without dashes: lora.r=VALUE"),
+        (["sft", "recipes/sft.yaml", "-r16"], "without dashes: lora.r=16"),
+        (["sft", "recipes/sft.yaml", "-r=16"], "without dashes: lora.r=16"),
+        (["sft", "recipes/sft.yaml", "-r", "16"], "without dashes: lora.r=16"),
+        (["sft", "recipes/sft.yaml", "-vr16"], "`instructkit --help` lists the commands"),
+        (["sft", "recipes/sft.yaml", "-q"], "`instructkit --help` lists the commands"),
+        (["ppo", "recipes/ppo.yaml", "--anyway"], "`instructkit --help` lists the commands"),
         (["sft", "recipes/sft.yaml", "--nonsense"], "`instructkit --help` lists the commands"),
         (["sft", "recipes/sft.yaml", "trainer.max_steps", "=", "3"], "write `trainer.max_steps=3`"),
         (["sft", "recipes/sft.yaml", "run.seed=", "3"], "write `run.seed=3`"),
@@ -112,6 +118,31 @@ def test_what_was_meant_is_in_the_hint(words, hint, capsys, monkeypatch) -> None
     code, _, told = run(*words, capsys=capsys)
     assert code == 2 and hint in told, told
     assert told.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "announced"),
+    [
+        (["sft", "--lr", "1e-4", "r.yaml"], "r.yaml"),
+        (["sft", "--lr=1e-4", "r.yaml"], "r.yaml"),
+        (["sft", "--if-changed", "r.yaml", "run.seed=7"], "r.yaml"),
+        (["chat", "--max-new-tokens", "0", "runs/x"], "runs/x"),
+        (["chat", "--temperature", "-1"], None),
+    ],
+)
+def test_the_recipe_is_announced_and_no_value_of_an_option(words, announced, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        main(words)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert (first == f"instructkit {words[0]}: reading {announced}") == bool(announced)
+    assert ("reading" in first) == bool(announced)
+
+
+def test_only_an_update_can_be_trained_although_its_gates_cannot_be_decided(capsys) -> None:
+    assert "--anyway" in run("lora-update", "--help", capsys=capsys)[1]
+    for stage in ("sft", "reward", "ppo"):
+        assert "--anyway" not in run(stage, "--help", capsys=capsys)[1]
 
 
 def test_the_version_is_told(capsys) -> None:
@@ -130,7 +161,7 @@ def test_several_faults_are_counted_and_listed(capsys, tmp_path, monkeypatch) ->
         "  r.yaml:1: `run` is missing (write `run: {output: runs/mine}`)",
         "  r.yaml:2: `model.name` is missing (write `name: runs/sft`)",
         "  r.yaml:2: unknown key `nam` in `model` (did you mean `name`?)",
-        "hint: mend these; nothing was started",
+        "hint: Fix these errors and run again. Nothing was started.",
     ]
 
 

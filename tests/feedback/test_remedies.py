@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from instructkit.feedback.remedies import _CHANGES, refusal, remedies
+from instructkit.feedback.remedies import CHANGES, refusal, remedies
 
 
 def gate(name: str, passed: bool | None = False) -> dict:
@@ -23,7 +23,7 @@ def test_each_gate_is_told_once_with_its_change_and_a_value() -> None:
     run = record(*against, trainer={"learning_rate": 1e-4}, feedback={"anchor": 0.05})
     message, hint = refusal(run, against)
     assert message.splitlines() == [
-        "mine is REFUSED: 2 of 4 gates failed, 1 could not be decided",
+        "mine is REFUSED: 2 of 4 gates failed, 1 inconclusive",
         "  general held-out loss: 0.4, at most 0.1 is allowed",
         "    change: train less: trainer.learning_rate=5e-05 (now 0.0001)",
         "  KL to the parent: 0.4, at most 0.1 is allowed",
@@ -32,12 +32,12 @@ def test_each_gate_is_told_once_with_its_change_and_a_value() -> None:
         "    change: measure on more minimal pairs (feedback.bias_pairs)",
     ]
     assert "kept for study" in hint and "gates.on_undecided" in hint and "look" not in hint
-    assert "this was look 3 at the same test events" in refusal(run | {"look": {"number": 3}}, against)[1]
+    assert "This was look 3 at the same test events" in refusal(run | {"look": {"number": 3}}, against)[1]
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "lora-update"])
 def test_more_and_less_training_are_never_asked_for_together(stage: str) -> None:
-    for pair in itertools.combinations(_CHANGES, 2):
+    for pair in itertools.combinations(CHANGES, 2):
         told = " ".join(remedies([gate(name) for name in pair], record(stage=stage)))
         asks = [word in told for word in ("train longer", "train less", "hold the p")]
         assert not (asks[0] and any(asks[1:])), pair

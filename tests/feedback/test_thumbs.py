@@ -104,6 +104,36 @@ def test_0_is_no_signal_beside_other_ratings_with_a_scale_and_from_a_store(capsy
     assert [row["rating"] for row in load_rows(exported, kind="feedback").rows] == [1, 0]
 
 
+ZERO, ONE = ({**ASKED, "rating": value, "rater": "ann"} for value in (0, 1))
+WITH_ERRORS = {
+    "outside the scale": ({**ASKED, "rating": 5}, 0.0),
+    "no prompt, and a rating that no thumb has": ({"response": "a", "rating": -1}, 0.0),
+    "no response, and a rating that no thumb has": ({"prompt": "q", "rating": 0.5}, 0.0),
+    "no prompt, and a thumb": ({"response": "a", "rating": 0}, -1.0),
+    "no rating": (ASKED, -1.0),
+}
+
+
+@pytest.mark.parametrize("name", WITH_ERRORS)
+def test_rows_with_errors_count_when_1_and_0_may_be_thumbs(name: str, capsys) -> None:
+    wrong, meant = WITH_ERRORS[name]
+    source = jsonl([ONE, ZERO, {**ONE, "prompt": "r"}, wrong])
+    assert [event.judgement["rating"] for event in imported(capsys, source, "--skip-faults")[2]] == [
+        *(1.0, meant, 1.0)
+    ]
+    found = load_rows(source, kind="feedback", skip_faults=True).rows
+    assert [row["rating"] for row in found] == [1, meant, 1]
+
+
+def test_each_file_is_read_on_its_own_scale(capsys) -> None:
+    thumbs = jsonl([ONE, ZERO])
+    other = jsonl([{**ASKED, "prompt": "r", "rating": value} for value in (-1, 0.5, 0)], "other.jsonl")
+    wanted = [1, -1, -1, 0.5, 0]
+    assert [event.judgement["rating"] for event in imported(capsys, thumbs, other)[2]] == wanted
+    found = load_rows([{"source": thumbs}, {"source": other}], kind="feedback")
+    assert sorted(row["rating"] for row in found.rows) == sorted(wanted)
+
+
 def test_who_is_asked_is_no_rater(capsys) -> None:
     source = jsonl([{"user": "q", "response": "a", "rating": 1}])
     code, told, _ = imported(capsys, source)
@@ -113,7 +143,8 @@ def test_who_is_asked_is_no_rater(capsys) -> None:
 def test_a_store_without_raters_says_what_it_cannot_do(capsys) -> None:
     _, told, _ = imported(capsys, jsonl([{**ASKED, "rating": 1}]))
     assert (
-        "warning: no event names a rater or a time: what a person said cannot be withdrawn together" in told
+        "warning: no event has a rater or a time. The events of one person cannot be withdrawn together"
+        in told
     )
     assert "`user_id`" in told and "`created_at`" in told
 

@@ -48,8 +48,9 @@ def check(capsys, *words: str) -> tuple[int, str]:
 )
 def test_what_is_not_there_is_a_fault(override: str, says: str, capsys) -> None:
     code, told = check(capsys, "sft.yaml", override)
-    assert code == 2 and says in told
+    assert code == 2 and says in told and "add --recipe-only" in told
     assert check(capsys, "sft.yaml", override, "--recipe-only")[0] == 0
+    assert "--recipe-only" not in check(capsys, "sft.yaml", "data.nonsense=1")[1]
 
 
 def test_rows_with_faults_are_told_with_their_lines(capsys) -> None:

@@ -119,7 +119,7 @@ def test_a_gate_that_does_not_apply_is_shown_and_not_counted() -> None:
 
 def test_the_last_line_of_a_run_says_what_to_do_next() -> None:
     text = shown(run_table(record("sft", measurements=[LOSS], gates=[PASSED])), width=300).splitlines()
-    assert text[-1].startswith("next: `instructkit chat runs/sft` talks to it")
+    assert text[-1].startswith("next: `instructkit chat runs/sft` talks to the model")
     text = shown(run_table(record("reward", measurements=[LOSS])), width=300).splitlines()
     assert "`reward: [{model: runs/reward}]`" in text[-1]
     assert "next:" not in shown(run_table(record("ppo", gates=[FAILED])))
@@ -128,7 +128,7 @@ def test_the_last_line_of_a_run_says_what_to_do_next() -> None:
 
 def test_a_run_without_held_out_rows_says_that_nothing_was_measured() -> None:
     text = one_line(shown(run_table(record("sft"))))
-    assert "nothing was measured, so no gate was decided: hold rows out with data.eval" in text
+    assert "nothing was measured, and no gate was decided: set data.eval to hold out rows" in text
 
 
 def test_failed_gates_are_left_to_the_error_that_follows() -> None:

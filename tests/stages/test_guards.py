@@ -64,7 +64,7 @@ def test_an_interrupted_run_is_not_resumed_on_other_rows(workplace: Path, monkey
         sft("out")
     rows("chat.jsonl", [*CHAT[1:], *CHAT[:1]])
     body = "model: {name: tiny}\ndata: {train: chat.jsonl, eval: 0.3}\n" + ONE_STEP + "run: {output: out}\n"
-    with pytest.raises(InputError, match="cannot be resumed: since it was begun, the data has changed"):
+    with pytest.raises(InputError, match="cannot be resumed: since it started, the data has changed"):
         run("sft", body, resume=True)
     assert read_run("out")["status"] == "interrupted"
 
@@ -81,9 +81,7 @@ def test_another_stage_does_not_go_on_with_an_interrupted_update(workplace: Path
         update()
     assert read_run("update")["begun"] == {"newest": None, "in_force": 0}
     body = f"model: {{name: tiny}}\ndata: {{train: {rows('chat.jsonl', CHAT)}, eval: 0.3}}\n{ONE_STEP}run: {{output: update}}\n"
-    with pytest.raises(
-        InputError, match="update cannot be resumed: since it was begun, the data has changed"
-    ):
+    with pytest.raises(InputError, match="update cannot be resumed: since it started, the data has changed"):
         run("sft", body, resume=True)
 
 

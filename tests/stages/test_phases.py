@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from instructkit.progress import _LISTENER
+from instructkit.progress import LISTENER
+from instructkit.stages import contention
 from instructkit.stages.base import LOADING, PREPARING
 
 from .small import ANYTHING, GENERAL, LORA, MANY, ONE_STEP, Silent, rows, run, sft
@@ -31,9 +34,22 @@ def named(found: list[str]):
     return phase
 
 
-def test_every_part_of_a_run_is_named(workplace: Path, phases: list[str]) -> None:
+@pytest.fixture()
+def others_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One CPU, on which other processes use two CPU seconds a second; each look at the clock is 20 seconds later."""
+    seconds = itertools.count(0, 20)
+    monkeypatch.setattr(contention, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(contention.os, "times", lambda: (0.0,) * 5)
+    used = itertools.count(0, 80)
+    monkeypatch.setattr(contention, "host", lambda: contention.Usage(1, float(next(used))))
+    monkeypatch.setattr(contention, "container", lambda: None)
+
+
+def test_every_part_of_a_run_is_named(workplace: Path, phases: list[str], others_work: None) -> None:
     record = sft("parent", extra=LORA)
-    assert (record["processes"], record["busy"] is None or record["busy"]["cpus"] > 0) == (1, True)
+    assert record["processes"] == 1
+    assert record["busy"].pop("threads") > 0
+    assert record["busy"] == {"other_cpus": 2.0, "cpus": 1, "when": "at the start"}
     assert phases == [
         "reading the data",
         "hashing the parents",
@@ -52,4 +68,4 @@ def test_every_part_of_a_run_is_named(workplace: Path, phases: list[str]) -> Non
     for who in ("the parent", "the update"):
         measured = {title.partition(": ")[2] for title in phases if title.startswith(f"measuring {who}: ")}
         assert {"held-out feedback", "general rows", "answers to general prompts"} <= measured
-    assert _LISTENER.get() is None
+    assert LISTENER.get() is None

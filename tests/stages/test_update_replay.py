@@ -13,10 +13,10 @@ from instructkit.feedback.events import event_of
 from instructkit.feedback.registry import Chain
 from instructkit.feedback.store import Store
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import lora_update, update_inputs
+from instructkit.stages import lora_update, running, update_inputs
 from instructkit.stages.updaters import Replay
 
-from .small import ANYTHING, CHAT, GENERAL, LORA, MANY, rows, run, sft
+from .small import ANYTHING, CHAT, GENERAL, LORA, MANY, Silent, rows, run, sft
 
 ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
 RESCUED = ANYTHING.replace("rescue: false", "rescue: true")
@@ -307,7 +307,7 @@ def test_a_held_out_file_is_worn_whatever_it_is_called_and_another_is_not(begun)
     assert [record(name)["look"]["number"] for name in ("first", "second", "third")] == [1, 2, 1]
 
 
-def test_what_cannot_be_decided_is_refused_before_training_unless_told_otherwise(begun) -> None:
+def test_what_cannot_be_decided_is_refused_before_training_unless_told_otherwise(begun, monkeypatch) -> None:
     store(edits(0, 20))
     lax = "gates: {on_undecided: pass}\n"
     body = f"model: {{name: runs/sft}}\nfeedback: {{events: feedback.db}}\n{LORA}{ONE}{{}}run: {{output: runs/first}}\n"
@@ -324,9 +324,24 @@ def test_what_cannot_be_decided_is_refused_before_training_unless_told_otherwise
     inputs = collected("feedback.eval=0.8")
     named, refuses = inputs.undecidable(load_recipe("lora-update.yaml", "lora-update", ["feedback.eval=0.8"]))
     assert named and not refuses
+    assert _warned(monkeypatch, body.replace("{}", "")) == {each.strip() for each in told.splitlines()[1:]}
+    passing = body.replace("{}", lax).replace("feedback.db", "feedback.db, eval: 0.8")
+    assert _warned(monkeypatch, passing, anyway=False) == set(named)
     with pytest.raises(GateRefused):
         run("lora-update", body.replace("{}", ANYTHING))
     assert Path("runs/first/run.json").exists()
+
+
+def _warned(monkeypatch: pytest.MonkeyPatch, body: str, **options) -> set[str]:
+    """Return the gates that a run names as undecidable before it trains; the training itself is left out."""
+    notes: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Silent, "note", lambda self, text: notes.append(text))
+        patch.setattr(running, "load_libraries", lambda: pytest.fail("training begins"))
+        with pytest.raises(pytest.fail.Exception, match="training begins"):
+            run("lora-update", body, **options)
+    beginning = "warning: cannot be decided on so little data: "
+    return {note.removeprefix(beginning) for note in notes if note.startswith(beginning)}
 
 
 def test_earlier_answers_are_among_the_rows_to_replay(begun, monkeypatch) -> None:

@@ -119,7 +119,7 @@ def corpus() -> Iterator[str]:
 def _asked(
     held_out: bool, rng: random.Random, *, times: int, topics: list[str] | None = None, talks: bool = False
 ) -> list[world.Question]:
-    """Questions in an order of chance; with `talks` also the two-turn conversations that training does not have."""
+    """Return questions in random order; with `talks` also two-turn conversations that training does not have."""
     found = [*world.questions(held_out=held_out), *world.follow_ups(held_out=held_out)]
     found = [*found, *(world.new_talks() if talks else [])] * times
     found = [question for question in found if topics is None or question.topic in topics]

@@ -171,7 +171,7 @@ def follow_ups(*, held_out: bool) -> list[Question]:
 
 
 def new_talks() -> list[Question]:
-    """Two-turn conversations that training does not have: a held-out question, then the same about another fact."""
+    """Return two-turn conversations that training does not have: a held-out question, then the same about another fact."""
     found = []
     for asked in questions(held_out=True):
         (topic,) = (topic for topic in TOPICS if topic.name == asked.topic)
