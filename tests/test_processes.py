@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from stages.small import Silent
 
 from instructkit import processes
 from instructkit.cli.main import main
+from instructkit.recipe.load import load_recipe
+from instructkit.recipe.render import to_dict
+from instructkit.runs.reading import read_record
+from instructkit.runs.record import RunFolder
+from instructkit.stages import RunOptions, running
 
 ROW = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "It."}]
 RECIPE = """stage: sft
@@ -71,6 +77,23 @@ def test_an_error_is_left_to_the_first_process(capsys, monkeypatch) -> None:
     assert "reading no-such.yaml" not in capsys.readouterr().err
 
 
+def test_the_first_process_alone_repairs_a_run_and_decides_for_all(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("chat.jsonl").write_text(json.dumps({"messages": ROW}) + "\n", encoding="utf-8")
+    Path("r.yaml").write_text(RECIPE, encoding="utf-8")
+    recipe = load_recipe("r.yaml", "sft")
+    with RunFolder("out") as folder:
+        folder.start(to_dict(recipe), stage="sft", command=[])
+        folder.complete(closing=True)
+    decisions = []
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "by_the_first", lambda work, **_: decisions.append(work) or True)
+    options, unused = RunOptions(resume=True), {"collect": None, "train": None, "finish": None}
+    assert running.run(recipe, options, Silent(), **unused) == {}
+    assert len(decisions) == 1 and read_record(Path("out"))["closing"] is True
+
+
 @pytest.mark.proof
 def test_torchrun_trains_on_two_processes_and_the_first_one_writes(workplace: Path) -> None:
     for name, answers in (("chat.jsonl", range(8)), ("held.jsonl", range(8, 12))):
@@ -85,5 +108,12 @@ def test_torchrun_trains_on_two_processes_and_the_first_one_writes(workplace: Pa
     steps = [json.loads(line) for line in Path("out/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in steps if "loss" in row] == [1, 2]
     assert done.stderr.count("instructkit sft: reading r.yaml") == done.stderr.count("out (sft): done") == 1
+    record_path = Path("out/run.json")
+    for option in ("--resume", "--if-changed"):
+        record_path.write_text(json.dumps({**record, "closing": True}), encoding="utf-8")
+        done = subprocess.run([*launch, "sft", "r.yaml", option], capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(record_path.read_text(encoding="utf-8"))["closing"] is False
+        assert done.stderr.count("was complete, but") == (option == "--resume")
     again = subprocess.run([*launch, "sft", "r.yaml"], capture_output=True, text=True, timeout=500)
     assert again.returncode != 0 and again.stderr.count("out already holds a run") == 1

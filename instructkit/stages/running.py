@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instructkit import machine as machines
-from instructkit import processes
+from instructkit import naming, processes
 from instructkit.errors import GateRefused, InstructKitError, NothingNew, RunStopped
 from instructkit.feedback.gates import stands_against
 from instructkit.feedback.remedies import refusal
@@ -70,6 +70,8 @@ def run(
         except Stopped as stopped:
             hint = _way_on(Path(recipe.run.output), recipe.stage)
             raise RunStopped(str(stopped), hint=hint, exit_code=stop.exit_code) from stopped
+        finally:
+            processes.part()
 
 
 def _run(
@@ -86,9 +88,18 @@ def _run(
     RunFolder(output).refuse_own_inputs(to_dict(recipe), recipe.source)
     # What a repair puts in force changes what an update reads, so with --if-changed its own run is repaired after the comparison.
     apart = output if options.if_changed else None
-    repaired = closing.repair(output, recipe.stage, finish, reporter.note, apart=apart)
-    if options.resume and output in repaired:
-        return _closed(read_run(output), repaired[output])
+    repaired: dict[Path, GateRefused | None] = {}
+
+    def repair() -> bool:
+        if processes.count() > 1:
+            naming.locate(
+                recipe.model.name
+            )  # builds the embedded model, whose weights the first process alone saves
+        repaired.update(closing.repair(output, recipe.stage, finish, reporter.note, apart=apart))
+        return options.resume and output in repaired
+
+    if _by_the_first(recipe, repair):
+        return _closed(read_run(output), repaired[output]) if processes.is_first() else {}
     try:
         with reporter.phase("reading the data"):
             inputs = resuming.collected(recipe, collect, resume=options.resume)
@@ -102,17 +113,16 @@ def _run(
     with reporter.phase("hashing the parents"):
         identity = resuming.identity(recipe, inputs)
     if options.if_changed:
-        reason = lineage.unchanged(output, identity)
+        reason = _by_the_first(recipe, lambda: lineage.unchanged(output, identity))
         reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
+        if reason is None and not processes.is_first():
+            return {}
         if reason is None:
             return _closed(read_run(output), closing.again(recipe, output, finish, reporter.note))
-        closing.repair(output, recipe.stage, finish, reporter.note)
+        _by_the_first(recipe, lambda: bool(closing.repair(output, recipe.stage, finish, reporter.note)))
     if not (options.anyway or options.resume):
         refuse_undecidable(recipe, *inputs.undecidable(recipe))
-    try:
-        overtaken = _make(recipe, inputs, identity, options, reporter, stop, train, finish)
-    finally:
-        processes.part()
+    overtaken = _make(recipe, inputs, identity, options, reporter, stop, train, finish)
     if not processes.is_first():
         return {}
     reporter.finished()
@@ -222,8 +232,16 @@ def _nothing_left_before_a_step(frame: Frame, folder: RunFolder) -> Iterator[Non
 
 
 def _meet(frame: Frame) -> None:
-    timeout = frame.recipe.trainer.get("ddp_timeout", 1800)  # transformers' own default
-    processes.meet(on_cpu=frame.machine.on_cpu, timeout_seconds=timeout)
+    processes.meet(timeout_seconds=_timeout_seconds(frame.recipe))
+
+
+def _by_the_first(recipe: Any, work: Callable[[], Any]) -> Any:
+    """Let the first process alone change folders and decide, so that all processes take the same way."""
+    return processes.by_the_first(work, timeout_seconds=_timeout_seconds(recipe))
+
+
+def _timeout_seconds(recipe: Any) -> float:
+    return recipe.trainer.get("ddp_timeout", 1800)  # transformers' own default
 
 
 @contextlib.contextmanager
