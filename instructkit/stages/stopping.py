@@ -85,17 +85,25 @@ class Stop:
         if self.reason is None:
             self.reason, self.exit_code = reason, exit_code
 
+    def _silence_the_timer(self) -> None:
+        """Let no time limit interrupt what closes the run."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if signal.SIGALRM in self._before:
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker that was forked from this process
             if number == signal.SIGTERM:
                 os._exit(REASONS[number][1])
             return
+        self._silence_the_timer()
         if number in _SENT:
             for each in _SENT:
                 if each in self._before:
                     signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
+        ends_already = self.reason is not None
         self.ask(*REASONS[number])
-        if not self._waits:
+        if not (self._waits or ends_already):  # what closes the run is not interrupted again
             raise Stopped(self.reason)
         with contextlib.suppress(RuntimeError):  # the signal came while something else was printed
             self._note(f"{self.reason}: stopping after this step; a second signal ends the process at once")
