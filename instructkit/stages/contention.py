@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from instructkit import processes
+
 WINDOW_SECONDS = 2.0  # shortest time that is looked at
 EVERY_SECONDS = 10.0  # between two looks while training
 SPARE_CPUS = 0.5  # of other work that is not worth a warning
@@ -80,6 +82,11 @@ class Contention:
     def as_dict(self) -> dict | None:
         """What was noticed as data; None where nothing was."""
         return asdict(self.found) if self.found else None
+
+
+def watch(warn: Callable[[str], None]) -> Contention | None:
+    """Return a watch on other work; None where the processes of one run would take each other for it."""
+    return Contention(warn) if processes.count() == 1 else None
 
 
 def _measured() -> tuple[float, float, tuple[Usage | None, Usage | None]]:

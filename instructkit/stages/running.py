@@ -38,7 +38,7 @@ from instructkit.stages.base import (
     seed_everything,
 )
 from instructkit.stages.closing import Finish
-from instructkit.stages.contention import Contention
+from instructkit.stages.contention import watch
 from instructkit.stages.stopping import Stop, Stopped
 
 Collect, Train = Callable[..., Inputs], Callable[[Frame], Result]
@@ -68,7 +68,7 @@ def run(
         try:
             return _run(recipe, options, reporter, stop, collect, train, finish)
         except Stopped as stopped:
-            hint = _way_on(Path(recipe.run.output), recipe.stage)
+            hint = _way_on(recipe, options, stepped=stop.stepped)
             raise RunStopped(str(stopped), hint=hint, exit_code=stop.exit_code) from stopped
         finally:
             processes.part()
@@ -131,14 +131,24 @@ def _run(
     return _closed(record, overtaken)
 
 
-def _way_on(output: Path, stage: str) -> str:
-    """Return how to go on after a run was stopped."""
-    record = read_record(output) if is_run(output) else {}
-    if record.get("status") != "interrupted":
-        return "nothing was kept; give the same command again"
-    if checkpoints.resumable(output, stage):
-        return "a checkpoint was written; give the same command with --resume to continue"
-    return "no checkpoint was written; start again with --overwrite"
+def _way_on(recipe: Any, options: RunOptions, *, stepped: bool) -> str:
+    """
+    Return the hint for a run that was stopped.
+
+    Args:
+        stepped: whether this process took a training step.
+    """
+    output = Path(recipe.run.output)
+    resumable = checkpoints.resumable(output, recipe.stage)
+    if not stepped:
+        kept = "the earlier checkpoint is kept" if options.resume and resumable else "no training was lost"
+        return f"{kept}; run the same command again"
+    if is_run(output) and read_record(output)["status"] == "done":
+        return f"the run is complete; `instructkit runs show {output}` prints it"
+    if not resumable:
+        return "no checkpoint was written; start again with --overwrite"
+    instead = " in place of --overwrite" if options.overwrite else ""
+    return f"a checkpoint was written; give the same command with --resume{instead} to continue"
 
 
 def _stands(recipe: Any, output: Path) -> bool:
@@ -181,7 +191,6 @@ def _make(
         lineage.refuse_other_inputs(output, identity)
     else:
         folder.check_free(overwrite=overwrite)
-    contention = Contention(reporter.note)
     if processes.alone_against_the_wish():
         reporter.note(
             "warning: accelerate launch started one process: on CPUs it needs mpirun (--mpirun_hostfile) for several. "
@@ -190,7 +199,9 @@ def _make(
     with reporter.phase(LOADING, announced=True):
         load_libraries()
         machine = choose_machine(recipe)
-    frame = Frame(recipe, inputs, machine, output, reporter, options.resume, stop, contention=contention)
+    frame = Frame(
+        recipe, inputs, machine, output, reporter, options.resume, stop, contention=watch(reporter.note)
+    )
     frame.look_for_other_work("at the start")
     for reason in [*frame.machine.reasons, *left_out(inputs), *_altered(inputs, identity.parents)]:
         reporter.note(reason)

@@ -135,6 +135,9 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path: Path, monke
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     (left,) = tmp_path.iterdir()
+    temporary.sweep()
+    assert left.exists(), "its process may be about to lock it"
+    os.utime(left, (0, 0))
     with temporary.TemporaryFolder() as mine:
         temporary.sweep()
         assert Path(mine).is_dir() and not left.exists()

@@ -53,6 +53,12 @@ def test_a_busy_container_is_noticed_on_an_idle_host(monkeypatch) -> None:
     assert "1.0 of 2 CPUs" in said[0]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_of_one_run_are_not_other_work(monkeypatch, processes: int) -> None:
+    monkeypatch.setattr(contention.processes, "count", lambda: processes)
+    assert (contention.watch(print) is None) is (processes > 1)
+
+
 def test_usage_is_read_from_the_system(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(contention, "PROC", tmp_path)
     monkeypatch.setattr(contention, "CGROUPS", tmp_path)
