@@ -12,7 +12,7 @@ import pytest
 
 from instructkit.errors import InputError
 from instructkit.runs import contents, lock, temporary
-from instructkit.runs.record import RunFolder, read_run
+from instructkit.runs.record import RunFolder, read_run, write_json_atomic
 
 RECIPE = {"stage": "sft", "model": {"name": "tiny"}, "run": {"output": "a", "seed": 7}}
 
@@ -46,6 +46,26 @@ def test_what_a_user_put_into_a_run_folder_survives_every_overwriting(tmp_path: 
     assert {file: file.read_text(encoding="utf-8") for file in mine} == mine
     assert (path / "link").is_symlink() and (path / "model.safetensors").read_text(encoding="utf-8") == "new"
     assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_an_earlier_version_is_known_by_the_usual_names(tmp_path: Path, finished: bool) -> None:
+    """It kept no list of its files, and a user's file spoils its hash."""
+    path = tmp_path / "a"
+    make(path)
+    record = read_run(path)
+    del record["files"]
+    write_json_atomic(path / "run.json", record if finished else {**record, "status": "failed", "hash": None})
+    mine = {path / "rows.json": "r", path / "README.md": "m", path / "sub" / "config.json": "c"}
+    (path / "sub").mkdir()
+    for file, text in mine.items():
+        file.write_text(text, encoding="utf-8")
+    folder = RunFolder(path)
+    with folder:
+        folder.start(RECIPE, stage="sft", command=[], overwrite=True)
+        assert {file: file.read_text(encoding="utf-8") for file in mine} == mine
+        left = {file.name for file in path.iterdir()}
+        assert left == {"rows.json", "README.md", "sub", "run.json"}, "no weights of the old model"
 
 
 def test_a_user_s_file_of_the_same_name_is_kept_under_another(tmp_path: Path) -> None:
