@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.errors import GateRefused, InstructKitError
+from instructkit.feedback.gates import stands_against
+from instructkit.feedback.remedies import refusal
 from instructkit.recipe.schema import RECIPES
 from instructkit.runs.lock import is_held
 from instructkit.runs.reading import is_run, read_record
-from instructkit.runs.record import RunFolder
+from instructkit.runs.record import RunFolder, is_being_replaced
 from instructkit.stages.base import CHECKPOINTS, SAVING
 
 Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
@@ -42,14 +44,37 @@ def again(recipe: Any, output: Path, finish: Finish, note: Callable[[str], None]
         return close(recipe, folder, finish, note)
 
 
+def refused(record: dict[str, Any], overtaken: GateRefused | None) -> GateRefused | None:
+    """
+    Return the error of a complete run that must not be used, else None.
+
+    Args:
+        record: of the run; its gates decide first.
+        overtaken: what `close` returned for it.
+    """
+    against = [gate for gate in record["gates"] if stands_against(gate, record)]
+    if not against:
+        return overtaken
+    message, hint = refusal(record, against)
+    return GateRefused(message, hint=hint)
+
+
 def repair(
-    output: Path, stage: str, finish: Finish, note: Callable[[str], None], *, apart: Path | None = None
+    output: Path,
+    stage: str,
+    finish: Finish,
+    note: Callable[[str], None],
+    *,
+    apart: Path | None = None,
+    raised: Path | None = None,
 ) -> dict[Path, GateRefused | None]:
     """
     Take the last steps of complete runs of a stage, at `output` and next to it, whose process was killed among them.
 
     Args:
+        note: called with what was repaired, and with the refusal of a repaired run.
         apart: a run that is left as it is.
+        raised: a run whose refusal the caller raises.
 
     Returns:
         The runs that were repaired, and what `close` returned for each.
@@ -62,14 +87,17 @@ def repair(
             with RunFolder.opened(path) as folder:
                 recipe = RECIPES[stage](**folder.record["recipe"])
                 repaired[path] = close(recipe, folder, finish, note)
-            note(f"{path} was complete, but its process was killed before its last steps; they are done now")
         except InstructKitError as error:
             note(f"warning: the last steps of {path} cannot be done: {error}")
+            continue
+        note(f"{path} was complete, but its process was killed before its last steps; they are done now")
+        if path != raised and (error := refused(folder.record, repaired[path])):
+            note(f"warning: {error}")
     return repaired
 
 
 def _is_cut_off(path: Path, stage: str) -> bool:
-    if not is_run(path) or is_held(path):
+    if not is_run(path) or is_being_replaced(path) or is_held(path):
         return False
     try:
         record = read_record(path)

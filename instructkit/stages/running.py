@@ -12,8 +12,6 @@ from typing import Any
 from instructkit import machine as machines
 from instructkit import naming, processes
 from instructkit.errors import GateRefused, InstructKitError, NothingNew, RunStopped
-from instructkit.feedback.gates import stands_against
-from instructkit.feedback.remedies import refusal
 from instructkit.recipe.render import to_dict
 from instructkit.runs import contents, lineage, temporary
 from instructkit.runs.metrics import write_rows
@@ -95,7 +93,9 @@ def _run(
             naming.locate(
                 recipe.model.name
             )  # builds the embedded model, whose weights the first process alone saves
-        repaired.update(closing.repair(output, recipe.stage, finish, reporter.note, apart=apart))
+        raised = output if options.resume else None
+        given = {"apart": apart, "raised": raised}
+        repaired.update(closing.repair(output, recipe.stage, finish, reporter.note, **given))
         return options.resume and output in repaired
 
     if _by_the_first(recipe, repair):
@@ -164,12 +164,8 @@ def _stands(recipe: Any, output: Path) -> bool:
 
 def _closed(record: dict[str, Any], overtaken: GateRefused | None) -> dict[str, Any]:
     """Pass a run through that is in force or has nothing against it; another stays refused, however often it is asked for."""
-    against = [gate for gate in record["gates"] if stands_against(gate, record)]
-    if against:
-        message, hint = refusal(record, against)
-        raise GateRefused(message, hint=hint)
-    if overtaken is not None:
-        raise overtaken
+    if error := closing.refused(record, overtaken):
+        raise error
     return record
 
 
