@@ -95,7 +95,8 @@ def refuse_several(command: str, why: str) -> None:
         InputError: when several processes were started.
     """
     if count() > 1:
+        name = next(name for name in SIZES if os.environ.get(name, "").isdecimal())
         raise InputError(
-            f"{count()} processes were started, and `{command}` runs in one: {why}",
-            hint=f"run `{command}` without torchrun or accelerate launch",
+            f"{count()} processes were started ({name}={count()}), and `{command}` runs in one: {why}",
+            hint=f"run `{command}` without torchrun or accelerate launch; without either, unset {name}",
         )

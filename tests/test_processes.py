@@ -52,7 +52,6 @@ def test_processes_are_counted(variables: dict, count: int, first: bool, monkeyp
         ["ppo", "r.yaml"],
         ["reward", "r.yaml"],
         ["lora-update", "r.yaml"],
-        ["runs"],
         ["sft", "r.yaml", "--plan"],
     ],
 )
@@ -63,7 +62,17 @@ def test_what_one_process_does_is_refused_with_a_reason(words: list[str], capsys
         main(words)
     told = capsys.readouterr().err
     assert ended.value.code == 2
-    assert "error: 2 processes were started, and `instructkit " in told and "without torchrun" in told
+    assert "error: 2 processes were started (WORLD_SIZE=2), and `instructkit " in told
+    assert "without torchrun" in told and "unset WORLD_SIZE" in told
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["ppo", "--help"], ["runs"], ["schema", "sft"]])
+def test_commands_that_train_nothing_run_whatever_the_environment_says(words, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
 
 
 def test_an_error_is_left_to_the_first_process(capsys, monkeypatch) -> None:
