@@ -14,7 +14,7 @@ from instructkit.runs.files import TEMPORARIES
 from instructkit.runs.lineage import model_files, run_hash
 from instructkit.runs.reading import RECORD, is_run, read_record
 
-SAVING = ".saving"  # holds the model files while they are written
+SAVING_FOLDER = ".saving"  # holds the model files while they are written
 CHECKPOINTS = "checkpoints"
 LOGS = {RECORD, "metrics.jsonl", "samples.jsonl", "skipped.jsonl", "eval_samples.jsonl"}
 # Earlier versions kept no list of their files. These were written next to a model, at the top or in the two folders.
@@ -76,12 +76,12 @@ def discard(aside: Path, home: Path) -> None:
 
 def put_in_place(folder: Path, note_files: Callable[[list[str]], None]) -> None:
     """
-    Move the saved model files from `SAVING` into their run folder.
+    Move the saved model files from `SAVING_FOLDER` into their run folder.
 
     Args:
         note_files: called first with the list of these files, so that they are known as the run's own from then on.
     """
-    saving = folder / SAVING
+    saving = folder / SAVING_FOLDER
     fresh, own = _every(saving), _own(folder)
     for file in fresh:
         if file not in own and os.path.lexists(folder / file):  # a user's file of the same name
@@ -130,7 +130,7 @@ def _every(folder: Path) -> list[Path]:
 
 def _is_internal(file: Path) -> bool:
     """Say whether a file is a log, a checkpoint or a temporary file of the run."""
-    inside = file.parts[0] in (CHECKPOINTS, SAVING) and len(file.parts) > 1
+    inside = file.parts[0] in (CHECKPOINTS, SAVING_FOLDER) and len(file.parts) > 1
     return inside or str(file) in LOGS or any(file.match(pattern) for pattern in TEMPORARIES)
 
 

@@ -330,7 +330,7 @@ class RunFolder:
         if refuse is not None:
             refuse()
         sweep(self.real)
-        shutil.rmtree(self.real / contents.SAVING, ignore_errors=True)
+        shutil.rmtree(self.real / contents.SAVING_FOLDER, ignore_errors=True)
         kept = {"started": old["started"], "previous": old.get("previous"), "files": old.get("files")}
         self.record = {**fresh, **kept, "resumed": [*old.get("resumed", []), fresh["started"]]}
         write_json_atomic(self.path / RECORD, self.record)

@@ -27,8 +27,8 @@ __all__ = ["CHECKPOINTS", "Frame", "Inputs", "Reporter", "Result", "RunOptions"]
 
 LOADING = "loading torch, transformers and trl"  # announced before the first heavy import
 PREPARING = "loading the model and preparing the rows"  # a phase of every stage
-# A recipe that sets one of these asked for checkpoints itself: they are kept, and come when it says
-SAVING = ("save_strategy", "save_steps", "save_total_limit")
+# A recipe that sets one of these asks for checkpoints itself: they are kept, and come when it says.
+CHECKPOINT_FIELDS = ("save_strategy", "save_steps", "save_total_limit")
 SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -124,11 +124,6 @@ class Frame:
             self.contention.look(torch.get_num_threads(), when, **options)
 
     @property
-    def chooses_checkpoints(self) -> bool:
-        """Say whether the recipe leaves it to the defaults when checkpoints are written."""
-        return not set(SAVING) & set(self.recipe.trainer)
-
-    @property
     def seed(self) -> int:
         """The seed of the run."""
         return self.recipe.run.seed
@@ -142,6 +137,11 @@ class Frame:
                 return work()
         finally:
             self.clock[what] = round(self.clock.get(what, 0.0) + time.perf_counter() - started, 2)
+
+
+def uses_default_checkpoints(recipe: Any) -> bool:
+    """Return whether a recipe leaves it to the defaults when checkpoints are written and kept."""
+    return not set(CHECKPOINT_FIELDS) & set(recipe.trainer)
 
 
 def refuse_unfit_parents(recipe: Any, parents: dict[str, naming.Source]) -> None:

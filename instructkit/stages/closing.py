@@ -18,7 +18,7 @@ from instructkit.recipe.schema import RECIPES
 from instructkit.runs.lock import is_held
 from instructkit.runs.reading import is_run, read_record
 from instructkit.runs.record import RunFolder, is_being_replaced
-from instructkit.stages.base import CHECKPOINTS, SAVING
+from instructkit.stages.base import CHECKPOINTS, uses_default_checkpoints
 
 Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
 
@@ -108,5 +108,5 @@ def _is_cut_off(path: Path, stage: str) -> bool:
 
 def _drop_checkpoints(recipe: Any, output: Path) -> None:
     """Remove what only `--resume` needs, unless the recipe asked for checkpoints itself."""
-    if not set(SAVING) & set(recipe.trainer):
+    if uses_default_checkpoints(recipe):
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)

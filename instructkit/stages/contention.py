@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from instructkit import processes
+from instructkit import machine, processes
 
 WINDOW_SECONDS = 2.0  # shortest time that is looked at
 EVERY_SECONDS = 10.0  # between two looks while training
 SPARE_CPUS = 0.5  # of other work that is not worth a warning
-PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+ROOT = Path("/")  # of the file system
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def host() -> Usage | None:
     """Of the CPUs that this process may run on; None where the system does not tell."""
     try:
         allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-        lines = [line.split() for line in (PROC / "stat").read_text(encoding="ascii").splitlines()]
+        lines = [line.split() for line in (ROOT / "proc/stat").read_text(encoding="ascii").splitlines()]
         # user nice system idle iowait irq softirq steal
         ticks = [sum(map(int, (*row[1:4], *row[6:9]))) for row in lines if row and row[0] in allowed]
         return Usage(len(ticks), sum(ticks) / os.sysconf("SC_CLK_TCK")) if ticks else None
@@ -110,10 +110,8 @@ def host() -> Usage | None:
 def container() -> Usage | None:
     """Of the share that a container's CPU limit (cgroup v2) grants; None without one."""
     try:
-        own = (PROC / "self/cgroup").read_text(encoding="utf-8").strip().rpartition("0::/")[2]
-        folder = next(place for place in (CGROUPS / own, CGROUPS) if (place / "cpu.max").is_file())
-        quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        folder, quota = min(machine.cpu_limits(ROOT), key=lambda limit: limit[1])
         used = dict(line.split() for line in (folder / "cpu.stat").read_text(encoding="ascii").splitlines())
-        return Usage(int(quota) / int(period), int(used["usage_usec"]) / 1e6)
-    except (OSError, ValueError, KeyError, StopIteration):  # `max` is no limit
+        return Usage(quota, int(used["usage_usec"]) / 1e6)
+    except (OSError, ValueError, KeyError):  # no limit, or no file that says what was used
         return None

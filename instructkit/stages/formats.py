@@ -100,15 +100,9 @@ def _setting(recipe: Any) -> tuple[str, str]:
 
 
 def tokenizer_of(frame: Frame) -> Any:
-    """
-    Load the tokenizer of the model that is trained.
-
-    In the format text it has no chat template, and the run is saved without one: no program that loads it may chat with it.
-    """
-    tokenizer = models.load_tokenizer(frame.inputs.parents["model"], frame.recipe.model)
-    if frame.inputs.format.name == TEXT:
-        tokenizer.chat_template = None
-    return tokenizer
+    """Load the tokenizer of the model that is trained, in the format of the run."""
+    inputs = frame.inputs
+    return models.load_tokenizer(inputs.parents["model"], frame.recipe.model, data_format=inputs.format.name)
 
 
 def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -> Format:

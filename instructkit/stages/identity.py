@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import json
 import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from instructkit import models
 from instructkit.naming import Source
 from instructkit.runs.lineage import WEIGHT_SUFFIXES, base_key, file_hash, folder_hash, model_files
 from instructkit.stages.functions import module_of
@@ -128,15 +128,6 @@ def _of_model(role: str, source: Source) -> dict[str, str]:
         found[base_key(role)] = folder_hash(base)
     if source.run is None and source.adapter is not None:
         found[f"{role}: adapter files"] = folder_hash(source.adapter)
-    if (template := _template(Path(source.tokenizer_path))) is not None:
+    if (template := models.template_of(source)) is not None:
         found[f"{role}: chat template"] = hashlib.sha256(template.encode()).hexdigest()
     return found
-
-
-def _template(folder: Path) -> str | None:
-    """Return the chat template in a model's folder."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    told = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-    return None if told is None else json.dumps(told)

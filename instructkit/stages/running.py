@@ -301,7 +301,7 @@ def _carry_out(frame: Frame, folder: RunFolder, identity: lineage.RunIdentity, t
 
 def _save(result: Result, folder: RunFolder) -> None:
     """Write the model apart and move it into place, so that no half of it is taken for the whole."""
-    saving = folder.path / contents.SAVING
+    saving = folder.path / contents.SAVING_FOLDER
     saving.mkdir(exist_ok=True)
     result.save(saving)
     contents.put_in_place(folder.path, lambda files: folder.update(files=files))

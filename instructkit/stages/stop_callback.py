@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from instructkit.stages.base import Frame
+from instructkit.stages.base import Frame, uses_default_checkpoints
 from instructkit.stages.stopping import Stopped
 
 FIRST_CHECKPOINT_SECONDS = 60
@@ -26,7 +26,7 @@ class Stopping(TrainerCallback):
     """
 
     def __init__(self, frame: Frame) -> None:
-        self.stop, self.early = frame.stop, frame.chooses_checkpoints
+        self.stop, self.early = frame.stop, uses_default_checkpoints(frame.recipe)
         self.started = 0.0
         self.saved_at = self.began_at = 0
         self.asked = False  # what all processes agree on

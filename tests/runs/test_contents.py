@@ -21,7 +21,7 @@ def make(path: Path, weights: str = "w", *, overwrite: bool = False, recipe: dic
     folder = RunFolder(path)
     folder.start(recipe, stage="sft", command=[], overwrite=overwrite)
     with folder:
-        saving = path / contents.SAVING
+        saving = path / contents.SAVING_FOLDER
         saving.mkdir()
         for name in ("model.safetensors", "config.json"):
             (saving / name).write_text(weights, encoding="utf-8")
@@ -73,8 +73,8 @@ def test_a_user_s_file_of_the_same_name_is_kept_under_another(tmp_path: Path) ->
     with RunFolder(path) as folder:
         folder.start(RECIPE, stage="sft", command=[])
         (path / "config.json").write_text("mine", encoding="utf-8")
-        (path / contents.SAVING).mkdir()
-        (path / contents.SAVING / "config.json").write_text("its", encoding="utf-8")
+        (path / contents.SAVING_FOLDER).mkdir()
+        (path / contents.SAVING_FOLDER / "config.json").write_text("its", encoding="utf-8")
         contents.put_in_place(path, lambda files: folder.update(files=files))
     assert (path / "config.json").read_text(encoding="utf-8") == "its"
     assert (path / "config.json.kept").read_text(encoding="utf-8") == "mine"
