@@ -50,7 +50,10 @@ class RecipeError(InputError):
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = faults
-        super().__init__("\n".join(str(fault) for fault in faults), hint="mend these; nothing was started")
+        super().__init__(
+            "\n".join(str(fault) for fault in faults),
+            hint="Fix these errors and run again. Nothing was started.",
+        )
 
 
 class Faults:

@@ -1,7 +1,7 @@
 """
-The last steps of a run, in one order: the record is complete, the chain knows, the checkpoints go.
+Take the last steps of a run in one order: complete the record, enter the update chain, delete the checkpoints.
 
-A process that is killed among them leaves a complete run whose record says `closing`; the next start repeats the last steps.
+A process that is killed in between leaves a complete run whose record has `closing: true`. The next start repeats the steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def close(recipe: Any, folder: RunFolder, finish: Finish, note: Callable[[str], 
     Take the last steps of a run whose record is complete and whose folder is held.
 
     Returns:
-        Why what the run decided did not come into force, else None.
+        The error of an update that passed its gates and was not promoted, else None.
     """
     overtaken = finish(recipe, folder.path, note)
     _drop_checkpoints(recipe, folder.path)
@@ -37,7 +37,7 @@ def close(recipe: Any, folder: RunFolder, finish: Finish, note: Callable[[str], 
 
 
 def again(recipe: Any, output: Path, finish: Finish, note: Callable[[str], None]) -> GateRefused | None:
-    """Take the last steps of a complete run if its process was killed among them; else only ask whether it is in force."""
+    """Repeat the last steps of a complete run whose process was killed in between; of another run ask `finish` alone."""
     if not read_record(output).get("closing"):
         return finish(recipe, output, note)
     with RunFolder.opened(output) as folder:
@@ -69,15 +69,17 @@ def repair(
     raised: Path | None = None,
 ) -> dict[Path, GateRefused | None]:
     """
-    Take the last steps of complete runs of a stage, at `output` and next to it, whose process was killed among them.
+    Repeat the last steps of complete runs whose process was killed in between.
 
     Args:
+        output: a run folder; the folders next to it are repaired too.
+        stage: of the runs.
         note: called with what was repaired, and with the refusal of a repaired run.
-        apart: a run that is left as it is.
+        apart: a run that is not repaired.
         raised: a run whose refusal the caller raises.
 
     Returns:
-        The runs that were repaired, and what `close` returned for each.
+        What `close` returned, by repaired run.
     """
     repaired: dict[Path, GateRefused | None] = {}
     for path in sorted(output.parent.iterdir()) if output.parent.is_dir() else []:

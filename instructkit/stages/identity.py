@@ -1,4 +1,4 @@
-"""Fingerprints of what shapes a run besides its recipe, rows and parent runs: functions, plain model folders, chat templates."""
+"""Fingerprint the sources of a run: Python functions, plain model folders and chat templates."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _LIBRARIES.add(Path(__file__).resolve().parent.parent)
 
 
 def fingerprints_of_sources(recipe: Any, parents: dict[str, Source]) -> dict[str, str]:
-    """Return the SHA-256 of everything that a run reads besides rows and parent runs, by what it is."""
-    found: dict[str, str] = {}
+    """Return the SHA-256 of each source of a run, by its name. Rows and parent runs are not sources."""
+    hashes: dict[str, str] = {}
     for key, place in _functions(recipe):
-        found[f"{key} ({place})"] = _source_hash(place)
+        hashes[f"{key} ({place})"] = _source_hash(place)
     template = recipe.trainer.get("chat_template_path")
     if template and Path(template).exists():
-        found[f"trainer.chat_template_path ({template})"] = _template_hash(Path(template))
+        hashes[f"trainer.chat_template_path ({template})"] = _template_hash(Path(template))
     for role, source in parents.items():
-        found |= _of_model(role, source)
-    return found
+        hashes |= _of_model(role, source)
+    return hashes
 
 
 def _template_hash(path: Path) -> str:
@@ -120,14 +120,14 @@ def _is_library(file: Path) -> bool:
 
 def _of_model(role: str, source: Source) -> dict[str, str]:
     """Return the hash of a model that is no run, of the base below an adapter, and of the chat template."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     base = Path(source.base)
     if source.gguf_file:
-        found[base_key(role)] = file_hash(base / source.gguf_file)
+        hashes[base_key(role)] = file_hash(base / source.gguf_file)
     elif base.is_dir() and (source.run is None or source.adapter is not None):
-        found[base_key(role)] = folder_hash(base)
+        hashes[base_key(role)] = folder_hash(base)
     if source.run is None and source.adapter is not None:
-        found[f"{role}: adapter files"] = folder_hash(source.adapter)
+        hashes[f"{role}: adapter files"] = folder_hash(source.adapter)
     if (template := models.template_of(source)) is not None:
-        found[f"{role}: chat template"] = hashlib.sha256(template.encode()).hexdigest()
-    return found
+        hashes[f"{role}: chat template"] = hashlib.sha256(template.encode()).hexdigest()
+    return hashes

@@ -55,7 +55,7 @@ def run(
             already may have been cut off before it.
 
     Returns:
-        The run record; nothing in a process that joined another one's run.
+        The run record; an empty one in other processes than the first.
 
     Raises:
         InputError: for what the user can mend, before anything is written.
@@ -84,15 +84,13 @@ def _run(
     output = Path(recipe.run.output)
     temporary.sweep()
     RunFolder(output).refuse_own_inputs(to_dict(recipe), recipe.source)
-    # What a repair puts in force changes what an update reads, so with --if-changed its own run is repaired after the comparison.
+    # A repair can promote an update and so change what a recipe reads. So --if-changed compares before it repairs its own run.
     apart = output if options.if_changed else None
     repaired: dict[Path, GateRefused | None] = {}
 
     def repair() -> bool:
         if processes.count() > 1:
-            naming.locate(
-                recipe.model.name
-            )  # builds the embedded model, whose weights the first process alone saves
+            naming.locate(recipe.model.name)  # only the first process can save the embedded model
         raised = output if options.resume else None
         given = {"apart": apart, "raised": raised}
         repaired.update(closing.repair(output, recipe.stage, finish, reporter.note, **given))
@@ -179,7 +177,7 @@ def _make(
     train: Train,
     finish: Finish,
 ) -> GateRefused | None:
-    """Claim the run's folder, fill it and close the run; return why what it decided did not come into force."""
+    """Claim the folder of the run, fill it and close the run. Return the error of an update that is not promoted."""
     output = Path(recipe.run.output)
     folder = RunFolder(output)
     overwrite = options.overwrite or (options.if_changed and not options.resume)
@@ -189,7 +187,7 @@ def _make(
         folder.check_free(overwrite=overwrite)
     if processes.alone_against_the_wish():
         reporter.note(
-            "warning: accelerate launch started one process: on CPUs it needs mpirun (--mpirun_hostfile) for several. "
+            "warning: accelerate launch started one process. On CPUs it needs mpirun (--mpirun_hostfile) for several. "
             "Use torchrun --nproc-per-node N -m instructkit sft RECIPE"
         )
     with reporter.phase(LOADING, announced=True):
@@ -203,7 +201,7 @@ def _make(
         reporter.note(reason)
     if frame.machine.on_cpu:
         machines.keep_freed_memory()
-    _meet(frame)  # all have looked at the folder before one of them changes it
+    _meet(frame)  # all processes have read the folder before the first one changes it
     if not processes.is_first():
         _meet(frame)  # the first holds the folder now
         seed_everything(frame.seed)
@@ -221,14 +219,14 @@ def _make(
     with folder, _full_disk_in_words(output), _nothing_left_before_a_step(frame, folder):
         _meet(frame)
         result = _carry_out(frame, folder, identity, train)
-        with stop.deferred():  # from here on the run is complete in a moment
+        with stop.deferred():  # what remains takes a moment
             _complete(frame, folder, result)
             return closing.close(recipe, folder, finish, reporter.note)
 
 
 @contextlib.contextmanager
 def _nothing_left_before_a_step(frame: Frame, folder: RunFolder) -> Iterator[None]:
-    """Remove the folder of a new run that ends before its first step: there is nothing in it to keep."""
+    """Remove the folder of a new run that ends before its first step."""
     try:
         yield
     except BaseException:
@@ -300,7 +298,7 @@ def _carry_out(frame: Frame, folder: RunFolder, identity: lineage.RunIdentity, t
 
 
 def _save(result: Result, folder: RunFolder) -> None:
-    """Write the model apart and move it into place, so that no half of it is taken for the whole."""
+    """Write the model to a folder of its own and move it into place when it is whole."""
     saving = folder.path / contents.SAVING_FOLDER
     saving.mkdir(exist_ok=True)
     result.save(saving)

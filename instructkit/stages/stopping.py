@@ -1,8 +1,8 @@
 """
-Ending a run early: Ctrl-C, SIGTERM and `run.max_minutes` take one way.
+End a run early on Ctrl-C, SIGTERM or `run.max_minutes`.
 
-While a trainer runs, a request waits until its callback has finished the micro-step and written a checkpoint. Anywhere else it
-raises `Stopped` at once. A second signal ends the process immediately.
+While a trainer runs, a request waits until the callback has finished the micro-step and written a checkpoint. Anywhere else
+it raises `Stopped` at once. A second signal ends the process immediately.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _SENT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run ends early on request. No `Exception`, so that no library catches it."""
+    """End a run early on request. This is no `Exception`, so that no library catches it."""
 
 
 class Stop:
     """
-    The request to end a run early, in effect within its `with` block.
+    Hold the request to end a run early, and handle signals within its `with` block.
 
     Attributes:
-        reason: why the run shall end, in words; None while nobody has asked.
-        exit_code: of the process, once somebody has.
+        reason: why the run ends; None before a request.
+        exit_code: of the process, after a request.
         stepped: whether a trainer has taken a step.
     """
 
@@ -68,7 +68,7 @@ class Stop:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within this context a request is only noted; whoever works there looks at `reason`."""
+        """Only note a request within this context. The code inside reads `reason`."""
         before, self._waits = self._waits, True
         try:
             yield
@@ -76,12 +76,12 @@ class Stop:
             self._waits = before
 
     def check(self) -> None:
-        """Raise `Stopped` if somebody has asked for it."""
+        """Raise `Stopped` after a request."""
         if self.reason is not None:
             raise Stopped(self.reason)
 
     def ask(self, reason: str, exit_code: int) -> None:
-        """Ask the run to end; the first reason counts."""
+        """Ask the run to end. The first reason counts."""
         if self.reason is None:
             self.reason, self.exit_code = reason, exit_code
 

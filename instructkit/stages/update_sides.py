@@ -61,7 +61,7 @@ def side_of(frame: Frame, side: str) -> Side:
 
 
 def groups_of(item: Item) -> tuple[str, ...]:
-    """Return the groups and tags that an item belongs to."""
+    """Return the groups and tags of an item."""
     return (*([f"group:{item.group}"] if item.group else []), *(f"tag:{tag}" for tag in item.tags))
 
 

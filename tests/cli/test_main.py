@@ -130,7 +130,7 @@ def test_several_faults_are_counted_and_listed(capsys, tmp_path, monkeypatch) ->
         "  r.yaml:1: `run` is missing (write `run: {output: runs/mine}`)",
         "  r.yaml:2: `model.name` is missing (write `name: runs/sft`)",
         "  r.yaml:2: unknown key `nam` in `model` (did you mean `name`?)",
-        "hint: mend these; nothing was started",
+        "hint: Fix these errors and run again. Nothing was started.",
     ]
 
 
