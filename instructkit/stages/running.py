@@ -84,20 +84,9 @@ def _run(
     output = Path(recipe.run.output)
     temporary.sweep()
     RunFolder(output).refuse_own_inputs(to_dict(recipe), recipe.source)
-    # A repair can promote an update and so change what a recipe reads. So --if-changed compares before it repairs its own run.
-    apart = output if options.if_changed else None
-    repaired: dict[Path, GateRefused | None] = {}
-
-    def repair() -> bool:
-        if processes.count() > 1:
-            naming.locate(recipe.model.name)  # only the first process can save the embedded model
-        raised = output if options.resume else None
-        given = {"apart": apart, "raised": raised}
-        repaired.update(closing.repair(output, recipe.stage, finish, reporter.note, **given))
-        return options.resume and output in repaired
-
-    if _by_the_first(recipe, repair):
-        return _closed(read_run(output), repaired[output]) if processes.is_first() else {}
+    is_done, overtaken = _repair(recipe, options, reporter, finish)
+    if is_done:
+        return _closed(read_run(output), overtaken) if processes.is_first() else {}
     try:
         with reporter.phase("reading the data"):
             inputs = resuming.collected(recipe, collect, resume=options.resume)
@@ -127,6 +116,33 @@ def _run(
     record = read_run(output)
     reporter.table(record)
     return _closed(record, overtaken)
+
+
+def _repair(
+    recipe: Any, options: RunOptions, reporter: Reporter, finish: Finish
+) -> tuple[bool, GateRefused | None]:
+    """
+    Let the first process repair complete runs, before any process reads them.
+
+    Returns:
+        Whether that completed the run that is resumed, and what `closing.close` returned for it.
+    """
+    output, several = Path(recipe.run.output), processes.count() > 1
+    # A repair can promote an update and so change what a recipe reads. So --if-changed compares before it repairs its own run.
+    apart = output if options.if_changed else None
+    raised = output if options.resume else None
+    repaired: dict[Path, GateRefused | None] = {}
+
+    def repair() -> bool:
+        if several:
+            naming.locate(recipe.model.name)  # only the first process can save the embedded model
+        repaired.update(
+            closing.repair(output, recipe.stage, finish, reporter.note, apart=apart, raised=raised)
+        )
+        return options.resume and output in repaired
+
+    with reporter.phase("waiting for the other processes") if several else contextlib.nullcontext():
+        return _by_the_first(recipe, repair), repaired.get(output)
 
 
 def _way_on(recipe: Any, options: RunOptions, *, stepped: bool) -> str:
