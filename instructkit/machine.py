@@ -111,11 +111,16 @@ def usable_cpus(root: Path = Path("/")) -> int:
         root: of the file system.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([affinity, *(math.ceil(quota) for quota in _quotas(root))]))
+    return max(1, min([affinity, *(math.ceil(quota) for _, quota in cpu_limits(root))]))
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """CPU quotas of the control group and of those above it, in CPUs; version 2 and version 1."""
+def cpu_limits(root: Path = Path("/")) -> Iterator[tuple[Path, float]]:
+    """
+    Yield the control groups of this process that limit its CPUs: the folder of each, and its quota in CPUs.
+
+    Args:
+        root: of the file system; control groups of version 2 and version 1 count.
+    """
     for line in _read(root / "proc/self/cgroup").splitlines():
         if line.count(":") < 2:
             continue
@@ -131,7 +136,7 @@ def _quotas(root: Path) -> Iterator[float]:
             else:
                 words = _read(folder / "cpu.max").split()
             if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
-                yield int(words[0]) / int(words[1])
+                yield folder, int(words[0]) / int(words[1])
 
 
 def _read(path: Path) -> str:

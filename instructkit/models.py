@@ -35,25 +35,42 @@ def weightless() -> Iterator[None]:
         _WEIGHTLESS.reset(token)
 
 
-def load_tokenizer(source: Source, section: ModelSection) -> Any:
-    """The tokenizer of a model, with a padding token."""
+def load_tokenizer(source: Source, section: ModelSection, *, data_format: str | None = None) -> Any:
+    """
+    Load the tokenizer of a model and give it a padding token.
+
+    Args:
+        data_format: of the run that trains or trained the model. With `text` the tokenizer has no chat template, and a run is
+            saved without one, so that no program chats with it.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = from_pretrained(AutoTokenizer, source, section, path=source.tokenizer_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if data_format == "text":
+        tokenizer.chat_template = None
     return tokenizer
 
 
 def has_chat_template(source: Source, section: ModelSection) -> bool:
     """Return whether a model's tokenizer renders conversations; of a folder its files say so, and no library is loaded."""
-    folder = Path(source.tokenizer_path)
-    config = folder / "tokenizer_config.json"
-    if source.gguf_file or section.trust_remote_code or not config.is_file():
+    has_files = (Path(source.tokenizer_path) / "tokenizer_config.json").is_file()
+    if source.gguf_file or section.trust_remote_code or not has_files:
         return load_tokenizer(source, section).chat_template is not None
+    return template_of(source) is not None
+
+
+def template_of(source: Source) -> str | None:
+    """Return the chat template in the files of a model's folder, several as JSON; None where there is none."""
+    folder = Path(source.tokenizer_path)
     if (folder / "chat_template.jinja").is_file():
-        return True
-    return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    template = (
+        json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    )
+    return template if template is None else json.dumps(template)
 
 
 def load_for_training(

@@ -143,7 +143,7 @@ ROOMS = {
     "ppo.trainer": room(LIBRARY, TORCH_KIND | {"trl", "accelerate"}),
     # Floor 5: everything below; not each other. `stages` itself only says which command is which stage.
     "stages": room(f"{FLOOR_3} {LIBRARY} {SHARED_STAGES}", ANYTHING),
-    "stages.contention": room(),
+    "stages.contention": room("machine processes"),
     # Floor 6. A plan builds the trainers of the stages; it alone reaches into torch's dispatcher.
     "plan": room(f"{FLOOR_3} {LIBRARY} stages plan", TORCH_KIND, ANYTHING | {"psutil", "py3langid"}),
     "report": room(f"{FLOOR_2} evaluate report", "rich"),

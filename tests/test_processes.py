@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from stages.small import Silent
 
 from instructkit import processes
 from instructkit.cli.main import main
+from instructkit.recipe.load import load_recipe
+from instructkit.recipe.render import to_dict
+from instructkit.runs.reading import read_record
+from instructkit.runs.record import RunFolder
+from instructkit.stages import RunOptions, running
 
 ROW = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "It."}]
 RECIPE = """stage: sft
@@ -46,7 +52,6 @@ def test_processes_are_counted(variables: dict, count: int, first: bool, monkeyp
         ["ppo", "r.yaml"],
         ["reward", "r.yaml"],
         ["lora-update", "r.yaml"],
-        ["runs"],
         ["sft", "r.yaml", "--plan"],
     ],
 )
@@ -57,7 +62,17 @@ def test_what_one_process_does_is_refused_with_a_reason(words: list[str], capsys
         main(words)
     told = capsys.readouterr().err
     assert ended.value.code == 2
-    assert "error: 2 processes were started, and `instructkit " in told and "without torchrun" in told
+    assert "error: 2 processes were started (WORLD_SIZE=2), and `instructkit " in told
+    assert "without torchrun" in told and "unset WORLD_SIZE" in told
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["ppo", "--help"], ["runs"], ["schema", "sft"]])
+def test_commands_that_train_nothing_run_whatever_the_environment_says(words, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
 
 
 def test_an_error_is_left_to_the_first_process(capsys, monkeypatch) -> None:
@@ -69,6 +84,23 @@ def test_an_error_is_left_to_the_first_process(capsys, monkeypatch) -> None:
         main(["sft", "no-such.yaml"])
     assert waited == [processes.ALONE_SECONDS]
     assert "reading no-such.yaml" not in capsys.readouterr().err
+
+
+def test_the_first_process_alone_repairs_a_run_and_decides_for_all(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("chat.jsonl").write_text(json.dumps({"messages": ROW}) + "\n", encoding="utf-8")
+    Path("r.yaml").write_text(RECIPE, encoding="utf-8")
+    recipe = load_recipe("r.yaml", "sft")
+    with RunFolder("out") as folder:
+        folder.start(to_dict(recipe), stage="sft", command=[])
+        folder.complete(closing=True)
+    decisions = []
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "by_the_first", lambda work, **_: decisions.append(work) or True)
+    options, unused = RunOptions(resume=True), {"collect": None, "train": None, "finish": None}
+    assert running.run(recipe, options, Silent(), **unused) == {}
+    assert len(decisions) == 1 and read_record(Path("out"))["closing"] is True
 
 
 @pytest.mark.proof
@@ -85,5 +117,12 @@ def test_torchrun_trains_on_two_processes_and_the_first_one_writes(workplace: Pa
     steps = [json.loads(line) for line in Path("out/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in steps if "loss" in row] == [1, 2]
     assert done.stderr.count("instructkit sft: reading r.yaml") == done.stderr.count("out (sft): done") == 1
+    record_path = Path("out/run.json")
+    for option in ("--resume", "--if-changed"):
+        record_path.write_text(json.dumps({**record, "closing": True}), encoding="utf-8")
+        done = subprocess.run([*launch, "sft", "r.yaml", option], capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(record_path.read_text(encoding="utf-8"))["closing"] is False
+        assert done.stderr.count("was complete, but") == (option == "--resume")
     again = subprocess.run([*launch, "sft", "r.yaml"], capture_output=True, text=True, timeout=500)
     assert again.returncode != 0 and again.stderr.count("out already holds a run") == 1

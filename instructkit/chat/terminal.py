@@ -19,9 +19,7 @@ def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0
         name=name, revision=None, trust_remote_code=False, quantization="none", attn_implementation=None
     )
     model = models.load_for_use(source, section, machine.choose())
-    tokenizer = models.load_tokenizer(source, section)
-    if naming.trained_format(source) == "text":
-        tokenizer.chat_template = None  # the model was trained to complete text
+    tokenizer = models.load_tokenizer(source, section, data_format=naming.trained_format(source))
     return Session(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
 
 

@@ -85,13 +85,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _refuse_several_processes(arguments: list[str]) -> None:
-    """Raise an `InputError` if torchrun or `accelerate launch` started several processes of a command that allows one."""
-    command = " ".join(["instructkit", *arguments[:1]])
-    if arguments[0] != "sft":
-        why = "only `instructkit sft` shares its work among processes"
-        refuse_several(command, why)
-    if "--plan" in arguments:
-        refuse_several(f"{command} --plan", "it plans and trains nothing")
+    """Raise an `InputError` where several processes were started for a training command that runs in one."""
+    command, *rest = arguments
+    if command not in train.ABOUT or {"-h", "--help"} & set(rest):
+        return
+    if command != "sft":
+        refuse_several(f"instructkit {command}", "only `instructkit sft` shares its work among processes")
+    elif "--plan" in rest:
+        refuse_several("instructkit sft --plan", "it plans and trains nothing")
 
 
 def _announce(arguments: list[str]) -> None:

@@ -151,6 +151,7 @@ def make(
     Raises:
         InputError: for all that the run would refuse before its first step.
     """
+    RunFolder(recipe.run.output).refuse_own_inputs(to_dict(recipe), recipe.source)
     inputs = resuming.collected(recipe, collect, resume=resume)
     loading()
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.machine import Machine
-from instructkit.plan.listener import Listener
 from instructkit.runs.temporary import TemporaryFolder
 from instructkit.stages import MODULES
 from instructkit.stages.base import Frame, Inputs, peak_memory, seed_everything
+from instructkit.stages.listener import Listener
 
 STEPS, WARM_UP = (
     5,

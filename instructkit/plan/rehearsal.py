@@ -16,13 +16,13 @@ from instructkit import adapters, models, naming
 from instructkit.machine import Machine
 from instructkit.plan import rollout as ppo
 from instructkit.plan.ledger import GRADIENTS, Held, Ledger, rehearsing
-from instructkit.plan.listener import Listener
 from instructkit.plan.refusals import told_by_recipe
 from instructkit.plan.reuse import Kept, few, keep, rows_of_batch
 from instructkit.plan.statistics import Statistics, of_rows
 from instructkit.runs.temporary import TemporaryFolder
 from instructkit.stages import MODULES
 from instructkit.stages.base import Frame, Inputs
+from instructkit.stages.listener import Listener
 
 STATE_BYTES = {  # of an optimizer, for each trained weight
     "adamw_8bit": 2,

@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,30 @@ from instructkit.runs.files import TEMPORARIES
 from instructkit.runs.lineage import model_files, run_hash
 from instructkit.runs.reading import RECORD, is_run, read_record
 
-SAVING = ".saving"  # holds the model files while they are written
+SAVING_FOLDER = ".saving"  # holds the model files while they are written
 CHECKPOINTS = "checkpoints"
 LOGS = {RECORD, "metrics.jsonl", "samples.jsonl", "skipped.jsonl", "eval_samples.jsonl"}
-# Files that libraries write next to a model; they matter only for runs of versions that kept no list of files.
-_NEXT_TO_A_MODEL = {"README.md", "training_args.bin"}
+# Earlier versions kept no list of their files. These were written next to a model, at the top or in the two folders.
+_NEXT_TO_A_MODEL = {"README.md", "training_args.bin", "entry.json", "preprocess.json"}
+_MODEL_NAMES = (
+    *(
+        "config.json",
+        "generation_config.json",
+        "adapter_config.json",
+        "score_offset.json",
+        "chat_template.jinja",
+    ),
+    *(
+        "model*.safetensors",
+        "model.safetensors.index.json",
+        "adapter_model.*",
+        "head.safetensors",
+        "critic.json",
+    ),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "entry.json"),
+    *("preprocess.json", "training_args.bin"),
+)
+_MODEL_FOLDERS = {".", "update", "critic"}
 # Keys of a recipe whose values may name a file or a folder that the run reads; lists of them end in a number.
 _NAMES_A_PLACE = {
     *("name", "train", "eval", "source", "ptx", "model", "function", "init", "judge", "reward_model"),
@@ -56,12 +76,12 @@ def discard(aside: Path, home: Path) -> None:
 
 def put_in_place(folder: Path, note_files: Callable[[list[str]], None]) -> None:
     """
-    Move the saved model files from `SAVING` into their run folder.
+    Move the saved model files from `SAVING_FOLDER` into their run folder.
 
     Args:
         note_files: called first with the list of these files, so that they are known as the run's own from then on.
     """
-    saving = folder / SAVING
+    saving = folder / SAVING_FOLDER
     fresh, own = _every(saving), _own(folder)
     for file in fresh:
         if file not in own and os.path.lexists(folder / file):  # a user's file of the same name
@@ -80,13 +100,23 @@ def _free_name(path: Path) -> Path:
 
 
 def _own(folder: Path) -> set[Path]:
-    """Return the model files of a run: those that it listed, of an older run those that its hash vouches for."""
+    """
+    Return the model files of a run: those that it listed.
+
+    Of an earlier version they are all model files if they are as the run wrote them. Else something was added or the run is
+    not finished, and only the usual names of model files count: what a user put there keeps its place.
+    """
     record = read_record(folder) if is_run(folder) else {}
     if (listed := record.get("files")) is not None:
         return {Path(name) for name in listed}
     if record.get("hash") and record["hash"] == run_hash(folder):
         return {file.relative_to(folder) for file in model_files(folder)} | set(map(Path, _NEXT_TO_A_MODEL))
-    return set()
+    earlier = bool(record) and "files" not in record
+    return {file for file in _every(folder) if earlier and _has_a_usual_name(file)}
+
+
+def _has_a_usual_name(file: Path) -> bool:
+    return str(file.parent) in _MODEL_FOLDERS and any(fnmatch(file.name, name) for name in _MODEL_NAMES)
 
 
 def _every(folder: Path) -> list[Path]:
@@ -100,7 +130,7 @@ def _every(folder: Path) -> list[Path]:
 
 def _is_internal(file: Path) -> bool:
     """Say whether a file is a log, a checkpoint or a temporary file of the run."""
-    inside = file.parts[0] in (CHECKPOINTS, SAVING) and len(file.parts) > 1
+    inside = file.parts[0] in (CHECKPOINTS, SAVING_FOLDER) and len(file.parts) > 1
     return inside or str(file) in LOGS or any(file.match(pattern) for pattern in TEMPORARIES)
 
 

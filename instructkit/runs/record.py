@@ -17,6 +17,13 @@ from instructkit.runs.reading import FORMAT, RECORD, is_run, read_record, read_r
 
 __all__ = ["RunFolder", "is_run", "read_run", "write_json_atomic"]
 
+PREVIOUS, DISCARDED = ".previous", ".discarded"  # endings of hidden folders: of runs that are being replaced
+
+
+def is_being_replaced(path: Path) -> bool:
+    """Say whether a folder holds a run that was moved aside for a newer one."""
+    return path.name.startswith(".") and path.name.endswith((PREVIOUS, DISCARDED))
+
 
 class RunFolder:
     """
@@ -177,11 +184,11 @@ class RunFolder:
 
     @property
     def _previous(self) -> Path:
-        return self.real.parent / f".{self.real.name}.previous"
+        return self.real.parent / f".{self.real.name}{PREVIOUS}"
 
     @property
     def _discarded(self) -> Path:
-        return self.real.parent / f".{self.real.name}.discarded"
+        return self.real.parent / f".{self.real.name}{DISCARDED}"
 
     def refuse_own_inputs(self, recipe: dict[str, Any], source: str = "") -> None:
         """
@@ -323,7 +330,7 @@ class RunFolder:
         if refuse is not None:
             refuse()
         sweep(self.real)
-        shutil.rmtree(self.real / contents.SAVING, ignore_errors=True)
+        shutil.rmtree(self.real / contents.SAVING_FOLDER, ignore_errors=True)
         kept = {"started": old["started"], "previous": old.get("previous"), "files": old.get("files")}
         self.record = {**fresh, **kept, "resumed": [*old.get("resumed", []), fresh["started"]]}
         write_json_atomic(self.path / RECORD, self.record)

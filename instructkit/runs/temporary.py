@@ -6,9 +6,11 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 PREFIX = "instructkit-"
+YOUNG_SECONDS = 60.0  # a process that made a folder this recently may not have locked it yet
 OWNER = "owner.lock"  # locked while the process that made the folder lives
 
 
@@ -25,6 +27,8 @@ def sweep() -> None:
     """Remove the temporary folders of processes that were killed; those of living ones, also of other users, stay."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
+            if time.time() - folder.stat().st_mtime < YOUNG_SECONDS:
+                continue
             handle = os.open(folder / OWNER, os.O_RDWR)
         except OSError:
             continue

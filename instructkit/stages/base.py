@@ -27,8 +27,8 @@ __all__ = ["CHECKPOINTS", "Frame", "Inputs", "Reporter", "Result", "RunOptions"]
 
 LOADING = "loading torch, transformers and trl"  # announced before the first heavy import
 PREPARING = "loading the model and preparing the rows"  # a phase of every stage
-# A recipe that sets one of these asked for checkpoints itself: they are kept, and come when it says
-SAVING = ("save_strategy", "save_steps", "save_total_limit")
+# A recipe that sets one of these keeps its checkpoints and decides when they are written.
+CHECKPOINT_FIELDS = ("save_strategy", "save_steps", "save_total_limit")
 SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -81,7 +81,7 @@ class Inputs:
         return {}
 
     def undecidable(self, recipe: Any) -> tuple[list[str], bool]:
-        """Return the gates that cannot be decided on so little data, in words, and whether they refuse what is trained."""
+        """Return the gates that the data are too few to decide, and whether these refuse the result."""
         return [], False
 
     def begun(self) -> dict[str, Any]:
@@ -114,19 +114,14 @@ class Frame:
     stop: Stop = field(default_factory=Stop)
     clock: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # rows that a trainer leaves out, by reason
-    contention: Contention | None = None  # watches the CPUs, where they are what computes
+    contention: Contention | None = None  # watches for other work on the CPUs
 
     def look_for_other_work(self, when: str, **options: float) -> None:
-        """Warn, once, where other work uses the CPUs that this run computes on."""
+        """Warn once if other work uses the CPUs that this run computes on."""
         import torch
 
         if self.contention is not None and self.machine.on_cpu:
             self.contention.look(torch.get_num_threads(), when, **options)
-
-    @property
-    def chooses_checkpoints(self) -> bool:
-        """Say whether the recipe leaves it to the defaults when checkpoints are written."""
-        return not set(SAVING) & set(self.recipe.trainer)
 
     @property
     def seed(self) -> int:
@@ -134,7 +129,14 @@ class Frame:
         return self.recipe.run.seed
 
     def timed(self, what: str, work: Callable[[], Any], *, phase: str = "") -> Any:
-        """Do `work`, shown as `phase` where one is given; add its seconds to the run record under `what`; return its result."""
+        """
+        Do `work` and return its result.
+
+        Args:
+            what: the key in the run record that its seconds are added to.
+            work: takes no arguments.
+            phase: the name that is shown while it runs; none is shown without.
+        """
         self.stop.check()
         started = time.perf_counter()
         try:
@@ -142,6 +144,11 @@ class Frame:
                 return work()
         finally:
             self.clock[what] = round(self.clock.get(what, 0.0) + time.perf_counter() - started, 2)
+
+
+def uses_default_checkpoints(recipe: Any) -> bool:
+    """Return whether a recipe leaves it to the defaults when checkpoints are written and kept."""
+    return not set(CHECKPOINT_FIELDS) & set(recipe.trainer)
 
 
 def refuse_unfit_parents(recipe: Any, parents: dict[str, naming.Source]) -> None:
@@ -172,7 +179,7 @@ def refuse_without_weights(parents: dict[str, naming.Source]) -> None:
 
 def refuse_undecidable(recipe: Any, told: Sequence[str], refuses: bool) -> None:
     """
-    Refuse to train what its gates could only refuse, because there is too little to measure on.
+    Refuse to train an update whose gates cannot be decided on so little data.
 
     Args:
         told, refuses: as `Inputs.undecidable` gives them.
@@ -236,7 +243,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # TRL's own, while it computes what a reference says
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of DDP, that it looks for unused parameters
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that it looks for unused parameters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The fused 4-bit CPU kernels would be fetched from a hub; bitsandbytes' own are used instead.
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
@@ -244,7 +251,7 @@ def quiet_libraries() -> None:
 
 
 def load_libraries() -> None:
-    """Import what training needs. It takes seconds, so the caller announces it."""
+    """Import what training needs. This takes seconds, so the caller shows it as a phase."""
     import trl  # noqa: F401
 
     import instructkit.stages.training  # noqa: F401

@@ -90,7 +90,7 @@ def remove_halves(folder: Path, stage: str) -> str | None:
 
 
 def resumable(output: Path, stage: str) -> bool:
-    """Say whether a run can be resumed: its folder has a whole checkpoint."""
+    """Return whether a run can be resumed: its folder has a whole checkpoint."""
     try:
         refuse_none(output, stage)
     except InputError:

@@ -1,7 +1,7 @@
 """
-The last steps of a run, in one order: the record is complete, the chain knows, the checkpoints go.
+Take the last steps of a run in one order: complete the record, enter the update chain, delete the checkpoints.
 
-A process that is killed among them leaves a complete run whose record says `closing`; the next start repeats the last steps.
+A process that is killed in between leaves a complete run whose record has `closing: true`. The next start repeats the steps.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.errors import GateRefused, InstructKitError
+from instructkit.feedback.gates import stands_against
+from instructkit.feedback.remedies import refusal
 from instructkit.recipe.schema import RECIPES
 from instructkit.runs.lock import is_held
 from instructkit.runs.reading import is_run, read_record
-from instructkit.runs.record import RunFolder
-from instructkit.stages.base import CHECKPOINTS, SAVING
+from instructkit.runs.record import RunFolder, is_being_replaced
+from instructkit.stages.base import CHECKPOINTS, uses_default_checkpoints
 
 Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
 
@@ -26,7 +28,7 @@ def close(recipe: Any, folder: RunFolder, finish: Finish, note: Callable[[str], 
     Take the last steps of a run whose record is complete and whose folder is held.
 
     Returns:
-        Why what the run decided did not come into force, else None.
+        The error of an update that passed its gates and was not promoted, else None.
     """
     overtaken = finish(recipe, folder.path, note)
     _drop_checkpoints(recipe, folder.path)
@@ -35,24 +37,49 @@ def close(recipe: Any, folder: RunFolder, finish: Finish, note: Callable[[str], 
 
 
 def again(recipe: Any, output: Path, finish: Finish, note: Callable[[str], None]) -> GateRefused | None:
-    """Take the last steps of a complete run if its process was killed among them; else only ask whether it is in force."""
+    """Repeat the last steps of a complete run whose process was killed in between; of another run ask `finish` alone."""
     if not read_record(output).get("closing"):
         return finish(recipe, output, note)
     with RunFolder.opened(output) as folder:
         return close(recipe, folder, finish, note)
 
 
-def repair(
-    output: Path, stage: str, finish: Finish, note: Callable[[str], None], *, apart: Path | None = None
-) -> dict[Path, GateRefused | None]:
+def refused(record: dict[str, Any], overtaken: GateRefused | None) -> GateRefused | None:
     """
-    Take the last steps of complete runs of a stage, at `output` and next to it, whose process was killed among them.
+    Return the error of a complete run that must not be used, else None.
 
     Args:
-        apart: a run that is left as it is.
+        record: of the run; its gates decide first.
+        overtaken: what `close` returned for it.
+    """
+    against = [gate for gate in record["gates"] if stands_against(gate, record)]
+    if not against:
+        return overtaken
+    message, hint = refusal(record, against)
+    return GateRefused(message, hint=hint)
+
+
+def repair(
+    output: Path,
+    stage: str,
+    finish: Finish,
+    note: Callable[[str], None],
+    *,
+    apart: Path | None = None,
+    raised: Path | None = None,
+) -> dict[Path, GateRefused | None]:
+    """
+    Repeat the last steps of complete runs whose process was killed in between.
+
+    Args:
+        output: a run folder; the folders next to it are repaired too.
+        stage: of the runs.
+        note: called with what was repaired, and with the refusal of a repaired run.
+        apart: a run that is not repaired.
+        raised: a run whose refusal the caller raises.
 
     Returns:
-        The runs that were repaired, and what `close` returned for each.
+        What `close` returned, by repaired run.
     """
     repaired: dict[Path, GateRefused | None] = {}
     for path in sorted(output.parent.iterdir()) if output.parent.is_dir() else []:
@@ -62,14 +89,17 @@ def repair(
             with RunFolder.opened(path) as folder:
                 recipe = RECIPES[stage](**folder.record["recipe"])
                 repaired[path] = close(recipe, folder, finish, note)
-            note(f"{path} was complete, but its process was killed before its last steps; they are done now")
         except InstructKitError as error:
             note(f"warning: the last steps of {path} cannot be done: {error}")
+            continue
+        note(f"{path} was complete, but its process was killed before its last steps; they are done now")
+        if path != raised and (error := refused(folder.record, repaired[path])):
+            note(f"warning: {error}")
     return repaired
 
 
 def _is_cut_off(path: Path, stage: str) -> bool:
-    if not is_run(path) or is_held(path):
+    if not is_run(path) or is_being_replaced(path) or is_held(path):
         return False
     try:
         record = read_record(path)
@@ -80,5 +110,5 @@ def _is_cut_off(path: Path, stage: str) -> bool:
 
 def _drop_checkpoints(recipe: Any, output: Path) -> None:
     """Remove what only `--resume` needs, unless the recipe asked for checkpoints itself."""
-    if not set(SAVING) & set(recipe.trainer):
+    if uses_default_checkpoints(recipe):
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)

@@ -1,8 +1,8 @@
 """
-The data format of a run: whether the model's chat template renders its rows, or texts are joined as they are.
+Choose the data format of a run: `chat` renders rows by the model's chat template, `text` joins texts as they are.
 
-It is decided once, when a stage has read its rows, and recorded in `run.json`; later stages and `chat` inherit it. Texts become
-messages here, before anything is encoded, so that everything behind reads one kind of row.
+A stage chooses it once, after it has read its rows, and records it in `run.json`. Later stages and `chat` inherit it.
+Texts become messages here, so that encoding reads one kind of row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AUTO, CHAT, TEXT = "auto", "chat", "text"
 @dataclass(frozen=True)
 class Format:
     """
-    A data format and the reason for it.
+    Hold a data format and the reason for it.
 
     Attributes:
         name: `chat` or `text`; None where only whole texts are learned and no parent has a format.
@@ -52,7 +52,7 @@ def applied(recipe: Any, inputs: Inputs) -> Inputs:
 
 
 def rendered(data: Mapping[str, Rows], chosen: Format) -> dict[str, Rows]:
-    """Return rows by role, their texts as messages unless the format is text; feedback is converted when it is prepared."""
+    """Return rows by role, with texts as messages in the format chat. Feedback is converted when it is prepared."""
     return {
         role: rows if chosen.name == TEXT or rows.kind == "feedback" else rows.in_conversations()
         for role, rows in data.items()
@@ -61,7 +61,7 @@ def rendered(data: Mapping[str, Rows], chosen: Format) -> dict[str, Rows]:
 
 def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str, Rows]) -> Format:
     """
-    Decide the format: the recipe's, else that of the parent run, else chat where the model has a template.
+    Return the format of the recipe, else that of the parent run, else chat where the model has a template.
 
     Args:
         recipe: of any stage.
@@ -72,7 +72,7 @@ def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str,
         InputError: when the recipe contradicts the parent run, a model that scores reads another format, or rows do not fit.
     """
     if any(map(naming.is_to_come, parents.values())):
-        return Format(None, "a model is not there yet")
+        return Format(None, "a model does not exist yet")
     key, asked = _setting(recipe)
     source = parents["model"]
     has_template = "chat_template_path" in recipe.trainer or models.has_chat_template(source, recipe.model)
@@ -93,22 +93,16 @@ def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str,
 
 
 def _setting(recipe: Any) -> tuple[str, str]:
-    """The key of the format in a recipe, and its value."""
+    """Return the key of the format in a recipe, and its value."""
     of_feedback = recipe.stage == "lora-update"
     section = recipe.feedback if of_feedback else recipe.data
     return ("feedback.format" if of_feedback else "data.format"), section.format
 
 
 def tokenizer_of(frame: Frame) -> Any:
-    """
-    Load the tokenizer of the model that is trained.
-
-    In the format text it has no chat template, and the run is saved without one: no program that loads it may chat with it.
-    """
-    tokenizer = models.load_tokenizer(frame.inputs.parents["model"], frame.recipe.model)
-    if frame.inputs.format.name == TEXT:
-        tokenizer.chat_template = None
-    return tokenizer
+    """Load the tokenizer of the model that is trained, in the format of the run."""
+    inputs = frame.inputs
+    return models.load_tokenizer(inputs.parents["model"], frame.recipe.model, data_format=inputs.format.name)
 
 
 def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -> Format:
@@ -133,7 +127,7 @@ def _refuse_another_parent(recipe: Any, source: naming.Source) -> None:
 
 
 def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], chosen: Format) -> None:
-    """A reward model and a critic read what the policy reads."""
+    """Refuse a reward model or a critic that reads another format than the policy."""
     for role, source in parents.items():
         theirs = naming.trained_format(source)
         if role == "model" or theirs == chosen.name:
@@ -142,7 +136,7 @@ def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], cho
         if theirs is not None:
             raise InputError(
                 f"{recipe.run.output}: its data format is {chosen.name} ({chosen.why}), but {name} was trained as {theirs}",
-                hint=f"train {source.name} again as {chosen.name}, or name another",
+                hint=f"train {source.name} again as {chosen.name}, or use another model as {role}",
             )
         if (
             role != "critic"
@@ -151,12 +145,12 @@ def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], cho
         ):
             raise InputError(
                 f"{recipe.run.output}: its data format is chat ({chosen.why}), but {name} has no chat template",
-                hint="name a reward model with a chat template",
+                hint=f"use a model with a chat template as {role}",
             )
 
 
 def _refuse_unfit(rows: Rows, chosen: Format, recipe: Any) -> None:
-    """Conversations are no text, and a comparison without a prompt is no conversation."""
+    """Refuse conversations in the format text, and comparisons without a prompt in the format chat."""
     for row, place in zip(rows.rows, rows.places, strict=True):
         if chosen.name == TEXT and has_messages(row, rows.kind):
             raise InputError(

@@ -48,7 +48,7 @@ def load_function(place: str) -> Callable[..., Any]:
 
 
 def module_of(place: str) -> str:
-    """Return the module's name, or the path of the file, that the place of a function names."""
+    """Return the module or the path of the file in the place of a function."""
     return DEMO.get(place, place).rpartition(":")[0]
 
 
@@ -93,7 +93,7 @@ def _told(error: Exception) -> str:
 
 
 def _as_texts(values: Sequence[Any]) -> list[Any]:
-    """Prompts or answers of one message as their texts; others unchanged."""
+    """Return prompts or answers of one message as texts, others unchanged."""
     return [value[0]["content"] if isinstance(value, list) and len(value) == 1 else value for value in values]
 
 

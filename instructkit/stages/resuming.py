@@ -51,7 +51,7 @@ def hashes(inputs: Inputs) -> dict[str, str]:
 
 
 def identity(recipe: Any, inputs: Inputs) -> lineage.RunIdentity:
-    """Return what shapes the result of a run; it reads every file of its parents."""
+    """Return what shapes the result of a run. This reads every file of its parents."""
     return lineage.RunIdentity(
         to_dict(recipe), fingerprints(inputs), hashes(inputs), fingerprints_of_sources(recipe, inputs.parents)
     )

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from instructkit import machine as machines
-from instructkit import processes
+from instructkit import naming, processes
 from instructkit.errors import GateRefused, InstructKitError, NothingNew, RunStopped
-from instructkit.feedback.gates import stands_against
-from instructkit.feedback.remedies import refusal
 from instructkit.recipe.render import to_dict
 from instructkit.runs import contents, lineage, temporary
 from instructkit.runs.metrics import write_rows
@@ -38,7 +36,7 @@ from instructkit.stages.base import (
     seed_everything,
 )
 from instructkit.stages.closing import Finish
-from instructkit.stages.contention import Contention
+from instructkit.stages.contention import watch
 from instructkit.stages.stopping import Stop, Stopped
 
 Collect, Train = Callable[..., Inputs], Callable[[Frame], Result]
@@ -57,7 +55,7 @@ def run(
             already may have been cut off before it.
 
     Returns:
-        The run record; nothing in a process that joined another one's run.
+        The run record; an empty one in other processes than the first.
 
     Raises:
         InputError: for what the user can mend, before anything is written.
@@ -68,8 +66,10 @@ def run(
         try:
             return _run(recipe, options, reporter, stop, collect, train, finish)
         except Stopped as stopped:
-            hint = _way_on(Path(recipe.run.output), recipe.stage)
+            hint = _way_on(recipe, options, stepped=stop.stepped)
             raise RunStopped(str(stopped), hint=hint, exit_code=stop.exit_code) from stopped
+        finally:
+            processes.part()
 
 
 def _run(
@@ -84,11 +84,9 @@ def _run(
     output = Path(recipe.run.output)
     temporary.sweep()
     RunFolder(output).refuse_own_inputs(to_dict(recipe), recipe.source)
-    # What a repair puts in force changes what an update reads, so with --if-changed its own run is repaired after the comparison.
-    apart = output if options.if_changed else None
-    repaired = closing.repair(output, recipe.stage, finish, reporter.note, apart=apart)
-    if options.resume and output in repaired:
-        return _closed(read_run(output), repaired[output])
+    is_done, overtaken = _repair(recipe, options, reporter, finish)
+    if is_done:
+        return _closed(read_run(output), overtaken) if processes.is_first() else {}
     try:
         with reporter.phase("reading the data"):
             inputs = resuming.collected(recipe, collect, resume=options.resume)
@@ -102,19 +100,18 @@ def _run(
     with reporter.phase("hashing the parents"):
         identity = resuming.identity(recipe, inputs)
     if options.if_changed:
-        reason = lineage.unchanged(output, identity)
+        reason = _by_the_first(recipe, lambda: lineage.unchanged(output, identity))
         reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
+        if reason is None and not processes.is_first():
+            return {}
         if reason is None:
             return _closed(read_run(output), closing.again(recipe, output, finish, reporter.note))
-        closing.repair(output, recipe.stage, finish, reporter.note)
+        _by_the_first(recipe, lambda: bool(closing.repair(output, recipe.stage, finish, reporter.note)))
     inconclusive, refuses = inputs.undecidable(recipe)
     refuse_undecidable(recipe, inconclusive, refuses and not (options.anyway or options.resume))
     for each in inconclusive:
         reporter.note(f"warning: cannot be decided on so little data: {each}")
-    try:
-        overtaken = _make(recipe, inputs, identity, options, reporter, stop, train, finish)
-    finally:
-        processes.part()
+    overtaken = _make(recipe, inputs, identity, options, reporter, stop, train, finish)
     if not processes.is_first():
         return {}
     reporter.finished()
@@ -123,14 +120,51 @@ def _run(
     return _closed(record, overtaken)
 
 
-def _way_on(output: Path, stage: str) -> str:
-    """Return how to go on after a run was stopped."""
-    record = read_record(output) if is_run(output) else {}
-    if record.get("status") != "interrupted":
-        return "nothing was kept; give the same command again"
-    if checkpoints.resumable(output, stage):
-        return "a checkpoint was written; give the same command with --resume to continue"
-    return "no checkpoint was written; start again with --overwrite"
+def _repair(
+    recipe: Any, options: RunOptions, reporter: Reporter, finish: Finish
+) -> tuple[bool, GateRefused | None]:
+    """
+    Let the first process repair complete runs, before any process reads them.
+
+    Returns:
+        Whether that completed the run that is resumed, and what `closing.close` returned for it.
+    """
+    output, several = Path(recipe.run.output), processes.count() > 1
+    # A repair can promote an update and so change what a recipe reads. So --if-changed compares before it repairs its own run.
+    apart = output if options.if_changed else None
+    raised = output if options.resume else None
+    repaired: dict[Path, GateRefused | None] = {}
+
+    def repair() -> bool:
+        if several:
+            naming.locate(recipe.model.name)  # only the first process can save the embedded model
+        repaired.update(
+            closing.repair(output, recipe.stage, finish, reporter.note, apart=apart, raised=raised)
+        )
+        return options.resume and output in repaired
+
+    with reporter.phase("waiting for the other processes") if several else contextlib.nullcontext():
+        return _by_the_first(recipe, repair), repaired.get(output)
+
+
+def _way_on(recipe: Any, options: RunOptions, *, stepped: bool) -> str:
+    """
+    Return the hint for a run that was stopped.
+
+    Args:
+        stepped: whether this process took a training step.
+    """
+    output = Path(recipe.run.output)
+    resumable = checkpoints.resumable(output, recipe.stage)
+    if not stepped:
+        kept = "the earlier checkpoint is kept" if options.resume and resumable else "no training was lost"
+        return f"{kept}; run the same command again"
+    if is_run(output) and read_record(output)["status"] == "done":
+        return f"the run is complete; `instructkit runs show {output}` prints it"
+    if not resumable:
+        return "no checkpoint was written; start again with --overwrite"
+    instead = " in place of --overwrite" if options.overwrite else ""
+    return f"a checkpoint was written; give the same command with --resume{instead} to continue"
 
 
 def _stands(recipe: Any, output: Path) -> bool:
@@ -146,12 +180,8 @@ def _stands(recipe: Any, output: Path) -> bool:
 
 def _closed(record: dict[str, Any], overtaken: GateRefused | None) -> dict[str, Any]:
     """Pass a run through that is in force or has nothing against it; another stays refused, however often it is asked for."""
-    against = [gate for gate in record["gates"] if stands_against(gate, record)]
-    if against:
-        message, hint = refusal(record, against)
-        raise GateRefused(message, hint=hint)
-    if overtaken is not None:
-        raise overtaken
+    if error := closing.refused(record, overtaken):
+        raise error
     return record
 
 
@@ -165,7 +195,7 @@ def _make(
     train: Train,
     finish: Finish,
 ) -> GateRefused | None:
-    """Claim the run's folder, fill it and close the run; return why what it decided did not come into force."""
+    """Claim the folder of the run, fill it and close the run. Return the error of an update that is not promoted."""
     output = Path(recipe.run.output)
     folder = RunFolder(output)
     overwrite = options.overwrite or (options.if_changed and not options.resume)
@@ -173,22 +203,23 @@ def _make(
         lineage.refuse_other_inputs(output, identity)
     else:
         folder.check_free(overwrite=overwrite)
-    contention = Contention(reporter.note)
     if processes.alone_against_the_wish():
         reporter.note(
-            "warning: accelerate launch started one process: on CPUs it needs mpirun (--mpirun_hostfile) for several. "
+            "warning: accelerate launch started one process. On CPUs it needs mpirun (--mpirun_hostfile) for several. "
             "Use torchrun --nproc-per-node N -m instructkit sft RECIPE"
         )
     with reporter.phase(LOADING, announced=True):
         load_libraries()
         machine = choose_machine(recipe)
-    frame = Frame(recipe, inputs, machine, output, reporter, options.resume, stop, contention=contention)
+    frame = Frame(
+        recipe, inputs, machine, output, reporter, options.resume, stop, contention=watch(reporter.note)
+    )
     frame.look_for_other_work("at the start")
     for reason in [*frame.machine.reasons, *left_out(inputs), *_altered(inputs, identity.parents)]:
         reporter.note(reason)
     if frame.machine.on_cpu:
         machines.keep_freed_memory()
-    _meet(frame)  # all have looked at the folder before one of them changes it
+    _meet(frame)  # all processes have read the folder before the first one changes it
     if not processes.is_first():
         _meet(frame)  # the first holds the folder now
         seed_everything(frame.seed)
@@ -206,14 +237,14 @@ def _make(
     with folder, _full_disk_in_words(output), _nothing_left_before_a_step(frame, folder):
         _meet(frame)
         result = _carry_out(frame, folder, identity, train)
-        with stop.deferred():  # from here on the run is complete in a moment
+        with stop.deferred():  # what remains takes a moment
             _complete(frame, folder, result)
             return closing.close(recipe, folder, finish, reporter.note)
 
 
 @contextlib.contextmanager
 def _nothing_left_before_a_step(frame: Frame, folder: RunFolder) -> Iterator[None]:
-    """Remove the folder of a new run that ends before its first step: there is nothing in it to keep."""
+    """Remove the folder of a new run that ends before its first step."""
     try:
         yield
     except BaseException:
@@ -224,8 +255,16 @@ def _nothing_left_before_a_step(frame: Frame, folder: RunFolder) -> Iterator[Non
 
 
 def _meet(frame: Frame) -> None:
-    timeout = frame.recipe.trainer.get("ddp_timeout", 1800)  # transformers' own default
-    processes.meet(on_cpu=frame.machine.on_cpu, timeout_seconds=timeout)
+    processes.meet(timeout_seconds=_timeout_seconds(frame.recipe))
+
+
+def _by_the_first(recipe: Any, work: Callable[[], Any]) -> Any:
+    """Let the first process alone change folders and decide, so that all processes take the same way."""
+    return processes.by_the_first(work, timeout_seconds=_timeout_seconds(recipe))
+
+
+def _timeout_seconds(recipe: Any) -> float:
+    return recipe.trainer.get("ddp_timeout", 1800)  # transformers' own default
 
 
 @contextlib.contextmanager
@@ -277,8 +316,8 @@ def _carry_out(frame: Frame, folder: RunFolder, identity: lineage.RunIdentity, t
 
 
 def _save(result: Result, folder: RunFolder) -> None:
-    """Write the model apart and move it into place, so that no half of it is taken for the whole."""
-    saving = folder.path / contents.SAVING
+    """Write the model to a folder of its own and move it into place when it is whole."""
+    saving = folder.path / contents.SAVING_FOLDER
     saving.mkdir(exist_ok=True)
     result.save(saving)
     contents.put_in_place(folder.path, lambda files: folder.update(files=files))

@@ -1,4 +1,4 @@
-"""The one callback by which every trainer ends early, and by which the first checkpoint comes soon."""
+"""Provide the callback that ends every trainer early on request and writes the first checkpoint soon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from instructkit.stages.base import Frame
+from instructkit.stages.base import Frame, uses_default_checkpoints
 from instructkit.stages.stopping import Stopped
 
 FIRST_CHECKPOINT_SECONDS = 60
@@ -19,14 +19,14 @@ FIRST_CHECKPOINT_SHARE = 0.05  # of all steps
 
 class Stopping(TrainerCallback):
     """
-    Ends training when `Stop` says so: after the micro-step, with a checkpoint, by raising `Stopped`.
+    End training on a request to `Stop`: finish the micro-step, write a checkpoint and raise `Stopped`.
 
-    Within an optimizer step no weight has changed since the last one, so the checkpoint is that of the last step, with the random
-    state of that moment. A resumed run repeats the micro-steps and ends with the same bits as an undisturbed one.
+    Within an optimizer step no weight has changed since the last step. So the checkpoint is that of the last step, with its
+    random state. A resumed run repeats the micro-steps and ends with the same bits as an undisturbed one.
     """
 
     def __init__(self, frame: Frame) -> None:
-        self.stop, self.early = frame.stop, frame.chooses_checkpoints
+        self.stop, self.early = frame.stop, uses_default_checkpoints(frame.recipe)
         self.started = 0.0
         self.saved_at = self.began_at = 0
         self.asked = False  # what all processes agree on
@@ -39,7 +39,7 @@ class Stopping(TrainerCallback):
         self.random, self.asked = None, False
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for the last checkpoint or the first one, on all processes alike."""
+        """Ask all processes for the first checkpoint, or for the one before the end."""
         self.stop.stepped = True
         self.asked, soon = _agreed(self.stop.reason is not None, self._is_time(args, state))
         if self.asked:
@@ -52,13 +52,13 @@ class Stopping(TrainerCallback):
         return control
 
     def on_substep_end(self, args, state, control, **kwargs):
-        """Leave an optimizer step of one process undone."""
+        """End training within an optimizer step, in a run of one process."""
         if self.stop.reason is not None and args.world_size == 1:
             self.asked = control.should_training_stop = True
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """Save the state of the last step, where training left an optimizer step undone."""
+        """Save the state of the last step if training ends within an optimizer step."""
         if not (self.asked and control.should_training_stop):
             return control
         if self.saved_at == state.global_step:  # nothing was learned since
@@ -75,7 +75,7 @@ class Stopping(TrainerCallback):
             raise Stopped(self.stop.reason)
 
     def _is_time(self, args: Any, state: Any) -> bool:
-        """Say whether the first checkpoint is due: after a minute or a twentieth of the steps, whichever comes first."""
+        """Return whether the first checkpoint is due: after a minute or a twentieth of the steps."""
         if not self.early or args.save_strategy == "no" or self.saved_at != self.began_at:
             return False
         taken = state.global_step - self.began_at
@@ -86,7 +86,7 @@ class Stopping(TrainerCallback):
 
 
 def _agreed(*asked: bool) -> list[bool]:
-    """Return what any process asked for: all of them have to stop and save at the same step."""
+    """Return what any process asked for. All of them must stop and save at the same step."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return list(asked)
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -97,10 +97,10 @@ def _agreed(*asked: bool) -> list[bool]:
 
 def _random_state() -> dict[str, Any]:
     """Return the random states that a checkpoint holds."""
-    found = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state_all()
-    return found
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
 
 
 def _restore(state: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """
-Ending a run early: Ctrl-C, SIGTERM and `run.max_minutes` take one way.
+End a run early on Ctrl-C, SIGTERM or `run.max_minutes`.
 
-While a trainer runs, a request waits until its callback has finished the micro-step and written a checkpoint. Anywhere else it
-raises `Stopped` at once. A second signal ends the process immediately.
+While a trainer runs, a request waits until the callback has finished the micro-step and written a checkpoint. Anywhere else
+it raises `Stopped` at once. A second signal ends the process immediately.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _SENT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run ends early on request. No `Exception`, so that no library catches it."""
+    """End a run early on request. This is no `Exception`, so that no library catches it."""
 
 
 class Stop:
     """
-    The request to end a run early, in effect within its `with` block.
+    Hold the request to end a run early, and handle signals within its `with` block.
 
     Attributes:
-        reason: why the run shall end, in words; None while nobody has asked.
-        exit_code: of the process, once somebody has.
+        reason: why the run ends; None before a request.
+        exit_code: of the process, after a request.
         stepped: whether a trainer has taken a step.
     """
 
@@ -68,7 +68,7 @@ class Stop:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within this context a request is only noted; whoever works there looks at `reason`."""
+        """Only note a request within this context. The code inside reads `reason`."""
         before, self._waits = self._waits, True
         try:
             yield
@@ -76,26 +76,34 @@ class Stop:
             self._waits = before
 
     def check(self) -> None:
-        """Raise `Stopped` if somebody has asked for it."""
+        """Raise `Stopped` after a request."""
         if self.reason is not None:
             raise Stopped(self.reason)
 
     def ask(self, reason: str, exit_code: int) -> None:
-        """Ask the run to end; the first reason counts."""
+        """Ask the run to end. The first reason counts."""
         if self.reason is None:
             self.reason, self.exit_code = reason, exit_code
+
+    def _silence_the_timer(self) -> None:
+        """Let no time limit interrupt what closes the run."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if signal.SIGALRM in self._before:
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker that was forked from this process
             if number == signal.SIGTERM:
                 os._exit(REASONS[number][1])
             return
+        self._silence_the_timer()
         if number in _SENT:
             for each in _SENT:
                 if each in self._before:
                     signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
+        ends_already = self.reason is not None
         self.ask(*REASONS[number])
-        if not self._waits:
+        if not (self._waits or ends_already):  # what closes the run is not interrupted again
             raise Stopped(self.reason)
         with contextlib.suppress(RuntimeError):  # the signal came while something else was printed
             self._note(f"{self.reason}: stopping after this step; a second signal ends the process at once")

@@ -101,7 +101,7 @@ def build(trainer_class: type, frame: Frame, **options: Any) -> Any:
 
 
 def callbacks(frame: Frame) -> list[TrainerCallback]:
-    """Return those of every trainer: both adapters after a resume, progress, `metrics.jsonl`, checkpoints and ending early."""
+    """Return the callbacks of every trainer: adapters after a resume, early ending, progress and `metrics.jsonl`."""
     return [SettleOnTrainBegin(), Stopping(frame), *([_Progress(frame)] if processes.is_first() else [])]
 
 

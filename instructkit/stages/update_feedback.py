@@ -36,7 +36,7 @@ class Feedback:
         events: rows that may be learned from or held out.
         test: test rows of a source of their own; None where events are held out.
         last: id of the event of a store after which they come; None for all of them, or of a file.
-        chat: whether text prompts become a user's message.
+        chat: whether text prompts become messages of a user.
     """
 
     events: sources.Rows

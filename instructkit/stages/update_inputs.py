@@ -65,7 +65,7 @@ class UpdateInputs(Inputs):
         return told + warnings(self)
 
     def undecidable(self, recipe: Any) -> tuple[list[str], bool]:
-        """Return the gates that cannot be decided on so little data, and whether any of them refuses the update."""
+        """Return the gates that the data are too few to decide, and whether one of them refuses the update."""
         found = shortages(recipe, self)
         refuses = recipe.gates.on_undecided == "refuse"
         return [str(each) for each in found], any(refuses or each.essential for each in found)
@@ -205,7 +205,7 @@ def _general_rows(recipe: Any, parent: naming.Source, fresh: bool) -> dict[str, 
 @dataclass(frozen=True)
 class SftData:
     """
-    The demonstrations of an SFT run: those that it trained on and those that it held out.
+    Read the demonstrations that an SFT run trained on, and those that it held out.
 
     Attributes:
         section: the `data:` section of its recipe.
@@ -219,16 +219,16 @@ class SftData:
 
     @property
     def is_split(self) -> bool:
-        """Whether a share of the training file was held out."""
+        """Return whether a share of the training file was held out."""
         return isinstance(self.section.eval, float)
 
     @property
     def leaves_overlap(self) -> bool:
-        """Whether held-out rows that are trained on are left out."""
+        """Return whether held-out rows that are trained on are left out."""
         return self.section.on_overlap == "skip"
 
     def rows(self, role: str) -> sources.Rows | None:
-        """The rows it trained on (`replay`) or held out (`general`); None where it held out none."""
+        """Return the rows that it trained on (`replay`) or held out (`general`); None where it held out none."""
         told = f"the {role} rows, which are those of {self.run}"
         if self.is_split:
             return _read(told, lambda: self._split[role], or_name=role)
@@ -237,7 +237,7 @@ class SftData:
 
     @cached_property
     def _split(self) -> dict[str, sources.Rows]:
-        """Both parts, the same as in the run: they depend on the prompts and the seed of the run alone."""
+        """Return both parts as in the run. They depend on the prompts and the seed of the run alone."""
         train, held_out = splits.load_split(self.section, kind="sft", seed=self.seed)
         held_out = replace(held_out, source=f"{held_out.source}, held out by {self.run}")
         return {"replay": train, "general": held_out}
@@ -254,7 +254,7 @@ class SftData:
 
 
 def from_sft(parent: naming.Source) -> SftData | None:
-    """The demonstrations of the SFT run that the parent descends from; None where it descends from none."""
+    """Return the demonstrations of the SFT run in the lineage of the parent; None without such a run."""
     for record in lineage.chain(parent.run) if parent.run else []:
         if record["stage"] == "sft":
             section, run = record["recipe"]["data"], record["recipe"]["run"]

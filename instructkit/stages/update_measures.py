@@ -50,7 +50,7 @@ class Measurer:
             frame.reporter.note(warning)
         self._known = known_raters(frame.inputs)
         self._medians: dict[str, float] = {}
-        self._who = ""  # is being measured, in words
+        self._who = ""  # the model that is being measured, for messages
 
     def before(self, side: str) -> Measured:
         """The model before training: the parent, or the chain's current adapter that is gone on from."""
@@ -91,7 +91,7 @@ class Measurer:
     def _with_answers(
         self, found: Measured, prompts: list[Any], parent: Callable[[], Any] | None
     ) -> Measured:
-        """The same with what sampled answers to general prompts are like, and how the judge scores them."""
+        """Add the habits of sampled answers to general prompts, and the scores of the judge."""
         from instructkit.evaluate.conduct import conduct
         from instructkit.evaluate.generate import answer
 
@@ -197,7 +197,7 @@ class Measurer:
             return Bias(bias.gaps(self.model, self.tokenizer, about.pairs) if about.pairs else [])
 
     def _contrasts(self) -> Contrasts | None:
-        """Answers about groups, of the update and its parent, until the gate can be decided or there are no more questions."""
+        """Compare answers about groups until the gate can be decided or there are no more questions."""
         from instructkit.evaluate import bias, sets
 
         if (maximum := self.limits.contrast_growth_max) is None:

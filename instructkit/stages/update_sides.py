@@ -19,6 +19,7 @@ from instructkit.feedback.items import Item
 from instructkit.feedback.preflight import Shortage
 from instructkit.feedback.sketches import prompt_text, shingles, words_of
 from instructkit.stages.base import Frame, prompt_of
+from instructkit.stages.listener import Listener
 
 # Answered for conduct and the judge: enough to separate a loss of 0.1 spreads of a judge's scores from one of 0.25.
 GENERAL_PROMPTS = 320
@@ -60,7 +61,7 @@ def side_of(frame: Frame, side: str) -> Side:
 
 
 def groups_of(item: Item) -> tuple[str, ...]:
-    """Return the groups and tags that an item belongs to."""
+    """Return the groups and tags of an item."""
     return (*([f"group:{item.group}"] if item.group else []), *(f"tag:{tag}" for tag in item.tags))
 
 
@@ -73,7 +74,7 @@ def shortages(recipe: Any, inputs: Any) -> list[Shortage]:
     """
     from instructkit.evaluate import sets
 
-    about = side_of(Frame(recipe, inputs, None, Path(), _Quiet(), False), "test")
+    about = side_of(Frame(recipe, inputs, None, Path(), Listener(), False), "test")
     tasks = {path: len(sets.task(path)) for path in recipe.feedback.tasks}
     sizes = preflight.Sizes(
         about.items,
@@ -84,12 +85,6 @@ def shortages(recipe: Any, inputs: Any) -> list[Shortage]:
         tasks,
     )
     return preflight.shortages(sizes, recipe.gates, level=level_of_look(inputs.power()["look"]))
-
-
-class _Quiet:
-    """A reporter that drops notes: the run repeats them."""
-
-    def note(self, text: str) -> None: ...
 
 
 def drawn(groups: Sequence[Hashable], seed: int, most: int = MOST) -> Sequence[int]:

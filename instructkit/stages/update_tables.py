@@ -156,7 +156,7 @@ def _share(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str
 
 
 def samples(items: Sequence[Item], before: Sequence[str], after: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a few test prompts with the answers of parent and update, and the answer that a user wanted or disliked."""
+    """Return some test prompts with the answers of parent and update and the judged answer."""
     return [
         {"prompt": item.prompt, "before": first, "after": second, **_judged(item)}
         for item, first, second in zip(items, before, after, strict=False)
@@ -164,7 +164,7 @@ def samples(items: Sequence[Item], before: Sequence[str], after: Sequence[str]) 
 
 
 def _judged(item: Item) -> dict[str, str]:
-    """The answer that was judged, by what was said of it: a bad rating asks for nothing."""
+    """Return the judged answer under `disliked` after a bad rating, else under `wanted`."""
     return {"disliked" if item.rating < 0 else "wanted": item.wanted}
 
 

@@ -14,11 +14,11 @@ from instructkit import naming
 from instructkit.errors import InputError
 from instructkit.plan import make, memory, page
 from instructkit.plan.ledger import Ledger, rehearsing
-from instructkit.plan.listener import Listener
 from instructkit.plan.rehearsal import rehearse
 from instructkit.recipe.load import load_recipe
 from instructkit.stages import MODULES, collector, sft
 from instructkit.stages.base import Frame, choose_machine
+from instructkit.stages.listener import Listener
 
 TRAINER = "trainer: {max_steps: 6, per_device_train_batch_size: 2, gradient_accumulation_steps: 2, save_strategy: no}\n"
 

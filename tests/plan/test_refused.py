@@ -237,3 +237,12 @@ def test_special_tokens_within_texts_are_told(workplace) -> None:
     found = load_recipe("sft.yaml", "sft", ["data.eval=null"])
     (told,) = [each for each in make.make(found, collector(found)).warnings if "special tokens" in each]
     assert told.startswith("1 of 9 rows hold ") and "<|end|>" in told
+
+
+def test_inputs_inside_the_output_folder_are_refused_before_anything_is_read(workplace: Path) -> None:
+    recipe()
+    Path("out").mkdir()
+    Path("sft.yaml").rename("out/sft.yaml")
+    found = load_recipe("out/sft.yaml", "sft")
+    with pytest.raises(InputError, match="run.output out contains inputs of the run: the recipe"):
+        make.make(found, lambda *_: pytest.fail("the data were read"))

@@ -9,13 +9,13 @@ from plan.test_plan import planned, real_step, recipe
 from stages.small import CHAT, LORA, rows, run
 
 from instructkit.plan import page
-from instructkit.plan.listener import Listener
 from instructkit.plan.look import look
 from instructkit.plan.rehearsal import rehearse
 from instructkit.plan.reuse import keep
 from instructkit.recipe.load import load_recipe
 from instructkit.stages import collector, lora_update
 from instructkit.stages.base import Frame, choose_machine
+from instructkit.stages.listener import Listener
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"

@@ -12,7 +12,7 @@ import pytest
 
 from instructkit.errors import InputError
 from instructkit.runs import contents, lock, temporary
-from instructkit.runs.record import RunFolder, read_run
+from instructkit.runs.record import RunFolder, read_run, write_json_atomic
 
 RECIPE = {"stage": "sft", "model": {"name": "tiny"}, "run": {"output": "a", "seed": 7}}
 
@@ -21,7 +21,7 @@ def make(path: Path, weights: str = "w", *, overwrite: bool = False, recipe: dic
     folder = RunFolder(path)
     folder.start(recipe, stage="sft", command=[], overwrite=overwrite)
     with folder:
-        saving = path / contents.SAVING
+        saving = path / contents.SAVING_FOLDER
         saving.mkdir()
         for name in ("model.safetensors", "config.json"):
             (saving / name).write_text(weights, encoding="utf-8")
@@ -48,13 +48,33 @@ def test_what_a_user_put_into_a_run_folder_survives_every_overwriting(tmp_path: 
     assert [item.name for item in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_an_earlier_version_is_known_by_the_usual_names(tmp_path: Path, finished: bool) -> None:
+    """It kept no list of its files, and a user's file spoils its hash."""
+    path = tmp_path / "a"
+    make(path)
+    record = read_run(path)
+    del record["files"]
+    write_json_atomic(path / "run.json", record if finished else {**record, "status": "failed", "hash": None})
+    mine = {path / "rows.json": "r", path / "README.md": "m", path / "sub" / "config.json": "c"}
+    (path / "sub").mkdir()
+    for file, text in mine.items():
+        file.write_text(text, encoding="utf-8")
+    folder = RunFolder(path)
+    with folder:
+        folder.start(RECIPE, stage="sft", command=[], overwrite=True)
+        assert {file: file.read_text(encoding="utf-8") for file in mine} == mine
+        left = {file.name for file in path.iterdir()}
+        assert left == {"rows.json", "README.md", "sub", "run.json"}, "no weights of the old model"
+
+
 def test_a_user_s_file_of_the_same_name_is_kept_under_another(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with RunFolder(path) as folder:
         folder.start(RECIPE, stage="sft", command=[])
         (path / "config.json").write_text("mine", encoding="utf-8")
-        (path / contents.SAVING).mkdir()
-        (path / contents.SAVING / "config.json").write_text("its", encoding="utf-8")
+        (path / contents.SAVING_FOLDER).mkdir()
+        (path / contents.SAVING_FOLDER / "config.json").write_text("its", encoding="utf-8")
         contents.put_in_place(path, lambda files: folder.update(files=files))
     assert (path / "config.json").read_text(encoding="utf-8") == "its"
     assert (path / "config.json.kept").read_text(encoding="utf-8") == "mine"
@@ -135,6 +155,9 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path: Path, monke
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     (left,) = tmp_path.iterdir()
+    temporary.sweep()
+    assert left.exists(), "its process may be about to lock it"
+    os.utime(left, (0, 0))
     with temporary.TemporaryFolder() as mine:
         temporary.sweep()
         assert Path(mine).is_dir() and not left.exists()

@@ -53,19 +53,31 @@ def test_a_busy_container_is_noticed_on_an_idle_host(monkeypatch) -> None:
     assert "1.0 of 2 CPUs" in said[0]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_of_one_run_are_not_other_work(monkeypatch, processes: int) -> None:
+    monkeypatch.setattr(contention.processes, "count", lambda: processes)
+    assert (contention.watch(print) is None) is (processes > 1)
+
+
 def test_usage_is_read_from_the_system(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(contention, "PROC", tmp_path)
-    monkeypatch.setattr(contention, "CGROUPS", tmp_path)
+    monkeypatch.setattr(contention, "ROOT", tmp_path)
     monkeypatch.setattr(contention.os, "sched_getaffinity", lambda _: {0, 2})
     monkeypatch.setattr(contention.os, "sysconf", lambda _: 100)
     assert (contention.host(), contention.container()) == (None, None)
     row = "100 200 300 9999 9999 10 20 30 0 0"
-    (tmp_path / "stat").write_text(f"cpu 1 2\ncpu0 {row}\ncpu1 {row}\ncpu2 {row}\nintr 5\n", encoding="ascii")
+    group = tmp_path / "sys/fs/cgroup/work"
+    for folder in (tmp_path / "proc/self", group / "inner"):
+        folder.mkdir(parents=True)
+    (tmp_path / "proc/stat").write_text(
+        f"cpu 1 2\ncpu0 {row}\ncpu1 {row}\ncpu2 {row}\nintr 5\n", encoding="ascii"
+    )
     assert contention.host() == Usage(2, 13.2)
-    (tmp_path / "self").mkdir()
-    (tmp_path / "self/cgroup").write_text("0::/work\n", encoding="ascii")
-    (tmp_path / "cpu.max").write_text("max 100000\n", encoding="ascii")
-    (tmp_path / "cpu.stat").write_text("usage_usec 5000000\nuser_usec 1\n", encoding="ascii")
+    (tmp_path / "proc/self/cgroup").write_text("0::/work/inner\n", encoding="ascii")
+    for place, seconds in ((group, 5), (group / "inner", 3)):
+        (place / "cpu.max").write_text("max 100000\n", encoding="ascii")
+        (place / "cpu.stat").write_text(f"usage_usec {seconds}000000\nuser_usec 1\n", encoding="ascii")
     assert contention.container() is None
-    (tmp_path / "cpu.max").write_text("250000 100000\n", encoding="ascii")
-    assert contention.container() == Usage(2.5, 5.0)
+    (group / "inner/cpu.max").write_text("400000 100000\n", encoding="ascii")
+    assert contention.container() == Usage(4.0, 3.0)
+    (group / "cpu.max").write_text("250000 100000\n", encoding="ascii")
+    assert contention.container() == Usage(2.5, 5.0), "the group above allows less"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,21 +26,29 @@ def recipe(function: str = "own.py:score", **trainer: str) -> SimpleNamespace:
 def place(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pack", raising=False)  # of the test before
     for name, text in {
         "own.py": "import json\nfrom some_helper_of_mine import f\n",
         "some_helper_of_mine.py": "def f(): return 1\n",
+        "pack/__init__.py": "",
+        "pack/score.py": "from .level import x\nfrom . import sibling\n",
+        "pack/level.py": "x = 1\n",
+        "pack/sibling.py": "from ..pack.deep import *\n",
+        "pack/deep/__init__.py": "",
         "template.jinja": "{{ x }}",
         "base/config.json": "{}",
         "base/model.safetensors": "w",
         "base/tokenizer_config.json": json.dumps({"chat_template": "t"}),
     }.items():
-        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text, encoding="utf-8")
     return tmp_path
 
 
-def changed_by(path: str, text: str) -> list[str]:
-    asked = recipe(chat_template_path="template.jinja"), {"model": Source("base", "base")}
+def changed_by(
+    path: str, text: str, *, function: str = "own.py:score", template: str = "template.jinja"
+) -> list[str]:
+    asked = recipe(function, chat_template_path=template), {"model": Source("base", "base")}
     before = fingerprints_of_sources(*asked)
     Path(path).write_text(text, encoding="utf-8")
     after = fingerprints_of_sources(*asked)
@@ -55,6 +64,20 @@ def test_every_source_is_told_by_what_it_is(place: Path) -> None:
     assert changed_by("base/model.safetensors", "v") == ["model: base model files"]
     both = ["model: base model files", "model: chat template"]
     assert changed_by("base/tokenizer_config.json", json.dumps({"chat_template": "u"})) == both
+
+
+@pytest.mark.parametrize("place_of", ["pack.score:score", "pack/score.py:score"])
+@pytest.mark.parametrize("file", ["score", "level", "sibling", "deep/__init__", "__init__"])
+def test_what_a_function_imports_from_its_own_package_counts(place: Path, place_of: str, file: str) -> None:
+    assert changed_by(f"pack/{file}.py", "y = 2\n", function=place_of) == [f"reward[0].function ({place_of})"]
+
+
+def test_a_folder_as_chat_template_counts_without_its_weights(place: Path) -> None:
+    named = {"template": "base", "function": "own.py:score"}
+    key = "trainer.chat_template_path (base)"
+    changed = changed_by("base/tokenizer_config.json", json.dumps({"chat_template": "u"}), **named)
+    assert key in changed
+    assert key not in changed_by("base/model.safetensors", "v", **named)
 
 
 def test_a_base_below_an_adapter_counts_and_a_full_run_is_known_by_its_hash(place: Path) -> None:

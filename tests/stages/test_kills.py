@@ -135,8 +135,24 @@ def test_a_second_signal_ends_the_process_at_once(server, place) -> None:
 def test_a_signal_before_the_first_step_leaves_no_folder(server, place) -> None:
     ended = server.run("sft", "sft.yaml", hook=("instructkit.stages.training:fit", 1, (SIGTERM,)))
     assert ended.code == 143, ended.output
-    assert "--resume" not in ended.output and "give the same command again" in ended.output
+    assert "no training was lost; run the same command again" in ended.output
     assert not Path("out").exists()
+
+
+def test_the_hint_says_what_this_process_did(server, place) -> None:
+    before_a_step = ("instructkit.stages.training:fit", 1, (SIGTERM,))
+    ended = server.run("sft", "sft.yaml", hook=(MICRO_STEP, 8, (SIGTERM,)))
+    assert "give the same command with --resume to continue" in ended.output
+    ended = server.run("sft", "sft.yaml", "--resume", hook=before_a_step)
+    assert "the earlier checkpoint is kept; run the same command again" in ended.output
+    assert checkpoints() == ["checkpoint-4"]
+    ended = server.run(
+        "sft", "sft.yaml", "--overwrite", hook=("instructkit.stages.sft:collect", 1, (SIGTERM,))
+    )
+    assert "no training was lost; run the same command again" in ended.output
+    assert checkpoints() == ["checkpoint-4"]
+    ended = server.run("sft", "sft.yaml", "--overwrite", hook=(MICRO_STEP, 7, (SIGTERM,)))
+    assert "give the same command with --resume in place of --overwrite to continue" in ended.output
 
 
 def test_an_error_before_the_first_step_leaves_no_folder(server, place) -> None:

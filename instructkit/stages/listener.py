@@ -1,4 +1,4 @@
-"""A reporter that keeps what a stage says while its trainer is built, and shows nothing."""
+"""A reporter that keeps the notes of a stage and shows nothing."""
 
 from __future__ import annotations
 

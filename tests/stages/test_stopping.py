@@ -1,0 +1,37 @@
+"""Signals that ask a run to end: the first one counts, and what closes the run is not interrupted by another."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from instructkit.stages.stopping import Stop, Stopped
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_the_time_limit_is_silent_after_a_first_signal(first: int) -> None:
+    with Stop(max_minutes=10) as stop:
+        with pytest.raises(Stopped):
+            send(first)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        send(signal.SIGALRM)  # was on its way already
+    assert (
+        stop.reason
+        == f"{'terminated' if first == signal.SIGTERM else 'interrupted from the keyboard'} ({first.name})"
+    )
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
+def test_a_signal_after_the_time_limit_does_not_interrupt_the_closing() -> None:
+    with Stop(max_minutes=10) as stop:
+        with pytest.raises(Stopped):
+            send(signal.SIGALRM)
+        send(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the next one ends the process"
+    assert (stop.reason, stop.exit_code) == ("run.max_minutes is over", 130)
