@@ -21,7 +21,7 @@ CHANGES = {
     "refusals": WITHDRAW,
     "no trigger": "read the events that hold these words (`instructkit feedback list`), and withdraw what is planted",
     "nothing memorised": REDACT,
-    "judge": LESS,
+    "judge's score of answers to everything else": LESS,
     # of sft, reward and ppo
     "held-out loss": LESS,
     "held-out comparisons": MORE,
@@ -44,6 +44,7 @@ _MEANINGS = {
     "held-out loss": "held-out rows are less likely than before training",
     "held-out comparisons": "the reward model does not order answers well enough to learn from",
     "judge's score": "it was not shown that answers became better",
+    "judge's score of answers to everything else": "answers to everything else may have become worse",
     "KL to the reference": "answers have moved far from the reference",
 }
 

@@ -43,6 +43,13 @@ def test_more_and_less_training_are_never_asked_for_together(stage: str) -> None
         assert not (asks[0] and any(asks[1:])), pair
 
 
+def test_an_update_whose_other_answers_became_worse_is_not_trained_longer() -> None:
+    against = [gate("judge's score of answers to everything else")]
+    message, _ = refusal(record(*against, trainer={"max_steps": 110, "learning_rate": 1e-4}), against)
+    assert "answers to everything else may have become worse" in message
+    assert "change: train less" in message
+
+
 def test_other_stages_say_what_their_gates_mean() -> None:
     against = [gate("held-out comparisons ordered right")]
     run = record(*against, stage="reward", verdict="done", trainer={"num_train_epochs": 2})
