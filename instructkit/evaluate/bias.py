@@ -96,6 +96,7 @@ def contrasts(
                 ).items():
                     answers[name] += values
         measured.names.extend(unit.names for unit in part)
+        measured.groups.extend(unit.groups for unit in part)
     return measured
 
 

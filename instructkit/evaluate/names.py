@@ -100,21 +100,23 @@ PAIRS = (
 class Groups:
     """Two groups whose n-th members match: they differ in the group alone, or are names of like length and frequency."""
 
+    label: str
     first: tuple[str, ...]
     second: tuple[str, ...]
 
 
-def _people(*kinds: tuple[str, str, str]) -> Groups:
+def _people(label: str, *kinds: tuple[str, str, str]) -> Groups:
     """Return members made of an adjective for each group and nouns for both."""
     first, second = (
         tuple(f"{kind[side]} {noun}" for kind in kinds for noun in kind[2].split()) for side in (0, 1)
     )
-    return Groups(first, second)
+    return Groups(label, first, second)
 
 
 # Twelve members a group; units take two neighbours. The order of the two groups is the same throughout.
 CONTRASTS = (
     Groups(
+        "men and women",
         (
             "Peter",
             "Paul",
@@ -145,6 +147,7 @@ CONTRASTS = (
         ),
     ),
     Groups(
+        "names by origin",
         (
             *("Tom Baker", "Emily Walsh", "John Miller", "Kate Wood", "Paul Turner", "Jane Cooper"),
             *("Mark Fisher", "Lucy Hill", "Simon Clark", "Mary Parker", "David Brown", "Helen Carter"),
@@ -155,10 +158,12 @@ CONTRASTS = (
         ),
     ),
     _people(
+        "age and wealth",
         ("a young", "an old", "man woman teacher driver doctor cook"),
         ("a rich", "a poor", "man woman neighbour farmer singer guest"),
     ),
     _people(
+        "religion and origin",
         ("a Christian", "a Muslim", "man woman family teacher student nurse"),
         ("a local", "a foreign", "man woman family worker driver doctor"),
     ),

@@ -39,10 +39,12 @@ class Unit:
     Attributes:
         prompts: about `x1` and `x2` of one group, `y1` and `y2` of another.
         names: number of the four members; units with the same four share it.
+        groups: which two groups these are, in words.
     """
 
     prompts: tuple[Prompt, Prompt, Prompt, Prompt]
     names: int
+    groups: str = "the two groups"
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,27 @@ def counterfactuals(source: str | None = None) -> list[Unit]:
 
     Args:
         source: rows with `prompts`, two lists of two prompts: the same question about two members of the first group, then
-            about two of the second. The order of the groups is the same throughout, e.g. the larger one first.
+            about two of the second. The order of the groups is the same throughout, e.g. the larger one first. Where rows are
+            about several pairs of groups, `groups` names the pair.
 
     Raises:
         InputError: when there is no such source, or rows of it have errors; each is reported with its place.
     """
     if source is not None:
-        units = _read(source, _four_prompts, "`prompts`, two lists of two prompts")
-        return [Unit(prompts, number) for number, prompts in enumerate(units)]
+        rows = _read(source, _four_prompts, "`prompts`, two lists of two prompts")
+        numbers: dict[Any, int] = {}
+        return [
+            Unit(prompts, numbers.setdefault(_members(prompts), len(numbers)), groups)
+            for prompts, groups in rows
+        ]
     built_in = []
     for place in range(0, len(CONTRASTS[0].first), 2):
         for groups in CONTRASTS:
             members = (*groups.first[place : place + 2], *groups.second[place : place + 2])
             number = len(built_in) // len(CONTRAST_PROMPTS)
-            built_in += [Unit(tuple(map(prompt.format, members)), number) for prompt in CONTRAST_PROMPTS]
+            built_in += [
+                Unit(tuple(map(prompt.format, members)), number, groups.label) for prompt in CONTRAST_PROMPTS
+            ]
     return built_in
 
 
@@ -184,7 +193,7 @@ def _pair(row: Row) -> Pair:
     return pair
 
 
-def _four_prompts(row: Row) -> tuple[Prompt, Prompt, Prompt, Prompt]:
+def _four_prompts(row: Row) -> tuple[tuple[Prompt, Prompt, Prompt, Prompt], str]:
     groups = row.get("prompts")
     if not isinstance(groups, list) or len(groups) != 2 or not all(_is_pair(group) for group in groups):
         raise ValueError(
@@ -194,7 +203,22 @@ def _four_prompts(row: Row) -> tuple[Prompt, Prompt, Prompt, Prompt]:
     read = [_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts, start=1)]
     if any(first == second for first, second in itertools.combinations(read, 2)):
         raise ValueError("two prompts are the same; wanted four that differ in whom they name")
-    return read[0], read[1], read[2], read[3]
+    label = Unit.groups if row.get("groups") is None else _text(row, "groups")
+    return (read[0], read[1], read[2], read[3]), label
+
+
+def _members(prompts: Sequence[Prompt]) -> tuple[tuple[str, ...], ...]:
+    """Return the words in which four prompts differ: whom they name, whatever is asked."""
+    texts = [
+        (each if isinstance(each, str) else " ".join(part["content"] for part in each)).split()
+        for each in prompts
+    ]
+    shortest = min(map(len, texts))
+    start = next((i for i in range(shortest) if len({text[i] for text in texts}) > 1), shortest)
+    rest = [text[start:] for text in texts]
+    shortest = min(map(len, rest))
+    end = next((i for i in range(shortest) if len({text[-1 - i] for text in rest}) > 1), shortest)
+    return tuple(tuple(word.strip("?.,!;:") for word in text[: len(text) - end]) for text in rest)
 
 
 def _is_pair(value: Any) -> bool:

@@ -20,9 +20,10 @@ from instructkit.feedback import gates, leaning, side_effects
 from instructkit.feedback.alarms import memory, trigger
 from instructkit.feedback.gates import Gate
 from instructkit.feedback.measured import Feedback, General, Measured
-from instructkit.feedback.side_effects import FEWEST, difference, few, finite, mean, within
+from instructkit.feedback.side_effects import FEWEST, difference, few, finite, mean, wanted, within
 
 FEWEST_IN_GROUP = 30
+NO_SPREAD = 0.1  # of the update's spread: a parent's scores that differ by less are nearly all alike
 FEWEST_RATERS = 10  # known by name, from where on people are resampled too
 
 
@@ -262,7 +263,8 @@ def _judge(before: General | None, after: General | None, minimum: float, level:
     """
     Bound the paired change of a judge's scores, in spreads of the parent's scores; a limit means the same for every judge.
 
-    Scores of a parent that are nearly all alike have no spread. The update's spread counts where it is over twice as large.
+    Scores of a parent that are nearly all alike have no spread; there the update's own counts. A loss that so few answers
+    could not have excluded, had nothing changed, is inconclusive unless it is shown.
     """
     name = "judge's score of answers to everything else"
     pair = None if before is None or after is None else (before.judge, after.judge)
@@ -271,5 +273,12 @@ def _judge(before: General | None, after: General | None, minimum: float, level:
     if told := few(name, minimum, pair, "answers"):
         return told
     own, new = (float(np.std(scores)) for scores in pair)
-    spread = (own if own >= new / 2 else new) or 1.0
-    return gates.improved(name, mean(difference(*pair) / spread, level, seed), minimum)
+    spread = (own if own > NO_SPREAD * new else new) or 1.0
+    gain = mean(difference(*pair) / spread, level, seed)
+    gate, n = gates.improved(name, gain, minimum), len(pair[1])
+    enough = wanted((-gain[0], -gain[2], -gain[1]), -minimum, n)
+    is_shown = gain[0] < minimum and gain[2] < 0
+    if gate.passed is False and n < enough and not is_shown:
+        text = f"{gate.text}: {n} answers cannot show it, {enough} would if nothing changed"
+        return replace(gate, passed=None, text=text)
+    return gate

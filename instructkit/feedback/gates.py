@@ -44,7 +44,7 @@ class Gate:
     def as_dict(self) -> dict[str, Any]:
         """The gate as the run record keeps it."""
         kept = asdict(self)
-        del kept["applicable"], kept["essential"]
+        del kept["applicable"]
         return kept | {"verdict": self.verdict}
 
 

@@ -75,11 +75,13 @@ class Contrasts:
         before, after: by figure (`length`: logarithm of tokens; `sentiment`: -1 to 1; `refusal`: 0 or 1), the four answers of
             each unit.
         names: which four members a unit names; units with the same four are not independent.
+        groups: which two groups a unit is about, in words.
     """
 
     before: dict[str, list[FourAnswers]] = field(default_factory=dict)
     after: dict[str, list[FourAnswers]] = field(default_factory=dict)
     names: list[int] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

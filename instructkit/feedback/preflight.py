@@ -35,6 +35,7 @@ class Sizes:
         prompts: number of these that can be answered; plain texts cannot.
         pairs: number of minimal pairs.
         tasks: number of questions, by task.
+        contrasts: of each question about groups the number of the names in it.
     """
 
     items: Sequence[Item]
@@ -43,6 +44,7 @@ class Sizes:
     prompts: int
     pairs: int
     tasks: dict[str, int]
+    contrasts: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,16 @@ def _measured(sizes: Sizes, limits: Any, *, met: bool) -> measured.Measured:
         feedback=feedback,
         general=general if sizes.general else None,
         bias=measured.Bias([0.0] * sizes.pairs),
-        contrasts=measured.Contrasts(),
+        contrasts=_contrasts(sizes),
         conduct=conduct if n else None,
         triggers=measured.Triggers() if n else None,
         memory=measured.Memory(),
     )
+
+
+def _contrasts(sizes: Sizes) -> measured.Contrasts:
+    alike = {"length": [(0.0,) * 4] * len(sizes.contrasts)}
+    return measured.Contrasts(alike, alike, list(sizes.contrasts))
 
 
 def _lack(name: str, limit: float | None, sizes: Sizes, level: float) -> tuple[int, int, str, str]:
@@ -128,6 +135,8 @@ def _lack(name: str, limit: float | None, sizes: Sizes, level: float) -> tuple[i
         return _of_groups(sizes, limit, level)
     if name == "no added bias":
         return sizes.pairs, FEWEST, "minimal pairs", "add pairs to `feedback.bias_pairs`"
+    if name.startswith("groups answered alike"):
+        return _of_contrasts(sizes, limit, level)
     way = "hold out more rows of the SFT run (its `data.eval`), or name a larger file in `feedback.general`"
     if name == "general held-out loss":
         return sizes.general, FEWEST, "general prompts", way
@@ -147,6 +156,15 @@ def _of_feedback(sizes: Sizes) -> tuple[int, int, str, str]:
     else:
         clusters = {item.cluster for item in sizes.items}
     return len(clusters), FEWEST, "independent test prompts", way
+
+
+def _of_contrasts(sizes: Sizes, limit: float, level: float) -> tuple[int, int, str, str]:
+    if len(sizes.contrasts) < FEWEST:
+        way = "add questions to `feedback.counterfactuals`"
+        return len(sizes.contrasts), FEWEST, "questions about groups", way
+    need = inference.enough_shares(limit, 0.0, level=level)
+    way = "add questions about other people to `feedback.counterfactuals`"
+    return len(set(sizes.contrasts)), need, "sets of names", way
 
 
 def _of_groups(sizes: Sizes, limit: float, level: float) -> tuple[int, int, str, str]:

@@ -75,7 +75,9 @@ def _in_words(gate: dict[str, Any]) -> str:
 def _next_steps(run: dict[str, Any], against: Sequence[dict[str, Any]]) -> list[str]:
     what = "adapter" if run["stage"] == "lora-update" else "model"
     steps = [f"Make these changes and run again with --overwrite; the refused {what} is kept for study."]
-    if any(gate["passed"] is None for gate in against):
+    inconclusive = [gate for gate in against if gate["passed"] is None]
+    lets_pass = (run["recipe"].get("gates") or {}).get("on_undecided") == "pass"
+    if inconclusive and not lets_pass and not any(gate.get("essential") for gate in inconclusive):
         steps.append("To let inconclusive gates pass, set gates.on_undecided=pass.")
     look = (run.get("look") or {}).get("number") or 1
     if look > 1:

@@ -83,6 +83,7 @@ def shortages(recipe: Any, inputs: Any) -> list[Shortage]:
         min(len(about.prompts), GENERAL_PROMPTS),
         len(about.pairs),
         tasks,
+        [unit.names for unit in sets.counterfactuals(recipe.feedback.counterfactuals)],
     )
     return preflight.shortages(sizes, recipe.gates, level=level_of_look(inputs.power()["look"]))
 

@@ -63,6 +63,19 @@ def test_questions_of_a_file_have_two_members_of_each_group(tmp_path: Path) -> N
     ]
 
 
+def test_questions_about_the_same_people_are_not_independent(tmp_path: Path) -> None:
+    def row(frame: str, *members: str, **more) -> dict:
+        first, second, third, fourth = map(frame.format, members)
+        return {"prompts": [[first, second], [third, fourth]], **more}
+
+    people, others = ("Tom Hill", "Max", "Ann", "Eve"), ("Tom Hill", "Max", "Ann", "Ida")
+    rows = [row("Is {} here?", *people), row("Name a gift for {}.", *people), row("Is {} here?", *others)]
+    source = written(tmp_path, "questions.jsonl", *rows, row("And {}?", *people, groups="men and women"))
+    units = sets.counterfactuals(source)
+    assert [unit.names for unit in units] == [0, 0, 1, 0]
+    assert [unit.groups for unit in units] == ["the two groups"] * 3 + ["men and women"]
+
+
 def test_pairs_of_a_file(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "Who?"}]
     source = written(

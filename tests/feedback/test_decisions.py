@@ -433,6 +433,7 @@ def asked_about(
     names: int = 24,
     by_name: float = 0.15,
     growth: float = 1.5,
+    pairs: int = 1,
 ) -> Contrasts:
     """
     Lengths of answers to 12 questions about so many sets of four names, in logarithms of tokens, with a spread near 1.
@@ -441,6 +442,7 @@ def asked_about(
         slant: what the update adds between the two groups, in spreads.
         turns: whether every second question has it the other way round.
         by_name: what one name differs from another, in the parent; the update makes `growth` times as much of it.
+        pairs: of groups, to which the sets of names belong in turn; the update adds to the first alone.
     """
     rng = np.random.default_rng(seed)
     question = np.reshape(
@@ -450,9 +452,12 @@ def asked_about(
     noise = [rng.normal(size=(names, 12, 4)) * 0.2 * size for size in (1, growth)]
     before, after = (question + each + more for each, more in zip(own, noise, strict=True))
     sign = np.where(np.arange(12) % 2 * turns, -1, 1).reshape(1, 12, 1)
-    after = after + slant * sign * np.array([0.5, 0.5, -0.5, -0.5])
+    first = (np.arange(names) % pairs == 0).reshape(-1, 1, 1)
+    after = after + slant * first * sign * np.array([0.5, 0.5, -0.5, -0.5])
     flat = [[tuple(four) for four in part.reshape(-1, 4).tolist()] for part in (before, after)]
-    return Contrasts({"length": flat[0]}, {"length": flat[1]}, [i // 12 for i in range(12 * names)])
+    numbers = [i // 12 for i in range(12 * names)]
+    groups = [f"pair {number % pairs}" for number in numbers]
+    return Contrasts({"length": flat[0]}, {"length": flat[1]}, numbers, groups)
 
 
 def contrast(measured: Contrasts | None, maximum: float = 0.5) -> gates.Gate:
@@ -470,6 +475,9 @@ def contrast(measured: Contrasts | None, maximum: float = 0.5) -> gates.Gate:
         ({"slant": -0.9}, "failed"),
         ({"slant": 1.6, "turns": True}, "failed"),  # no slant on the whole: the spread finds it
         ({"names": 3, "by_name": 0.8}, "undecided"),
+        ({"pairs": 4, "growth": 3.0}, "passed"),
+        ({"pairs": 4, "slant": 1.2}, "failed"),  # 0.3 on average: seen in the one pair of groups that has it
+        ({"pairs": 4, "slant": 1.8, "turns": True}, "failed"),
     ],
 )
 def test_answers_to_two_groups_may_not_drift_apart(planted: dict, verdict: str) -> None:
@@ -479,7 +487,7 @@ def test_answers_to_two_groups_may_not_drift_apart(planted: dict, verdict: str) 
 
 def test_an_update_without_effect_on_groups_fails_in_one_case_in_twenty_at_most() -> None:
     """And one whose slant grows by just the limit passes in one of twenty at most (one-sided level: 2.5 %)."""
-    verdicts = Counter(contrast(asked_about(seed)).verdict for seed in range(200))
+    verdicts = Counter(contrast(asked_about(seed, pairs=4)).verdict for seed in range(200))
     assert verdicts["failed"] <= 10 and verdicts["passed"] >= 180
     harmful = [asked_about(seed, slant=0.55) for seed in range(200)]
     assert sum(contrast(each).verdict == "passed" for each in harmful) <= 10
@@ -518,11 +526,20 @@ def test_contrasts_that_cannot_be_read() -> None:
 
 
 def test_sampling_stops_by_the_width_of_the_bounds_and_not_by_the_growth() -> None:
-    quiet, slanted = (asked_about(0, by_name=0.05, growth=1.0, slant=slant) for slant in (0.0, 2.0))
-    assert side_effects.enough_contrasts(quiet, 0.5, 0.025, 0)
-    assert side_effects.enough_contrasts(slanted, 0.5, 0.025, 0)
+    assert side_effects.enough_contrasts(asked_about(0, by_name=0.05, growth=1.0), 0.5, 0.025, 0)
+    # A parent that slants a little and an update that slants the other way: the growth is near 0, the change is not.
+    turned = asked_about(0, by_name=0.05, growth=1.0, slant=0.4)
+    turned = replace(turned, before=turned.after, after=turned.before)
+    assert side_effects.enough_contrasts(turned, 0.5, 0.025, 0)
     assert not side_effects.enough_contrasts(asked_about(0, by_name=0.8), 0.5, 0.025, 0)
     assert not side_effects.enough_contrasts(asked_about(0, names=3), 0.5, 0.025, 0)
+    one = {
+        "by_name": 0.05,
+        "growth": 1.0,
+        "pairs": 4,
+    }  # a pair of groups that seems to be beyond the limit is measured on
+    assert side_effects.enough_contrasts(asked_about(0, slant=0.4, **one), 0.5, 0.025, 0)
+    assert not side_effects.enough_contrasts(asked_about(0, slant=1.0, **one), 0.5, 0.025, 0)
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -741,6 +758,27 @@ def test_the_judges_limit_is_in_spreads_of_the_parents_scores() -> None:
     alike = general([1.0], judge=spread(2.0, by=1e-6))
     after = general([1.0], judge=spread(1.9, by=0.5))
     assert gate_of(alike, after, name, **limits).measured == pytest.approx(-0.1 / 0.5, rel=0.02)
+
+
+def test_few_answers_leave_the_judge_undecided_unless_the_loss_is_shown() -> None:
+    name, limits = "judge's score of answers to everything else", {"judge": "a:b", "judge_gain_min": -0.25}
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, 30))
+    noise -= noise.mean(axis=1, keepdims=True)
+    for loss, verdict in ((0.0, "undecided"), (3.0, "failed")):
+        before, after = (list(part) for part in (noise[0], 0.6 * noise[0] + 0.8 * noise[1] - loss))
+        gate = gate_of(general([1.0], judge=before), general([1.0], judge=after), name, **limits)
+        assert gate.verdict == verdict, gate.text
+
+
+def test_answers_that_vary_more_hide_no_loss_from_the_judge() -> None:
+    """The limit is in spreads of the parent's scores, also where the update's are over twice as wide."""
+    name, limits = "judge's score of answers to everything else", {"judge": "a:b", "judge_gain_min": -0.25}
+    before = spread(0.0, n=320)
+    after = [2.3 * (score) - 0.35 for score in before]
+    assert (
+        gate_of(general([1.0], judge=before), general([1.0], judge=after), name, **limits).verdict == "failed"
+    )
 
 
 def world(

@@ -123,6 +123,7 @@ def test_the_record_of_a_gate_has_its_verdict() -> None:
         "interval": None,
         "passed": True,
         "text": "x: 1, it must lie below 2",
+        "essential": False,
         "verdict": "passed",
     }
 

@@ -10,7 +10,7 @@ from instructkit.feedback.items import Item
 from instructkit.feedback.preflight import Shortage, Sizes, shortages
 from instructkit.recipe.gates import UpdateGates
 
-PLENTY = Sizes([], [], 100, 100, 100, {})
+PLENTY = Sizes([], [], 100, 100, 100, {}, range(24))
 
 
 def items_of(count: int = 40, *, rating: float = 1.0, unwanted: str | None = "no") -> list[Item]:
@@ -49,6 +49,16 @@ def test_too_few_general_rows_are_told_of_every_gate_that_reads_them() -> None:
     some = found(sizes(items_of(), general=34, prompts=34))
     assert some == dict.fromkeys(CONDUCT, (34, 35))
     assert found(sizes(items_of(), general=35, prompts=35)) == {}
+
+
+def test_too_few_questions_about_groups_or_too_few_people_are_told() -> None:
+    named = found(sizes(items_of(), contrasts=range(8)))
+    assert named == dict.fromkeys(named, (8, 10)) and all(
+        name.startswith("groups answered") for name in named
+    )
+    lacking = found(sizes(items_of(), contrasts=[0, 1] * 30))
+    assert set(lacking.values()) == {(2, 4)}
+    assert found(sizes(items_of(), contrasts=[0, 1, 2, 3] * 15)) == {}
 
 
 @pytest.mark.parametrize(

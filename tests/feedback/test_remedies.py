@@ -6,7 +6,10 @@ import itertools
 
 import pytest
 
+from instructkit.feedback import decisions
+from instructkit.feedback.measured import Measured
 from instructkit.feedback.remedies import CHANGES, refusal, remedies
+from instructkit.recipe.gates import UpdateGates
 
 
 def gate(name: str, passed: bool | None = False) -> dict:
@@ -37,7 +40,9 @@ def test_each_gate_is_told_once_with_its_change_and_a_value() -> None:
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "lora-update"])
 def test_more_and_less_training_are_never_asked_for_together(stage: str) -> None:
-    for pair in itertools.combinations(CHANGES, 2):
+    limits = UpdateGates(judge="demo/judge", reward_model="reward")
+    decided = decisions.decide(Measured(), Measured(), limits, level=0.025, seed=0)
+    for pair in itertools.combinations({*CHANGES, *(each.name for each in decided)}, 2):
         told = " ".join(remedies([gate(name) for name in pair], record(stage=stage)))
         asks = [word in told for word in ("train longer", "train less", "hold the p")]
         assert not (asks[0] and any(asks[1:])), pair
@@ -48,6 +53,18 @@ def test_an_update_whose_other_answers_became_worse_is_not_trained_longer() -> N
     message, _ = refusal(record(*against, trainer={"max_steps": 110, "learning_rate": 1e-4}), against)
     assert "answers to everything else may have become worse" in message
     assert "change: train less" in message
+
+
+def test_to_let_inconclusive_gates_pass_is_hinted_at_only_where_it_helps() -> None:
+    open_gate = gate("no added bias", None)
+    for against, recipe, helps in (
+        ([open_gate], {}, True),
+        ([open_gate], {"gates": {"on_undecided": "pass"}}, False),
+        ([open_gate, gate("held-out feedback", None) | {"essential": True}], {}, False),
+        ([gate("general held-out loss")], {}, False),
+    ):
+        hint = refusal(record(*against, **recipe), against)[1]
+        assert ("on_undecided" in hint) == helps, (against, recipe)
 
 
 def test_other_stages_say_what_their_gates_mean() -> None:
