@@ -209,7 +209,7 @@ def first_token(model: LlamaForCausalLM) -> Tensor:
     return torch.cat([full[:, :1], full[:, 1:].view(len(PROMPTS), SIZE - 1, SIZE).logsumexp(2)], 1)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.proof)])
 def test_a_bandit_without_penalty_takes_the_best_arm(tmp_path: Path, seed: int) -> None:
     """O-25, beta 0."""
     trained, start = bandit(tmp_path, 0.0, seed)
@@ -218,7 +218,7 @@ def test_a_bandit_without_penalty_takes_the_best_arm(tmp_path: Path, seed: int) 
     assert (trained[:, best].exp() > 0.95).all()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.proof)])
 def test_a_bandit_under_a_heavy_penalty_stays_at_the_reference(tmp_path: Path, seed: int) -> None:
     """O-25, beta 10: the optimum lies about Var(r) / (2 beta^2) = 0.002 nats away."""
     trained, start = bandit(tmp_path, 10.0, seed)
@@ -248,7 +248,7 @@ def test_the_score_rises_and_the_critic_explains_it(tmp_path: Path) -> None:
     assert sum(before < 0.1 and after > 0.5 for before, after in explained) >= 4, explained
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.proof)])
 def test_a_reward_for_ending_teaches_to_end(tmp_path: Path, seed: int) -> None:
     """O-27: the end token is an action like any other, although it is the padding token too."""
     trainer = train(
