@@ -35,6 +35,7 @@ class Stop:
         reason: why the run ends; None before a request.
         exit_code: of the process, after a request.
         stepped: whether a trainer has taken a step.
+        on_first_step: called once, when a trainer has taken the first step.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Stop:
         self.reason: str | None = None
         self.exit_code = 0
         self.stepped = False
+        self.on_first_step: Callable[[], None] = lambda: None
         self._minutes, self._note = max_minutes, note
         self._waits = False
         self._process = os.getpid()
@@ -74,6 +76,12 @@ class Stop:
             yield
         finally:
             self._waits = before
+
+    def note_step(self) -> None:
+        """Note that a trainer has taken a step."""
+        if not self.stepped:
+            self.stepped = True
+            self.on_first_step()
 
     def check(self) -> None:
         """Raise `Stopped` after a request."""
