@@ -57,7 +57,7 @@ def has_chat_template(source: Source, section: ModelSection) -> bool:
     """Return whether a model's tokenizer renders conversations; of a folder its files say so, and no library is loaded."""
     has_files = (Path(source.tokenizer_path) / "tokenizer_config.json").is_file()
     if source.gguf_file or section.trust_remote_code or not has_files:
-        return load_tokenizer(source, section).chat_template is not None
+        return bool(load_tokenizer(source, section).chat_template)
     return template_of(source) is not None
 
 
@@ -65,12 +65,12 @@ def template_of(source: Source) -> str | None:
     """Return the chat template in the files of a model's folder, several as JSON; None where there is none."""
     folder = Path(source.tokenizer_path)
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8") or None
     config = folder / "tokenizer_config.json"
     template = (
         json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
     )
-    return template if template is None else json.dumps(template)
+    return json.dumps(template) if template else None
 
 
 def load_for_training(

@@ -206,13 +206,24 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path: Path, monke
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     (left,) = tmp_path.iterdir()
-    temporary.sweep()
-    assert left.exists(), "its process may be about to lock it"
-    os.utime(left, (0, 0))
     with temporary.TemporaryFolder() as mine:
         temporary.sweep()
         assert Path(mine).is_dir() and not left.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_is_kept_while_its_process_locks_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock = temporary.fcntl.flock
+
+    def after_a_sweep(handle: int, how: int) -> None:
+        monkeypatch.setattr(temporary.fcntl, "flock", lock)
+        temporary.sweep()
+        lock(handle, how)
+
+    monkeypatch.setattr(temporary.fcntl, "flock", after_a_sweep)
+    with temporary.TemporaryFolder() as mine:
+        assert Path(mine).is_dir()
 
 
 def test_a_word_that_happens_to_be_the_name_of_the_folder_is_no_input(tmp_path: Path, monkeypatch) -> None:
