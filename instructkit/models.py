@@ -48,7 +48,7 @@ def load_tokenizer(source: Source, section: ModelSection, *, data_format: str | 
     tokenizer = from_pretrained(AutoTokenizer, source, section, path=source.tokenizer_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if data_format == "text":
+    if data_format == "text" or not tokenizer.chat_template:  # an empty one renders nothing
         tokenizer.chat_template = None
     return tokenizer
 
@@ -57,7 +57,7 @@ def has_chat_template(source: Source, section: ModelSection) -> bool:
     """Return whether a model's tokenizer renders conversations; of a folder its files say so, and no library is loaded."""
     has_files = (Path(source.tokenizer_path) / "tokenizer_config.json").is_file()
     if source.gguf_file or section.trust_remote_code or not has_files:
-        return bool(load_tokenizer(source, section).chat_template)
+        return load_tokenizer(source, section).chat_template is not None
     return template_of(source) is not None
 
 
