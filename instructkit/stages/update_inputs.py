@@ -230,11 +230,11 @@ class SftData:
 
     def rows(self, role: str) -> sources.Rows | None:
         """Return the rows that it trained on (`replay`) or held out (`general`); None where it held out none."""
-        told = f"the {role} rows, which are those of {self.run}"
+        whose = f"the {role} rows, which are those of {self.run}"
         if self.is_split:
-            return _read(told, lambda: self._split[role], or_name=role)
+            return _read(whose, lambda: self._split[role], or_name=role)
         source = self.section.train if role == "replay" else self.section.eval
-        return source and _read(told, lambda: _demonstrations(source, self._options(role)), or_name=role)
+        return source and _read(whose, lambda: _demonstrations(source, self._options(role)), or_name=role)
 
     @cached_property
     def _split(self) -> dict[str, sources.Rows]:
