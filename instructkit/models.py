@@ -48,7 +48,7 @@ def load_tokenizer(source: Source, section: ModelSection, *, data_format: str | 
     tokenizer = from_pretrained(AutoTokenizer, source, section, path=source.tokenizer_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if data_format == "text":
+    if data_format == "text" or not tokenizer.chat_template:  # an empty one renders nothing
         tokenizer.chat_template = None
     return tokenizer
 
@@ -65,12 +65,12 @@ def template_of(source: Source) -> str | None:
     """Return the chat template in the files of a model's folder, several as JSON; None where there is none."""
     folder = Path(source.tokenizer_path)
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8") or None
     config = folder / "tokenizer_config.json"
     template = (
         json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
     )
-    return template if template is None else json.dumps(template)
+    return json.dumps(template) if template else None
 
 
 def load_for_training(

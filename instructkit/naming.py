@@ -168,10 +168,35 @@ def refuse_wrong_role(source: Source, *, as_reward: bool) -> None:
 
 
 def trained_format(source: Source) -> str | None:
-    """Return the data format that a run records, `chat` or `text`; None where it records none, and of a model that is no run."""
-    from instructkit.runs.record import read_run
+    """
+    Return the data format that a run was trained in, `chat` or `text`; None where that is unknown, and of a model that is no run.
 
-    return read_run(source.run).get("data_format") if source.run else None
+    Version 0.1.0 recorded no format and rendered messages alone. So the prompts of its samples tell how it was trained.
+    """
+    from instructkit.runs.reading import read_record
+
+    if source.run is None:
+        return None
+    record = read_record(source.run)
+    return record["data_format"] if "data_format" in record else _format_of_samples(source.run)
+
+
+def lacks_format(source: Source) -> bool:
+    """Return whether a model is a run of version 0.1.0 that does not tell its data format."""
+    from instructkit.runs.reading import read_record
+
+    if source.run is None or "data_format" in read_record(source.run):
+        return False
+    return trained_format(source) is None
+
+
+def _format_of_samples(run: Path) -> str | None:
+    try:
+        with (run / "samples.jsonl").open(encoding="utf-8") as lines:
+            prompt = json.loads(next(lines, "{}")).get("prompt")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return "text" if isinstance(prompt, str) else "chat" if isinstance(prompt, list) else None
 
 
 def refuse_dora_above_an_adapter(source: Source, lora: LoraSection | None) -> None:

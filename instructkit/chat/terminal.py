@@ -20,6 +20,12 @@ def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0
     )
     model = models.load_for_use(source, section, machine.choose())
     tokenizer = models.load_tokenizer(source, section, data_format=naming.trained_format(source))
+    if tokenizer.chat_template and naming.lacks_format(source):
+        print(
+            f"warning: {name} is a run of version 0.1.0 and records no data format. `chat` uses its chat template; "
+            "if it was trained on text prompts, train it again with data.format: text",
+            file=sys.stderr,
+        )
     return Session(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json as json_module
 import sys
 from collections import Counter
@@ -155,7 +156,7 @@ def _look(files: list[str], asked: Reading) -> _Contents:
                 f"--columns names `{'`, `'.join(missing)}`, which no row of {', '.join(files)} has",
                 hint="copy the name from the header of the file. Nothing was imported",
             )
-        for name in files:
+        for name in itertools.chain.from_iterable(map(_files_of, files)):
             how = asked
             if as_thumbs(name, asked):
                 contents.thumbs.append(name)
@@ -173,6 +174,13 @@ def _look(files: list[str], asked: Reading) -> _Contents:
     except DataError as error:  # a whole file is unreadable; the error's own hint is about training
         raise DataError(error.faults, error.total, hint="correct the file; nothing was imported") from error
     return contents
+
+
+def _files_of(source: str) -> list[str]:
+    """Return the files of a folder or glob that are not empty, because each has its own scale; else the source itself."""
+    from instructkit.data.readers import paths_of
+
+    return [str(path) for path in paths_of(source) if path.stat().st_size] or [source]
 
 
 def _anonymous(contents: _Contents) -> str:

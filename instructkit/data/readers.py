@@ -20,6 +20,7 @@ _LOCAL_ONLY: ContextVar[bool] = ContextVar("local_only", default=False)
 _LOG = logging.getLogger(__name__)
 STORE_SUFFIX = ".db"
 SHOWN_NAMES = 5  # of what a folder holds besides
+_ROW_OF_PLACE = re.compile(r"(:| row | event )[^ :]*$")
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
 
@@ -54,6 +55,11 @@ def read_source(source: str, *, split: str = "train", config: str | None = None)
         yield from _read_hub(source, split, config)
     else:
         raise InputError(f"no data at {shown(source)}", hint=_near(source))
+
+
+def file_of(place: str) -> str:
+    """Return the file, or another source, of a row's place."""
+    return _ROW_OF_PLACE.sub("", place)
 
 
 def is_demo(source: str) -> bool:

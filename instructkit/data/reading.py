@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from instructkit.data.checks import Checker, form_told
 from instructkit.data.ours import as_learned, ours
-from instructkit.data.readers import read_source
+from instructkit.data.readers import file_of, read_source
 from instructkit.data.records import Row, unread
 from instructkit.data.scales import Scale
 from instructkit.data.shapes import as_messages
@@ -21,7 +20,6 @@ from instructkit.data.thumbs import is_ulid
 from instructkit.data.turns import fields_beside
 from instructkit.errors import Fault, Faults, InputError
 
-_ROW_OF_PLACE = re.compile(r"(:| row | event )[^ :]*$")
 _SHOWN_SOURCES = 4  # of those that differ
 
 
@@ -74,7 +72,7 @@ class Reading:
         self._seen, self._faults = 0, Faults()
         self._margins = False  # whether any good comparison has one
         self._forms_of: dict[str, set[tuple[str, ...]]] = {}  # by file, the shapes of its good rows
-        self._scales: list[Scale] = []  # of each source
+        self._scales: dict[str, Scale] = {}  # by file
         self._unread: dict[
             tuple[str, ...], Counter[str]
         ] = {}  # by form, how many rows have a column that nothing reads
@@ -88,7 +86,6 @@ class Reading:
             InputError: when there is no such source, or it is empty.
         """
         self._starts.append(len(self.table))
-        self._scales.append(Scale())
         before = self._seen
         for raw, place in read_source(part.source, split=part.split, config=part.config):
             self._take(raw, place)
@@ -105,7 +102,8 @@ class Reading:
         row, _ = ours(raw, place, self.columns, self._checker.kind, self.shapes)
         faults = [row] if isinstance(row, Fault) else self._checker.faults(row, place)
         if self._checker.kind == "feedback" and not isinstance(row, Fault):
-            self._scales[-1].add(row.get("rating"), kept=is_ulid(row.get("id")))
+            scale = self._scales.setdefault(file_of(place), Scale())
+            scale.add(row.get("rating"), kept=is_ulid(row.get("id")))
         if faults:
             self._refuse(self._seen, faults)
             if self.skip_faults:
@@ -117,7 +115,7 @@ class Reading:
         left = self._unread.setdefault(self._checker.form, Counter())
         left.update(sorted(unread(row, self._checker.kind)))
         self.beside.update(sorted(fields_beside(row)))
-        self._forms_of.setdefault(_ROW_OF_PLACE.sub("", place), set()).add(self._checker.form)
+        self._forms_of.setdefault(file_of(place), set()).add(self._checker.form)
 
     @property
     def unread(self) -> Counter[str]:
@@ -160,8 +158,7 @@ class Reading:
         if not self._faults.total:
             self._refuse_some_margins(kept, parts)
             return kept
-        scales = zip(self._scales, parts, strict=True)
-        other = next((scale.error(part.source) for scale, part in scales if scale.is_another), None)
+        other = next((scale.error(file) for file, scale in self._scales.items() if scale.is_another), None)
         if not self.skip_faults:
             raise self._faults.error(other and other.hint)
         if other:  # what is left is within our scale by chance
@@ -222,14 +219,14 @@ class Reading:
         self.shapes["messages, as the other sources are"] += changed
 
     def _read_thumbs(self) -> None:
-        """Turn ratings of 0 into -1 in the sources whose ratings are thumbs as 1 and 0."""
-        thumbs = [scale.is_thumbs for scale in self._scales]
-        if not any(thumbs):
+        """Turn ratings of 0 into -1 in the files whose ratings are thumbs as 1 and 0."""
+        thumbs = {file for file, scale in self._scales.items() if scale.is_thumbs}
+        if not thumbs:
             return
         table, changed = Table(), 0
         for i in range(len(self.table)):
             row, place = self.table[i]
-            down = row.get("rating") == 0 and thumbs[self._source_of(i)]
+            down = row.get("rating") == 0 and file_of(place) in thumbs
             changed += down
             table.append(({**row, "rating": -1.0} if down else row, place))
         self.table = table

@@ -1,5 +1,5 @@
 """
-The scale of a source's ratings: thumbs as 1 and 0, -1 to 1, or another one, which is an error. Pure.
+The scale of a file's ratings: thumbs as 1 and 0, -1 to 1, or another one, which is an error. Pure.
 
 A rating of 1 out of 5 would be learned as the best of all.
 """
@@ -16,7 +16,7 @@ FAR_OFF = 1e6  # no scale of ratings goes so far
 
 class Scale:
     """
-    The ratings of one source: of all its rows, also of those with errors elsewhere.
+    Collect the ratings of one file: of all its rows, also of those with errors elsewhere.
 
     `feedback import` and recipes share this rule, so they read a file alike.
     """
@@ -55,12 +55,12 @@ class Scale:
         """Return whether all ratings are 1 or 0 and some are 0: thumbs up and down."""
         return self.rated > 0 and self._thumbs and self.low == 0
 
-    def error(self, source: str) -> InputError:
-        """What is found, and how such rows are read."""
+    def error(self, file: str) -> InputError:
+        """Return the error for ratings on another scale."""
         low = min(self.low, 1) if self.low >= 0 else self.low
-        told = f"{source}: {self.rated} rows of users' feedback, rated {self.low:g} to {self.high:g}"
+        message = f"{file}: {self.rated} rows of users' feedback, rated {self.low:g} to {self.high:g}"
         return InputError(
-            f"{told}; wanted are ratings from -1 to 1",
-            hint=f"`instructkit feedback import {source} --scale {low:g}:{self.high:g}` reads them into a store with the scale "
+            f"{message}; wanted are ratings from -1 to 1",
+            hint=f"`instructkit feedback import {file} --scale {low:g}:{self.high:g}` reads them into a store with the scale "
             "they were given on, and a recipe names that: `feedback: {events: feedback.db}`",
         )

@@ -202,10 +202,10 @@ def against(
     return None
 
 
-def _undecided(recipe: Any, told: list[str], refuses: bool) -> InputError | None:
+def _undecided(recipe: Any, shortages: list[str], refuses: bool) -> InputError | None:
     """Return why the run would be refused for gates that cannot be decided; None when it would not."""
     try:
-        refuse_undecidable(recipe, told, refuses)
+        refuse_undecidable(recipe, shortages, refuses)
     except InputError as error:
         return error
     return None

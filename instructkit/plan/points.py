@@ -1,4 +1,4 @@
-"""What a recipe points to: data, columns, parents, functions and trackers, looked at without loading a model."""
+"""Check what a recipe points to without loading a model: data, columns, parents, functions and trackers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ NO_TRACKER = ("none", "all")
 
 def faults(recipe: Any, where: Callable[[Place], str], written: Sequence[str] = ()) -> list[Fault]:
     """
-    Every fault of what a recipe points to.
+    Return every error of what a recipe points to.
 
     Args:
         recipe: a checked recipe.
-        where: the line of a value.
+        where: returns the line of a value.
         written: output folders of recipes that run before this one; a parent that is one of them need not be there yet.
     """
     with naming.expecting(written), local_only():
@@ -57,14 +57,16 @@ def _names(recipe: Any) -> Iterator[tuple[Place, str]]:
 
 
 def _trackers(recipe: Any, where: Callable[[Place], str]) -> Iterator[Fault]:
-    """Trackers whose package is not installed: TRL would refuse them once torch is loaded."""
+    """Yield an error for each tracker without its package. TRL would refuse it only after torch is loaded."""
     asked = recipe.trainer.get("report_to") or []
     for name in [asked] if isinstance(asked, str) else asked:
         packages = PACKAGES.get(name, (name,))
         if name not in NO_TRACKER and not any(map(_is_installed, packages)):
-            told = f"`trainer.report_to` is {name}, and the package {' or '.join(packages)} is not installed"
+            message = (
+                f"`trainer.report_to` is {name}, and the package {' or '.join(packages)} is not installed"
+            )
             yield Fault(
-                where(("trainer", "report_to")), told, f"run `pip install {packages[0]}`, or remove it"
+                where(("trainer", "report_to")), message, f"run `pip install {packages[0]}`, or remove it"
             )
 
 
@@ -76,7 +78,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _inputs(recipe: Any) -> list[Fault]:
-    """Faults of what the stage reads before it loads a model; of data on a hub nothing is known."""
+    """Return the errors of what the stage reads before it loads a model. Data on a hub are not read."""
     try:
         inputs = collector(recipe)(recipe)
         there = {role: source for role, source in inputs.parents.items() if Path(source.base).exists()}

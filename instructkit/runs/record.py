@@ -12,7 +12,7 @@ from instructkit.errors import InputError
 from instructkit.runs import contents, surroundings
 from instructkit.runs.files import sweep, write_json_atomic
 from instructkit.runs.lineage import recipe_changes, recipe_hash, run_hash
-from instructkit.runs.lock import FolderLock
+from instructkit.runs.lock import FolderLock, is_held
 from instructkit.runs.reading import FORMAT, RECORD, is_run, read_record, read_run
 
 __all__ = ["RunFolder", "is_run", "read_run", "write_json_atomic"]
@@ -54,7 +54,8 @@ class RunFolder:
         Take the folder and write its first record, with status `running`.
 
         Keep a finished run that is overwritten as `.NAME.previous` until the new one is finished. A bad
-        recipe or a crash does not delete it. Files that no run wrote stay in the folder.
+        recipe or a crash does not delete it. Keep an unfinished run that has a checkpoint as `.NAME.discarded`
+        until the new one has taken a step. Files that no run wrote stay in the folder.
 
         Args:
             source: the recipe file.
@@ -132,6 +133,7 @@ class RunFolder:
             hash=run_hash(self.path),
         )
         contents.discard(self._previous, self.real)
+        self.drop_replaced_checkpoints()
 
     def fail(self, error_text: str) -> None:
         """Close the record with status `failed` and the reason."""
@@ -143,7 +145,7 @@ class RunFolder:
         self.update(status="interrupted", ended=surroundings.now(), error=error)
 
     def withdraw(self) -> None:
-        """Remove a run that ended before its first step, and put the finished run back that it should have replaced."""
+        """Remove a run that ended before its first step, and put back the run that it should have replaced."""
         if self._restorable is None and contents.foreign(self.real):
             return
         if self._restorable is not None:
@@ -152,6 +154,28 @@ class RunFolder:
         if self._restorable is not None:
             self._restorable.rename(self.real)
         self.record = {}
+
+    def drop_replaced_checkpoints(self) -> None:
+        """Delete the unfinished run that this one replaces; call it after the first step."""
+        contents.give_back(self._discarded, self.real)
+        (self._discarded / RECORD).unlink(missing_ok=True)  # a half-deleted run is not put back
+        shutil.rmtree(self._discarded, ignore_errors=True)
+
+    @classmethod
+    def put_back(cls, path: str | Path) -> bool:
+        """Put back an unfinished run if its replacement was killed before its first step; return whether it was."""
+        folder = cls(path)
+        if not is_run(folder._discarded) or is_held(folder.path):
+            return False
+        folder._lock.acquire()
+        try:
+            if folder.path.exists() and not (is_run(folder.path) and folder._took_no_step()):
+                return False
+            folder._restorable = folder._discarded
+            folder.withdraw()
+            return True
+        finally:
+            folder.release()
 
     def release(self) -> None:
         """Give the folder back; the `with` block does it."""
@@ -249,7 +273,11 @@ class RunFolder:
                 aside.rename(self.real)
             raise
         contents.give_back(self._previous, self.real)
-        contents.discard(self._discarded, self.real)
+        contents.give_back(self._discarded, self.real)
+        if is_run(self._discarded) and self._has_checkpoint(self._discarded):
+            self._restorable = self._discarded
+        else:
+            self.drop_replaced_checkpoints()
 
     def check_free(self, *, overwrite: bool) -> bool:
         """
@@ -275,23 +303,29 @@ class RunFolder:
         return False
 
     def _holds_nothing(self, status: str) -> bool:
-        """Say whether an unfinished run ended before its first step: it has no checkpoint and no logged step."""
+        """Say whether a run ended before its first step."""
+        return status in ("failed", "interrupted") and self._took_no_step()
+
+    def _took_no_step(self) -> bool:
+        """Say whether a run is not complete and has neither a checkpoint nor a logged step."""
         metrics = self.path / "metrics.jsonl"
         logged = metrics.is_file() and metrics.stat().st_size > 0
-        return status in ("failed", "interrupted") and not logged and not self._has_checkpoint()
+        done = read_record(self.path)["status"] == "done"
+        return not (done or logged or self._has_checkpoint(self.path))
 
-    def _has_checkpoint(self) -> bool:
-        return any(self.path.glob("checkpoints/**/checkpoint-*"))
+    @staticmethod
+    def _has_checkpoint(folder: Path) -> bool:
+        return any(folder.glob("checkpoints/**/checkpoint-*"))
 
     def _ways_on(self, status: str) -> str:
         other = "or choose another folder with run.output=FOLDER"
         if status == "running":
             return f"wait until it is done, {other}"
-        begun = status != "done" and self._has_checkpoint()
+        begun = status != "done" and self._has_checkpoint(self.path)
         return f"{'go on with --resume, ' if begun else ''}replace it with --overwrite, {other}"
 
     def _move_aside(self, overwrite: bool) -> Path | None:
-        """Rename what lies in the folder, if it may go; an unfinished run is deleted once the new one has begun."""
+        """Rename what lies in the folder, if it may go; an unfinished run is deleted after the first step of the new one."""
         if self.check_free(overwrite=overwrite):
             return None
         finished = read_run(self.path)["status"] == "done"

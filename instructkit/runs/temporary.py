@@ -6,12 +6,10 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 PREFIX = "instructkit-"
-YOUNG_SECONDS = 60.0  # a process that made a folder this recently may not have locked it yet
-OWNER = "owner.lock"  # locked while the process that made the folder lives
+OWNER = "owner.lock"  # locked while the process that made the folder lives; appears when it is locked
 
 
 class TemporaryFolder(tempfile.TemporaryDirectory):
@@ -19,18 +17,18 @@ class TemporaryFolder(tempfile.TemporaryDirectory):
 
     def __init__(self) -> None:
         super().__init__(prefix=PREFIX)
-        self._handle = os.open(Path(self.name) / OWNER, os.O_RDWR | os.O_CREAT, 0o600)
+        lock = Path(self.name) / f"{OWNER}.new"
+        self._handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._handle, fcntl.LOCK_EX)
+        lock.rename(lock.with_name(OWNER))
 
 
 def sweep() -> None:
     """Remove the temporary folders of processes that were killed; those of living ones, also of other users, stay."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
-            if time.time() - folder.stat().st_mtime < YOUNG_SECONDS:
-                continue
             handle = os.open(folder / OWNER, os.O_RDWR)
-        except OSError:
+        except OSError:  # not locked yet
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

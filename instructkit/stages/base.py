@@ -177,12 +177,12 @@ def refuse_without_weights(parents: dict[str, naming.Source]) -> None:
             )
 
 
-def refuse_undecidable(recipe: Any, told: Sequence[str], refuses: bool) -> None:
+def refuse_undecidable(recipe: Any, shortages: Sequence[str], refuses: bool) -> None:
     """
     Refuse to train an update whose gates cannot be decided on so little data.
 
     Args:
-        told, refuses: as `Inputs.undecidable` gives them.
+        shortages, refuses: as `Inputs.undecidable` returns them.
 
     Raises:
         InputError: naming each such gate, what there is, how much is needed and which key to change.
@@ -190,7 +190,7 @@ def refuse_undecidable(recipe: Any, told: Sequence[str], refuses: bool) -> None:
     if refuses:
         raise InputError(
             f"{recipe.source}: some gates cannot be decided on the data at hand, so the result would be refused after training:\n"
-            + "\n".join(f"  {each}" for each in told),
+            + "\n".join(f"  {each}" for each in shortages),
             hint="change these keys or give more data; --anyway trains all the same; nothing was trained",
         )
 

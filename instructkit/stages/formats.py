@@ -78,6 +78,8 @@ def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str,
     has_template = "chat_template_path" in recipe.trainer or models.has_chat_template(source, recipe.model)
     if asked == AUTO:
         chosen = _by_default(source, has_template, data.get("train"))
+        if chosen.name == CHAT and naming.lacks_format(source):
+            chosen = replace(chosen, why=f"{chosen.why}. {_warning(key, source)}")
     else:
         _refuse_another_parent(recipe, source)
         chosen = Format(asked, f"{key} sets it")
@@ -90,6 +92,13 @@ def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str,
     for rows in data.values():
         _refuse_unfit(rows, chosen, recipe)
     return chosen
+
+
+def _warning(key: str, source: naming.Source) -> str:
+    return (
+        f"warning: {source.name} is a run of version 0.1.0 and records no data format; "
+        f"if it was trained on text prompts, set {key}: text"
+    )
 
 
 def _setting(recipe: Any) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Fingerprint the sources of a run: Python functions, plain model folders and chat templates."""
+"""Fingerprint the sources of a run: Python functions, plain model folders, chat templates and sets to measure on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from instructkit import models
 from instructkit.naming import Source
 from instructkit.runs.lineage import WEIGHT_SUFFIXES, base_key, file_hash, folder_hash, model_files
 from instructkit.stages.functions import module_of
+from instructkit.stages.update_sides import read_sets
 
 _LIBRARIES = {Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "purelib", "platlib")}
 _LIBRARIES.add(Path(__file__).resolve().parent.parent)
@@ -30,6 +31,8 @@ def fingerprints_of_sources(recipe: Any, parents: dict[str, Source]) -> dict[str
         hashes[f"trainer.chat_template_path ({template})"] = _template_hash(Path(template))
     for role, source in parents.items():
         hashes |= _of_model(role, source)
+    for name, items in read_sets(recipe).items() if recipe.stage == "lora-update" else ():
+        hashes[name] = hashlib.sha256(repr(items).encode()).hexdigest()
     return hashes
 
 

@@ -136,6 +136,10 @@ def _repair(
     repaired: dict[Path, GateRefused | None] = {}
 
     def repair() -> bool:
+        if RunFolder.put_back(output):
+            reporter.note(
+                f"{output}: the run that replaced it was killed before its first step; its checkpoints are kept"
+            )
         if several:
             naming.locate(recipe.model.name)  # only the first process can save the embedded model
         repaired.update(
@@ -234,6 +238,7 @@ def _make(
         refuse=lambda: checkpoints.refuse_none(output, recipe.stage),
         source=recipe.source,
     )
+    stop.on_first_step = folder.drop_replaced_checkpoints
     with folder, _full_disk_in_words(output), _nothing_left_before_a_step(frame, folder):
         _meet(frame)
         result = _carry_out(frame, folder, identity, train)
@@ -244,7 +249,7 @@ def _make(
 
 @contextlib.contextmanager
 def _nothing_left_before_a_step(frame: Frame, folder: RunFolder) -> Iterator[None]:
-    """Remove the folder of a new run that ends before its first step."""
+    """Remove the folder of a new run that ends before its first step, and put back what it replaced."""
     try:
         yield
     except BaseException:

@@ -40,7 +40,7 @@ class Stopping(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ask all processes for the first checkpoint, or for the one before the end."""
-        self.stop.stepped = True
+        self.stop.note_step()
         self.asked, soon = _agreed(self.stop.reason is not None, self._is_time(args, state))
         if self.asked:
             self.stop.ask("another process of this run was stopped", 130)

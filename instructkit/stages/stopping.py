@@ -2,7 +2,7 @@
 End a run early on Ctrl-C, SIGTERM or `run.max_minutes`.
 
 While a trainer runs, a request waits until the callback has finished the micro-step and written a checkpoint. Anywhere else
-it raises `Stopped` at once. A second signal ends the process immediately.
+it raises `Stopped` at once. A second signal of a user ends the process immediately.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Stop:
         reason: why the run ends; None before a request.
         exit_code: of the process, after a request.
         stepped: whether a trainer has taken a step.
+        on_first_step: called once, when a trainer has taken the first step.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Stop:
         self.reason: str | None = None
         self.exit_code = 0
         self.stepped = False
+        self.on_first_step: Callable[[], None] = lambda: None
         self._minutes, self._note = max_minutes, note
         self._waits = False
         self._process = os.getpid()
@@ -75,6 +77,12 @@ class Stop:
         finally:
             self._waits = before
 
+    def note_step(self) -> None:
+        """Note that a trainer has taken a step."""
+        if not self.stepped:
+            self.stepped = True
+            self.on_first_step()
+
     def check(self) -> None:
         """Raise `Stopped` after a request."""
         if self.reason is not None:
@@ -91,6 +99,10 @@ class Stop:
         if signal.SIGALRM in self._before:
             signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
+    def _ends_by_default(self) -> bool:
+        """Return whether the next signal that a user sends ends the process. A time limit leaves that to the one after it."""
+        return all(signal.getsignal(each) != self._on_signal for each in _SENT)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker that was forked from this process
             if number == signal.SIGTERM:
@@ -106,4 +118,5 @@ class Stop:
         if not (self._waits or ends_already):  # what closes the run is not interrupted again
             raise Stopped(self.reason)
         with contextlib.suppress(RuntimeError):  # the signal came while something else was printed
-            self._note(f"{self.reason}: stopping after this step; a second signal ends the process at once")
+            ends = "the next signal ends" if self._ends_by_default() else "two more signals end"
+            self._note(f"{self.reason}: stopping after this step; {ends} the process at once")

@@ -22,7 +22,7 @@ from instructkit.runs.reading import read_record
 from instructkit.stages import formats, update_feedback
 from instructkit.stages.base import Inputs
 from instructkit.stages.functions import load_function
-from instructkit.stages.update_sides import shortages
+from instructkit.stages.update_sides import read_sets, shortages
 from instructkit.stages.update_warnings import warnings
 
 TUNE_GENERAL = 0.1  # of the replay prompts: kept apart for a rescue, which may look at no held-out row
@@ -114,6 +114,7 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
         parents["reward"] = naming.locate(recipe.gates.reward_model)
     if recipe.gates.judge:
         load_function(recipe.gates.judge)
+    read_sets(recipe)  # their errors are reported before training
     chain = Chain.at(Path(recipe.run.output).parent, wanted.chain)
     # Read once: what comes into force while events are preprocessed is not what this update stands on.
     stands = chain.standing()
@@ -229,11 +230,11 @@ class SftData:
 
     def rows(self, role: str) -> sources.Rows | None:
         """Return the rows that it trained on (`replay`) or held out (`general`); None where it held out none."""
-        told = f"the {role} rows, which are those of {self.run}"
+        whose = f"the {role} rows, which are those of {self.run}"
         if self.is_split:
-            return _read(told, lambda: self._split[role], or_name=role)
+            return _read(whose, lambda: self._split[role], or_name=role)
         source = self.section.train if role == "replay" else self.section.eval
-        return source and _read(told, lambda: _demonstrations(source, self._options(role)), or_name=role)
+        return source and _read(whose, lambda: _demonstrations(source, self._options(role)), or_name=role)
 
     @cached_property
     def _split(self) -> dict[str, sources.Rows]:

@@ -65,6 +65,27 @@ def groups_of(item: Item) -> tuple[str, ...]:
     return (*([f"group:{item.group}"] if item.group else []), *(f"tag:{tag}" for tag in item.tags))
 
 
+def read_sets(recipe: Any) -> dict[str, list[Any]]:
+    """
+    Read the files that an update is measured on besides its rows; leave out those of gates that are off.
+
+    Returns:
+        Tasks, minimal pairs and counterfactuals, by the key of the recipe and the name of the file.
+
+    Raises:
+        InputError: when a file is missing, or rows of it have errors.
+    """
+    from instructkit.evaluate import sets
+
+    feedback, limits = recipe.feedback, recipe.gates
+    wanted = [(f"feedback.tasks[{i}]", path, sets.task) for i, path in enumerate(feedback.tasks)]
+    if limits.bias_growth_max is not None:
+        wanted.append(("feedback.bias_pairs", feedback.bias_pairs, sets.minimal_pairs))
+    if limits.contrast_growth_max is not None:
+        wanted.append(("feedback.counterfactuals", feedback.counterfactuals, sets.counterfactuals))
+    return {f"{key} ({source})": read(source) for key, source, read in wanted if source is not None}
+
+
 def shortages(recipe: Any, inputs: Any) -> list[Shortage]:
     """
     Return the gates that cannot be decided on the test split, before anything is trained.

@@ -134,6 +134,28 @@ def test_each_file_is_read_on_its_own_scale(capsys) -> None:
     assert sorted(row["rating"] for row in found.rows) == sorted(wanted)
 
 
+@pytest.mark.parametrize("given", ["logs", "logs/*.jsonl"])
+def test_each_file_of_a_folder_is_read_on_its_own_scale(given: str, capsys) -> None:
+    Path("logs").mkdir()
+    jsonl([ONE, ZERO], "logs/a.jsonl")
+    jsonl([{**ASKED, "prompt": "r", "rating": value} for value in (-1, 0.5, 0)], "logs/b.jsonl")
+    jsonl([], "logs/empty.jsonl")
+    wanted = [1, -1, -1, 0.5, 0]
+    assert [row["rating"] for row in load_rows(given, kind="feedback").rows] == wanted
+    code, told, events = imported(capsys, given)
+    assert code == 0 and [event.judgement["rating"] for event in events] == wanted
+    assert "logs/a.jsonl: the ratings are 1 and 0" in told and "logs/b.jsonl: the" not in told
+
+
+def test_the_file_of_a_folder_with_another_scale_is_named(capsys) -> None:
+    Path("logs").mkdir()
+    jsonl([ONE] * 9, "logs/a.jsonl")
+    jsonl([{**ASKED, "rating": value} for value in (1, 4, 5)], "logs/stars.jsonl")
+    with pytest.raises(DataError) as error:
+        load_rows("logs", kind="feedback")
+    assert "feedback import logs/stars.jsonl --scale 1:5" in error.value.hint
+
+
 def test_who_is_asked_is_no_rater(capsys) -> None:
     source = jsonl([{"user": "q", "response": "a", "rating": 1}])
     code, told, _ = imported(capsys, source)

@@ -70,6 +70,29 @@ def test_data_on_a_hub_are_not_fetched(capsys) -> None:
     assert check(capsys, "sft.yaml", "data.train=some/where", "model.name=org/model")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("key", "row", "says"),
+    [
+        ("counterfactuals", {"prompts": ["a", "b"]}, "two lists of two prompts"),
+        ("bias_pairs", {"stereotype": "a"}, "`anti` is missing"),
+        ("tasks", {"question": "a", "choices": ["b"]}, "`choices` is"),
+    ],
+)
+def test_sets_that_an_update_is_measured_on_are_read(capsys, key: str, row: dict, says: str) -> None:
+    events = [{"prompt": f"question {i} on {i * i}?", "response": "c", "rating": 1} for i in range(60)]
+    Path("events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    Path("set.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    Path("update.yaml").write_text(
+        "stage: lora-update\nmodel: {name: tiny}\nfeedback: {events: events.jsonl}\nrun: {output: runs/update}\n",
+        encoding="utf-8",
+    )
+    assert check(capsys, "update.yaml")[0] == 0
+    code, printed = check(
+        capsys, "update.yaml", f"feedback.{key}={'[set.jsonl]' if key == 'tasks' else 'set.jsonl'}"
+    )
+    assert code == 2 and "set.jsonl:1: " in printed and says in printed
+
+
 def test_nothing_is_built_or_loaded(tmp_path) -> None:
     code = (
         "import sys\nfrom instructkit.cli.main import main\n"

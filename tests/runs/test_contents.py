@@ -138,6 +138,57 @@ def test_a_run_that_ends_before_its_first_step_leaves_what_was_there(tmp_path: P
     assert [item.name for item in tmp_path.iterdir()] == ["a"]
 
 
+def interrupt_with_checkpoint(path: Path, **options: bool) -> Path:
+    """Leave an unfinished run that has a checkpoint, and return a file of the checkpoint."""
+    file = path / "checkpoints" / "checkpoint-5" / "model.safetensors"
+    with pytest.raises(KeyboardInterrupt), RunFolder(path) as folder:
+        folder.start(RECIPE, stage="sft", command=[], **options)
+        folder.drop_replaced_checkpoints()
+        file.parent.mkdir(parents=True)
+        file.write_text("trained", encoding="utf-8")
+        raise KeyboardInterrupt
+    return file
+
+
+@pytest.mark.parametrize("finished_before", [False, True])
+def test_a_replacement_that_takes_no_step_costs_no_checkpoint(tmp_path: Path, finished_before: bool) -> None:
+    path = tmp_path / "a"
+    if finished_before:
+        make(path)
+    checkpoint = interrupt_with_checkpoint(path, overwrite=finished_before)
+    (path / "mine.txt").write_text("x", encoding="utf-8")
+    names = sorted(item.name for item in tmp_path.iterdir())
+    with RunFolder(path) as folder:
+        folder.start(RECIPE, stage="sft", command=[], overwrite=True)
+        assert not checkpoint.exists() and (path / "mine.txt").exists()
+        folder.withdraw()
+    assert checkpoint.exists() and read_run(path)["status"] == "interrupted" and (path / "mine.txt").exists()
+    assert sorted(item.name for item in tmp_path.iterdir()) == names
+    make(path, overwrite=True)
+    assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_first_step_deletes_the_unfinished_run_that_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    interrupt_with_checkpoint(path)
+    with RunFolder(path) as folder:
+        folder.start(RECIPE, stage="sft", command=[], overwrite=True)
+        folder.drop_replaced_checkpoints()
+        assert [item.name for item in tmp_path.iterdir() if item.is_dir()] == ["a"]
+
+
+def test_checkpoints_come_back_after_their_replacement_was_killed_before_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    checkpoint = interrupt_with_checkpoint(path)
+    folder = RunFolder(path)
+    folder.start(RECIPE, stage="sft", command=[], overwrite=True)
+    assert not RunFolder.put_back(path), "a living process holds the folder"
+    folder.release()
+    assert RunFolder.put_back(path) and checkpoint.exists()
+    assert not RunFolder.put_back(path)
+    assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_run_that_was_killed_before_its_first_step_is_in_nobody_s_way(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with RunFolder(path) as folder:
@@ -155,13 +206,24 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path: Path, monke
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     (left,) = tmp_path.iterdir()
-    temporary.sweep()
-    assert left.exists(), "its process may be about to lock it"
-    os.utime(left, (0, 0))
     with temporary.TemporaryFolder() as mine:
         temporary.sweep()
         assert Path(mine).is_dir() and not left.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_is_kept_while_its_process_locks_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock = temporary.fcntl.flock
+
+    def after_a_sweep(handle: int, how: int) -> None:
+        monkeypatch.setattr(temporary.fcntl, "flock", lock)
+        temporary.sweep()
+        lock(handle, how)
+
+    monkeypatch.setattr(temporary.fcntl, "flock", after_a_sweep)
+    with temporary.TemporaryFolder() as mine:
+        assert Path(mine).is_dir()
 
 
 def test_a_word_that_happens_to_be_the_name_of_the_folder_is_no_input(tmp_path: Path, monkeypatch) -> None:

@@ -100,14 +100,17 @@ def test_texts_become_messages_and_nothing_else_changes() -> None:
     assert has_messages({"messages": user, "response": "a"}, "feedback") and not has_messages(pair, "sft")
 
 
-@pytest.mark.parametrize("config", [{"chat_template": "{{ messages }}"}, {"chat_template": None}, {}])
+@pytest.mark.parametrize(
+    "config", [{"chat_template": "{{ messages }}"}, {"chat_template": None}, {"chat_template": ""}, {}]
+)
 def test_a_folder_tells_its_template_as_its_tokenizer_does(workplace: Path, config: dict) -> None:
     place = Path(model("m", template=False), "tokenizer_config.json")
     config = json.loads(place.read_text(encoding="utf-8")) | config
     place.write_text(json.dumps(config), encoding="utf-8")
     for source in (locate("m"), locate("tiny")):
-        loaded = AutoTokenizer.from_pretrained(source.base).chat_template is not None
+        loaded = bool(AutoTokenizer.from_pretrained(source.base).chat_template)
         assert models.has_chat_template(source, ModelSection(name="m")) is loaded
+        assert (models.load_tokenizer(source, ModelSection(name="m")).chat_template is not None) is loaded
 
 
 def test_a_model_with_a_template_reads_texts_as_conversations(workplace: Path) -> None:
@@ -157,6 +160,35 @@ def test_the_parents_format_is_inherited_and_never_contradicted(workplace: Path)
             assert collected(stage, data, parent, extra=settings(stage)).format.name == trained
             told = f"out: (data|feedback).format is {other}, but its parent {parent} was trained as {trained}"
             refused(told, stage, data, parent, section=f", format: {other}", extra=settings(stage))
+
+
+@pytest.mark.parametrize(("prompt", "trained"), [("q", "text"), (asked("q"), "chat")])
+def test_samples_tell_the_format_of_a_run_of_version_0_1(workplace: Path, prompt: Any, trained: str) -> None:
+    parent = of_version_0_1("old")
+    rows(f"{parent}/samples.jsonl", [{"prompt": prompt, "after": "a"}])
+    found = collected("sft", PAIRS, parent).format
+    assert (found.name, found.why) == (trained, f"old was trained as {trained}")
+
+
+@pytest.mark.parametrize("samples", [None, "", "no JSON", '{"chosen": "a"}'])
+def test_a_run_of_version_0_1_without_prompts_in_its_samples_is_warned_of(
+    workplace: Path, samples: str | None
+) -> None:
+    parent = of_version_0_1("old")
+    if samples is not None:
+        Path(parent, "samples.jsonl").write_text(samples, encoding="utf-8")
+    why = collected("sft", PAIRS, parent).format.why
+    assert "warning: old is a run of version 0.1.0" in why and why.endswith("set data.format: text")
+    assert "warning" not in collected("sft", PAIRS).format.why
+    assert collected("sft", PAIRS, parent, section=", format: text").format.name == "text"
+
+
+def of_version_0_1(name: str) -> str:
+    """Write a finished run without a data format."""
+    record = Path(model(name, trained="chat"), "run.json")
+    kept = {k: v for k, v in json.loads(record.read_text(encoding="utf-8")).items() if k != "data_format"}
+    record.write_text(json.dumps(kept), encoding="utf-8")
+    return name
 
 
 def settings(stage: str) -> str:

@@ -15,6 +15,7 @@ from instructkit.stages.identity import fingerprints_of_sources
 
 def recipe(function: str = "own.py:score", **trainer: str) -> SimpleNamespace:
     return SimpleNamespace(
+        stage="ppo",
         reward=[SimpleNamespace(function=function)],
         gates=SimpleNamespace(judge="demo/judge"),
         feedback=SimpleNamespace(filter="own.py:keep"),
@@ -70,6 +71,36 @@ def test_every_source_is_told_by_what_it_is(place: Path) -> None:
 @pytest.mark.parametrize("file", ["score", "level", "sibling", "deep/__init__", "__init__"])
 def test_what_a_function_imports_from_its_own_package_counts(place: Path, place_of: str, file: str) -> None:
     assert changed_by(f"pack/{file}.py", "y = 2\n", function=place_of) == [f"reward[0].function ({place_of})"]
+
+
+def test_the_sets_that_an_update_is_measured_on_count_where_their_gates_are_on(place: Path) -> None:
+    texts = {
+        "pairs.jsonl": {"stereotype": "She cooks.", "anti": "He cooks."},
+        "four.jsonl": {"prompts": [["Ann?", "Eva?"], ["Bob?", "Tom?"]]},
+        "task.jsonl": {"question": "1+1?", "choices": ["2", "3"], "answer": 0},
+    }
+
+    def fingerprints(added: str = "") -> dict[str, str]:
+        for name, row in texts.items():
+            Path(name).write_text(json.dumps(row).replace("?", added + "?"), encoding="utf-8")
+        return fingerprints_of_sources(update, {})
+
+    update = recipe()
+    update.stage, update.reward = "lora-update", []
+    update.feedback = SimpleNamespace(
+        filter=None, bias_pairs="pairs.jsonl", counterfactuals="four.jsonl", tasks=["task.jsonl"]
+    )
+    update.gates = SimpleNamespace(judge=None, bias_growth_max=0.1, contrast_growth_max=0.5)
+    texts["pairs.jsonl"]["anti"] += "?"
+    names = [
+        *("feedback.bias_pairs (pairs.jsonl)", "feedback.counterfactuals (four.jsonl)"),
+        "feedback.tasks[0] (task.jsonl)",
+    ]
+    before, after = fingerprints(), fingerprints(" really")
+    assert sorted(before) == names and before == fingerprints()
+    assert all(before[name] != after[name] for name in names)
+    update.gates.bias_growth_max = update.gates.contrast_growth_max = None
+    assert sorted(fingerprints()) == names[-1:]
 
 
 def test_a_folder_as_chat_template_counts_without_its_weights(place: Path) -> None:

@@ -146,13 +146,21 @@ def test_the_hint_says_what_this_process_did(server, place) -> None:
     ended = server.run("sft", "sft.yaml", "--resume", hook=before_a_step)
     assert "the earlier checkpoint is kept; run the same command again" in ended.output
     assert checkpoints() == ["checkpoint-4"]
-    ended = server.run(
-        "sft", "sft.yaml", "--overwrite", hook=("instructkit.stages.sft:collect", 1, (SIGTERM,))
-    )
-    assert "no training was lost; run the same command again" in ended.output
-    assert checkpoints() == ["checkpoint-4"]
+    for hook in ("instructkit.stages.sft:collect", 1, (SIGTERM,)), before_a_step:
+        ended = server.run("sft", "sft.yaml", "--overwrite", hook=hook)
+        assert "no training was lost; run the same command again" in ended.output
+        assert checkpoints() == ["checkpoint-4"]
     ended = server.run("sft", "sft.yaml", "--overwrite", hook=(MICRO_STEP, 7, (SIGTERM,)))
     assert "give the same command with --resume in place of --overwrite to continue" in ended.output
+
+
+def test_a_kill_of_a_replacement_before_its_first_step_costs_no_training(server, place, undisturbed) -> None:
+    server.run("sft", "sft.yaml", hook=(MICRO_STEP, 8, (SIGTERM,)))
+    server.run("sft", "sft.yaml", "--overwrite", hook=("instructkit.stages.training:fit", 1, (SIGKILL,)))
+    assert checkpoints() == [], "the replacement had begun"
+    done(server.run("sft", "sft.yaml", "--resume"))
+    assert weights() == weights(undisturbed)
+    assert not Path(".out.discarded").exists()
 
 
 def test_an_error_before_the_first_step_leaves_no_folder(server, place) -> None:

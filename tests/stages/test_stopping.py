@@ -37,6 +37,21 @@ def test_the_time_limit_is_silent_after_a_first_signal(first: int) -> None:
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize(
+    ("first", "ends"),
+    [(signal.SIGINT, "the next signal ends"), (signal.SIGALRM, "two more signals end")],
+)
+def test_the_note_says_which_signal_ends_the_process(first: int, ends: str) -> None:
+    notes: list[str] = []
+    with Stop(max_minutes=10, note=notes.append) as stop, stop.deferred():
+        send(first)
+        assert notes[-1].endswith(f"stopping after this step; {ends} the process at once")
+        if first == signal.SIGALRM:
+            send(signal.SIGTERM)
+            assert notes[-1].endswith("stopping after this step; the next signal ends the process at once")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_signal_after_the_time_limit_does_not_interrupt_the_closing() -> None:
     with Stop(max_minutes=10) as stop:
         with pytest.raises(Stopped):
