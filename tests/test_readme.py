@@ -13,7 +13,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 COMMANDS = sorted(
     set(
         re.findall(
-            r"(?:^(?:\$ )?|`)instructkit ([a-z-]+(?: (?:show|summary|look|import|stats|export|withdraw|check))?)",
+            r"(?:^(?:\$ )?|`)instructkit ([a-z-]+(?: (?:show|summary|look|import|stats|export|withdraw|check|list))?)",
             README,
             re.MULTILINE,
         )
@@ -32,6 +32,7 @@ def test_the_search_finds_what_it_should() -> None:
         "feedback check",
         "feedback export",
         "feedback import",
+        "feedback list",
         "feedback stats",
         "feedback withdraw",
         "init",
