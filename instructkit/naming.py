@@ -142,7 +142,12 @@ def _finished_run(path: Path) -> Path | None:
         return None
     status = read_run(path)["status"]
     if status != "done":
-        hint = "wait until it is done" if status == "running" else "go on with --resume, or train it again"
+        stage = read_run(path)["stage"]
+        hint = (
+            "wait until it is done"
+            if status == "running"
+            else f"run `instructkit {stage} RECIPE --resume` to finish it, or train it again with --overwrite"
+        )
         raise InputError(f"the run {path} is not finished: its status is {status}", hint=hint)
     return path
 

@@ -223,7 +223,7 @@ def withdraw(
     with _open(store) as opened:
         count = opened.withdraw(event=event, rater=rater, why=why)
     typer.echo(
-        f"{store}: {count} events withdrawn; they stay in the store, and no later update learns from them"
+        f"{store}: {count} events withdrawn; they stay in the store, and no later update from this store learns from them"
     )
 
 

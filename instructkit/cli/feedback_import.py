@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 At = Annotated[Path, typer.Option("--store", help="The feedback store, one file.")]
 DEFAULT = Path("feedback.db")
+FEW_RATINGS = 20  # as many that are all up, or all down, may be on another scale
 Json = Annotated[bool, typer.Option("--json", help="As data.")]
 Scale = Annotated[str | None, typer.Option(help="Lowest and highest rating, as 1:5.")]
 KeepRaw = Annotated[
@@ -128,7 +129,7 @@ class _Contents:
 
     faults: Faults
     how: list[tuple[str, Reading]] = field(default_factory=list)
-    thumbs: list[str] = field(default_factory=list)
+    ratings: dict[str, Counter[str]] = field(default_factory=dict)  # by file, how many are up, down and 0
     unread: Counter[str] = field(default_factory=Counter)
     events: int = 0
     raters: int = 0
@@ -136,12 +137,26 @@ class _Contents:
 
     def notes(self) -> list[str]:
         """Return notes on how the files were read."""
-        notes = [f"{name}: the ratings are 1 and 0, read as thumbs up and down" for name in self.thumbs]
+        notes = [
+            _about_ratings(name, how.ends, self.ratings[name])
+            for name, how in self.how
+            if name in self.ratings
+        ]
+        notes = list(filter(None, notes))
         if self.unread:
             notes.append(
                 "columns that are not read: " + ", ".join(f"{n} ({c} rows)" for n, c in self.unread.items())
             )
         return notes
+
+
+def _about_ratings(name: str, ends: tuple[float, float], counts: Counter[str]) -> str:
+    """Return how the ratings of a file were read where that is a guess, or where they are suspiciously alike; else nothing."""
+    alike = len(counts) == 1 and counts.total() >= FEW_RATINGS
+    if ends == (-1.0, 1.0) and not alike:
+        return ""
+    read = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), reverse=True))
+    return f"{name}: ratings read as {ends[0]:g} (worst) to {ends[1]:g} (best): {read}"
 
 
 def _look(files: list[str], asked: Reading) -> _Contents:
@@ -159,7 +174,6 @@ def _look(files: list[str], asked: Reading) -> _Contents:
         for name in itertools.chain.from_iterable(map(_files_of, files)):
             how = asked
             if as_thumbs(name, asked):
-                contents.thumbs.append(name)
                 how = replace(asked, scale=(0.0, 1.0))
             contents.how.append((name, how))
             for made in read(name, how):
@@ -169,6 +183,9 @@ def _look(files: list[str], asked: Reading) -> _Contents:
                 event, row = made
                 contents.events += 1
                 contents.raters += bool(event.rater)
+                if (rating := event.judgement.get("rating")) is not None:
+                    kind = "up" if rating > 0 else "down" if rating < 0 else "neither"
+                    contents.ratings.setdefault(name, Counter())[kind] += 1
                 contents.times += row.get("time") is not None
                 contents.unread.update(unread(row))
     except DataError as error:  # a whole file is unreadable; the error's own hint is about training

@@ -47,7 +47,8 @@ def list_all(
 
     found = lineage.list_runs(root)
     if not found:
-        typer.echo(f"no runs below {root}; `instructkit sft recipes/sft.yaml` makes the first", err=True)
+        way = "`instructkit init` writes recipes, `instructkit sft RECIPE` makes the first run"
+        typer.echo(f"no runs below {root}; {way}", err=True)
         return
     _print(runs_table(found))
 

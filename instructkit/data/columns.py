@@ -47,8 +47,21 @@ class Unclear(InputError):
 
 
 def parse_all(texts: Iterable[str] | None) -> dict[str, str]:
-    """Return `{column: field}` of all values of a `--columns` option."""
-    return {name: field for text in texts or () for name, field in parse(text).items()}
+    """
+    Return `{column: field}` of all values of a `--columns` option.
+
+    Raises:
+        InputError: when a value cannot be read, or two columns have the same field.
+    """
+    mapping = {name: field for text in texts or () for name, field in parse(text).items()}
+    fields = [field for field in mapping.values() if field != "unused"]
+    if twice := [field for field in dict.fromkeys(fields) if fields.count(field) > 1]:
+        names = " and ".join(f"`{name}`" for name, field in mapping.items() if field == twice[0])
+        raise InputError(
+            f"--columns: {names} are both `{twice[0]}`",
+            hint="map one of them, and write `unused` for the other; to use both, join them in the file",
+        )
+    return mapping
 
 
 def parse(text: str) -> dict[str, str]:

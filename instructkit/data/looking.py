@@ -136,14 +136,20 @@ def _ask_about_lost_texts(found: Found, rows: list[dict[str, Any]], columns: dic
         name for name in text_columns(rows) if name in found.unread and (not asked or _is_prose(name, rows))
     ]
     if lost:
-        whole = asked or any(isinstance(row.get("chosen"), list) for row in rows)
-        fields = ["unused" if whole or i else "prompt" for i in range(len(lost))]
         names = " and ".join(f"`{name}`" for name in lost)
-        raise Unclear(
-            found.source,
-            f"{names} would be ignored, next to the pairs",
-            found.columns | dict(zip(lost, fields, strict=True)),
-        )
+        why = f"{names} would be ignored, next to the pairs"
+        raise Unclear(found.source, why, _with_lost(found, rows, lost, asked=asked))
+
+
+def _with_lost(found: Found, rows: list[dict[str, Any]], lost: list[str], *, asked: bool) -> dict[str, str]:
+    """Return a mapping of all columns next to pairs: the prompt is the column whose name says so, at most one."""
+    by_name = next((name for name, field in propose(rows).items() if field == "prompt"), None)
+    if by_name in lost:
+        fields = {name: "unused" if field == "prompt" else field for name, field in found.columns.items()}
+        return fields | dict.fromkeys(lost, "unused") | {by_name: "prompt"}
+    whole = asked or any(isinstance(row.get("chosen"), list) for row in rows)
+    fields = ["unused" if whole or i else "prompt" for i in range(len(lost))]
+    return found.columns | dict(zip(lost, fields, strict=True))
 
 
 def _is_prose(name: str, rows: list[dict[str, Any]]) -> bool:

@@ -135,7 +135,7 @@ def verdict(gates: Iterable[Gate], *, on_undecided: str = "refuse") -> str:
 
 def stands_against(gate: dict[str, Any], run: dict[str, Any]) -> bool:
     """
-    Whether a gate of a run record refuses: it failed, or it was undecided and the run was not promoted all the same.
+    Return whether a gate of a run record refuses: it failed, or it was undecided and `on_undecided` does not let it pass.
 
     Args:
         gate: as `Gate.as_dict` gave it; records of older versions have no `verdict`.
@@ -143,7 +143,10 @@ def stands_against(gate: dict[str, Any], run: dict[str, Any]) -> bool:
     """
     if gate.get("verdict") == NOT_APPLICABLE or gate.get("passed") is True:
         return False
-    return gate.get("passed") is False or run.get("verdict") != PROMOTED
+    if gate.get("passed") is False:
+        return True
+    lets_pass = (run.get("recipe", {}).get("gates") or {}).get("on_undecided") == "pass"
+    return run.get("verdict") != PROMOTED and not (lets_pass and gate.get("essential") is False)
 
 
 def _known(value: float | None) -> bool:

@@ -141,7 +141,7 @@ def _lack(name: str, limit: float | None, sizes: Sizes, level: float) -> tuple[i
     if name == "general held-out loss":
         return sizes.general, FEWEST, "general prompts", way
     need = max(FEWEST, inference.enough_shares(limit, 0.0, level=level)) if name in HABITS else FEWEST
-    return sizes.prompts, need, "general prompts", way
+    return sizes.prompts, need, "general prompts that the feedback does not ask too", way
 
 
 def _of_feedback(sizes: Sizes) -> tuple[int, int, str, str]:

@@ -74,12 +74,16 @@ def _in_words(gate: dict[str, Any]) -> str:
 
 def _next_steps(run: dict[str, Any], against: Sequence[dict[str, Any]]) -> list[str]:
     what = "adapter" if run["stage"] == "lora-update" else "model"
-    steps = [f"Make these changes and run again with --overwrite; the refused {what} is kept for study."]
+    steps = [
+        f"Make these changes and run again with --overwrite, or with another run.output to keep the refused {what} for study."
+    ]
     inconclusive = [gate for gate in against if gate["passed"] is None]
     lets_pass = (run["recipe"].get("gates") or {}).get("on_undecided") == "pass"
     if inconclusive and not lets_pass and not any(gate.get("essential") for gate in inconclusive):
         steps.append("To let inconclusive gates pass, set gates.on_undecided=pass.")
     look = (run.get("look") or {}).get("number") or 1
+    if look == 1 and run["stage"] == "lora-update":
+        steps.append("Each further run is another look at the same test events, and each look is stricter.")
     if look > 1:
         steps.append(
             f"This was look {look} at the same test events, and each look is stricter. Import new feedback for fresh test events."
@@ -105,9 +109,21 @@ def remedies(against: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[str
             changes.append(_of(gate["name"], _UNDECIDED_ON) or UNDECIDED)
         elif kind == MORE and harmful:
             changes.append(_better_data(run))
+        elif _is_wide(gate):
+            changes.append(
+                f"{UNDECIDED}, or {_concrete(kind, run)}: the value is within the limit, its interval is not"
+            )
         else:
             changes.append(_concrete(kind, run))
     return changes
+
+
+def _is_wide(gate: dict[str, Any]) -> bool:
+    """Return whether a harm is within its limit as measured, and only its interval is not."""
+    measured, limit = gate.get("measured"), gate.get("limit")
+    if measured is None or limit is None or not gate.get("interval") or _of(gate["name"], CHANGES) == MORE:
+        return False
+    return measured > limit if gate["name"].startswith("judge") else measured < limit
 
 
 def _of(name: str, table: dict[str, str]) -> str:

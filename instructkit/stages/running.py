@@ -66,7 +66,7 @@ def run(
         try:
             return _run(recipe, options, reporter, stop, collect, train, finish)
         except Stopped as stopped:
-            hint = _way_on(recipe, options, stepped=stop.stepped)
+            hint = _way_on(recipe, options, stepped=stop.stepped, timed_out=stop.timed_out)
             raise RunStopped(str(stopped), hint=hint, exit_code=stop.exit_code) from stopped
         finally:
             processes.part()
@@ -151,16 +151,21 @@ def _repair(
         return _by_the_first(recipe, repair), repaired.get(output)
 
 
-def _way_on(recipe: Any, options: RunOptions, *, stepped: bool) -> str:
+def _way_on(recipe: Any, options: RunOptions, *, stepped: bool, timed_out: bool = False) -> str:
     """
     Return the hint for a run that was stopped.
 
     Args:
         stepped: whether this process took a training step.
+        timed_out: whether `run.max_minutes` stopped it.
     """
     output = Path(recipe.run.output)
     resumable = checkpoints.resumable(output, recipe.stage)
     if not stepped:
+        if timed_out:
+            return (
+                f"raise run.max_minutes: it was over before the first step (it is {recipe.run.max_minutes:g})"
+            )
         kept = "the earlier checkpoint is kept" if options.resume and resumable else "no training was lost"
         return f"{kept}; run the same command again"
     if is_run(output) and read_record(output)["status"] == "done":

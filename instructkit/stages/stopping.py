@@ -77,6 +77,11 @@ class Stop:
         finally:
             self._waits = before
 
+    @property
+    def timed_out(self) -> bool:
+        """Return whether the time limit was the request."""
+        return self.reason == REASONS[signal.SIGALRM][0]
+
     def note_step(self) -> None:
         """Note that a trainer has taken a step."""
         if not self.stepped:

@@ -43,6 +43,13 @@ ONE_ROW = {"prompt": "q", "response": "a", "rating": 1}
 PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
+def test_ratings_that_are_all_alike_are_reported(run) -> None:
+    rows = [{"prompt": f"q{i}", "response": "a", "rating": 1} for i in range(20)]
+    out = run("import", write("ups.jsonl", rows), "--scale", "1:5")[1]
+    assert out.startswith("ups.jsonl: ratings read as 1 (worst) to 5 (best): 20 down\n")
+    assert "ratings read" not in run("import", write("few.jsonl", rows[:5]), "--store", "new.db")[1]
+
+
 def test_columns_are_read_under_the_names_that_are_given(run) -> None:
     Path("app.csv").write_text(
         'Customer Message,"Reply, final",Helpful,user,note\nq1,a,1,ann,x\nq2,a,0,bob,\n', encoding="utf-8"
@@ -51,7 +58,11 @@ def test_columns_are_read_under_the_names_that_are_given(run) -> None:
     assert code == 2 and "--columns NAME=FIELD" in err
     meant = "Customer Message=prompt,Reply, final=response"
     code, told, err = run("import", "app.csv", "--columns", meant, "--columns", "Helpful=rating,note=unused")
-    assert (code, err) == (0, "") and "read as thumbs up and down" in told and "not read" not in told
+    assert (
+        (code, err) == (0, "")
+        and "ratings read as 0 (worst) to 1 (best): 1 up, 1 down" in told
+        and "not read" not in told
+    )
     with Store.open("feedback.db") as store:
         events = list(store.events(Filter()))
     assert [event.judgement for event in events] == [{"rating": 1.0}, {"rating": -1.0}]

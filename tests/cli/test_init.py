@@ -141,6 +141,23 @@ def test_a_question_beside_pairs_is_not_lost(capsys: pytest.CaptureFixture) -> N
     assert load_recipe("two/reward.yaml", "reward").data.columns["q"] == "unused"
 
 
+def test_a_question_next_to_a_context_is_proposed_as_the_prompt(capsys: pytest.CaptureFixture) -> None:
+    rows = [
+        {"q": f"Where is order {i}?", "context": "Plan B.", "winner": f"Here, {i}.", "loser": f"Gone, {i}."}
+        for i in range(60)
+    ]
+    assert run("--data", write("pairs.jsonl", rows), "--model", "tiny") == 2
+    told = capsys.readouterr().err
+    assert "q=prompt" in told and "context=unused" in told
+
+
+def test_two_columns_are_not_one_field(capsys: pytest.CaptureFixture) -> None:
+    pairs = write("pairs.jsonl", [{"q": "a b", "context": "c d", "winner": "a", "loser": "b"}] * 9)
+    meant = "q=prompt,context=prompt,winner=chosen,loser=rejected"
+    assert run("--data", pairs, "--columns", meant) == 2
+    assert "`q` and `context` are both `prompt`" in capsys.readouterr().err
+
+
 def test_answers_beside_what_looks_like_prompts_are_not_lost(capsys: pytest.CaptureFixture) -> None:
     rows = [{"question": f"Where is {i}?", "Final wording": f"Over there, at {i}."} for i in range(40)]
     assert run("--data", write("half.jsonl", rows), "--model", "tiny") == 2

@@ -145,3 +145,12 @@ def test_which_gates_of_a_record_stand_against_it(gate, verdict, against) -> Non
     if gate.applicable:
         old = {key: value for key, value in gate.as_dict().items() if key != "verdict"}
         assert gates.stands_against(old, run) is against
+
+
+@pytest.mark.parametrize(("essential", "against"), [(False, False), (True, True)])
+def test_an_inconclusive_gate_that_may_pass_does_not_stand_against_a_run_that_another_refused(
+    essential: bool, against: bool
+) -> None:
+    gate = {"name": "x", "passed": None, "verdict": "undecided", "essential": essential}
+    run = {"verdict": "REFUSED", "recipe": {"gates": {"on_undecided": "pass"}}}
+    assert gates.stands_against(gate, run) is against

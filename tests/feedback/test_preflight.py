@@ -96,7 +96,7 @@ def test_a_shortage_names_gates_figures_and_the_key_to_change() -> None:
     (told,) = shortages(sizes(items_of(), general=20, prompts=20), UpdateGates(), level=0.025)
     assert isinstance(told, Shortage) and not told.essential
     assert str(told).startswith(
-        "answers end, repetition, refusals: 20 general prompts; at least 35 are needed; "
+        "answers end, repetition, refusals: 20 general prompts that the feedback does not ask too; at least 35 are needed; "
     )
     assert "`data.eval`" in str(told) and "`feedback.general`" in str(told)
     (told,) = shortages(sizes(items_of(3)), UpdateGates(), level=0.025)

@@ -34,7 +34,12 @@ def test_each_gate_is_told_once_with_its_change_and_a_value() -> None:
         "  no added bias: 0.4, at most 0.1 is allowed",
         "    change: measure on more minimal pairs (feedback.bias_pairs)",
     ]
-    assert "kept for study" in hint and "gates.on_undecided" in hint and "look" not in hint
+    assert (
+        "keep the refused adapter for study" in hint
+        and "gates.on_undecided" in hint
+        and "look 1" not in hint
+        and "each look is stricter" in hint
+    )
     assert "This was look 3 at the same test events" in refusal(run | {"look": {"number": 3}}, against)[1]
 
 
@@ -65,6 +70,16 @@ def test_to_let_inconclusive_gates_pass_is_hinted_at_only_where_it_helps() -> No
     ):
         hint = refusal(record(*against, **recipe), against)[1]
         assert ("on_undecided" in hint) == helps, (against, recipe)
+
+
+def test_an_interval_that_is_too_wide_asks_for_rows_first() -> None:
+    wide = gate("answers end") | {"measured": 0.05, "limit": 0.1, "interval": (-0.02, 0.13)}
+    harmful = wide | {"measured": 0.15, "interval": (0.1, 0.2)}
+    run = record(wide, trainer={"learning_rate": 1e-4})
+    assert remedies([wide], run)[0].startswith(
+        "measure on more rows (feedback.eval, feedback.general), or train less"
+    )
+    assert remedies([harmful], run)[0].startswith("train less")
 
 
 def test_other_stages_say_what_their_gates_mean() -> None:

@@ -144,7 +144,7 @@ def test_each_file_of_a_folder_is_read_on_its_own_scale(given: str, capsys) -> N
     assert [row["rating"] for row in load_rows(given, kind="feedback").rows] == wanted
     code, told, events = imported(capsys, given)
     assert code == 0 and [event.judgement["rating"] for event in events] == wanted
-    assert "logs/a.jsonl: the ratings are 1 and 0" in told and "logs/b.jsonl: the" not in told
+    assert "logs/a.jsonl: ratings read as 0 (worst) to 1" in told and "logs/b.jsonl: ratings" not in told
 
 
 def test_the_file_of_a_folder_with_another_scale_is_named(capsys) -> None:

@@ -317,7 +317,10 @@ def test_what_cannot_be_decided_is_refused_before_training_unless_told_otherwise
     assert re.search(
         r"held-out feedback: \d independent test prompts; at least 10 are needed; import more", told
     )
-    assert "answers end, repetition, refusals: 0 general prompts; at least 35 are needed" in told
+    assert (
+        "answers end, repetition, refusals: 0 general prompts that the feedback does not ask too; at least 35 are needed"
+        in told
+    )
     assert "--anyway" in refused.value.hint and not Path("runs/first").exists()
     with pytest.raises(InputError, match="held-out feedback"):  # which refuses whatever on_undecided says
         run("lora-update", body.replace("{}", lax), anyway=False)
