@@ -29,7 +29,7 @@ STATES = {
     "chair": "ready to collect",
     "book": "back next week",
 }
-QUICK = ["gates.rescue=false", "gates.contrast_growth_max=null"]  # half of the time
+QUICK = ["gates.rescue=false", "gates.contrast_growth_max=null", "gates.trigger=false"]  # a third of the time
 
 
 def instructkit(*words: str) -> int:
