@@ -140,9 +140,9 @@ def _finished_run(path: Path) -> Path | None:
 
     if not is_run(path):
         return None
-    status = read_run(path)["status"]
+    run = read_run(path)
+    status, stage = run["status"], run["stage"]
     if status != "done":
-        stage = read_run(path)["stage"]
         hint = (
             "wait until it is done"
             if status == "running"

@@ -47,21 +47,19 @@ class Unclear(InputError):
 
 
 def parse_all(texts: Iterable[str] | None) -> dict[str, str]:
-    """
-    Return `{column: field}` of all values of a `--columns` option.
+    """Return `{column: field}` of all values of a `--columns` option, which may be about several files."""
+    return {name: field for text in texts or () for name, field in parse(text).items()}
 
-    Raises:
-        InputError: when a value cannot be read, or two columns have the same field.
-    """
-    mapping = {name: field for text in texts or () for name, field in parse(text).items()}
-    fields = [field for field in mapping.values() if field != "unused"]
-    if twice := [field for field in dict.fromkeys(fields) if fields.count(field) > 1]:
-        names = " and ".join(f"`{name}`" for name, field in mapping.items() if field == twice[0])
+
+def refuse_twice(source: str, columns: Mapping[str, str]) -> None:
+    """Raise an `InputError` when two columns of one file are mapped to the same field."""
+    fields = [field for field in columns.values() if field != "unused"]
+    if twice := next((field for field in fields if fields.count(field) > 1), None):
+        names = " and ".join(f"`{name}`" for name, field in columns.items() if field == twice)
         raise InputError(
-            f"--columns: {names} are both `{twice[0]}`",
-            hint="map one of them, and write `unused` for the other; to use both, join them in the file",
+            f"{source}: --columns maps {names} to `{twice}`; only one column can be that field",
+            hint="write `unused` for the others; to use all of them, join them in the file",
         )
-    return mapping
 
 
 def parse(text: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from instructkit.data.columns import Unclear, propose, text_columns
+from instructkit.data.columns import Unclear, propose, refuse_twice, text_columns
 from instructkit.data.detect import Found, detect, faults_of, unread_columns
 from instructkit.data.readers import paths_of, read_source
 from instructkit.data.records import truth
@@ -85,6 +85,7 @@ def look(name: str, columns: dict[str, str] | None = None) -> Found:
     columns = {
         known: field for known, field in (columns or {}).items() if any(known in row for row, _ in rows)
     }
+    refuse_twice(name, columns)
     meant = None if columns else _meant([row for row, _ in rows])
     try:
         found = detect(name, columns)

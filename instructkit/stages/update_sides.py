@@ -104,9 +104,18 @@ def shortages(recipe: Any, inputs: Any) -> list[Shortage]:
         min(len(about.prompts), GENERAL_PROMPTS),
         len(about.pairs),
         tasks,
-        [unit.names for unit in sets.counterfactuals(recipe.feedback.counterfactuals)],
+        _names_of_contrasts(recipe),
     )
     return preflight.shortages(sizes, recipe.gates, level=level_of_look(inputs.power()["look"]))
+
+
+def _names_of_contrasts(recipe: Any) -> list[int]:
+    """Return the number of the names in each question about groups; none where the gate is off."""
+    from instructkit.evaluate import sets
+
+    if recipe.gates.contrast_growth_max is None:
+        return []
+    return [unit.names for unit in sets.counterfactuals(recipe.feedback.counterfactuals)]
 
 
 def drawn(groups: Sequence[Hashable], seed: int, most: int = MOST) -> Sequence[int]:

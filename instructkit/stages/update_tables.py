@@ -21,7 +21,7 @@ LARGEST, SHOWN = 5, 3  # gains, losses and phrases that are told; answers
 def lines(before: Measured, after: Measured, *, seed: int) -> list[dict[str, Any]]:
     """Measurements of the test side, before and after; the gain on feedback is bounded as its gate bounds it at a first look."""
     found = _feedback(before.feedback, after.feedback, seed)
-    if before.general and after.general and after.general.nll:
+    if before.general and after.general:
         found += _general(before.general, after.general, seed)
     if before.bias and after.bias and after.bias.gaps:
         shares = [sum(gap > 0 for gap in part.bias.gaps) / len(part.bias.gaps) for part in (before, after)]
@@ -79,19 +79,7 @@ def _feedback(before: Feedback, after: Feedback, seed: int) -> list[dict[str, An
 
 
 def _general(before: General, after: General, seed: int) -> list[dict[str, Any]]:
-    ratio = metrics.ratio_interval(before.nll, after.nll, seed=seed)
-    found = [
-        measurement(
-            "general held-out loss",
-            unit="nats/token",
-            n=len(after.nll),  # prompts
-            before=sum(before.nll) / sum(before.tokens),
-            after=sum(after.nll) / sum(after.tokens),
-            change=[bound - 1 for bound in ratio],
-            better="lower",
-            note="change is relative: after / before - 1",
-        )
-    ]
+    found = [_general_loss(before, after, seed)] if after.nll else []
     found += [_share(f"accuracy on {name}", before.tasks[name], right) for name, right in after.tasks.items()]
     if after.judge:
         found.append(
@@ -105,6 +93,20 @@ def _general(before: General, after: General, seed: int) -> list[dict[str, Any]]
             )
         )
     return found
+
+
+def _general_loss(before: General, after: General, seed: int) -> dict[str, Any]:
+    ratio = metrics.ratio_interval(before.nll, after.nll, seed=seed)
+    return measurement(
+        "general held-out loss",
+        unit="nats/token",
+        n=len(after.nll),  # prompts
+        before=sum(before.nll) / sum(before.tokens),
+        after=sum(after.nll) / sum(after.tokens),
+        change=[bound - 1 for bound in ratio],
+        better="lower",
+        note="change is relative: after / before - 1",
+    )
 
 
 def _conduct(before: Measured, after: Measured, seed: int) -> list[dict[str, Any]]:

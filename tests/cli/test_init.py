@@ -155,7 +155,13 @@ def test_two_columns_are_not_one_field(capsys: pytest.CaptureFixture) -> None:
     pairs = write("pairs.jsonl", [{"q": "a b", "context": "c d", "winner": "a", "loser": "b"}] * 9)
     meant = "q=prompt,context=prompt,winner=chosen,loser=rejected"
     assert run("--data", pairs, "--columns", meant) == 2
-    assert "`q` and `context` are both `prompt`" in capsys.readouterr().err
+    assert "pairs.jsonl: --columns maps `q` and `context` to `prompt`" in capsys.readouterr().err
+    talks = write(
+        "talks.jsonl", [{"Customer Message": f"Where is {i}?", "Agent": f"Here, {i}."} for i in range(60)]
+    )
+    pairs = write("more.jsonl", [{"q": f"a {i}", "winner": f"b {i}", "loser": f"c {i}"} for i in range(60)])
+    files = ["--data", talks, "--data", pairs, "--columns", "Customer Message=prompt,Agent=completion"]
+    assert run(*files, "--columns", "q=prompt") == 0  # a field of two files is no clash
 
 
 def test_answers_beside_what_looks_like_prompts_are_not_lost(capsys: pytest.CaptureFixture) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from instructkit.feedback import decisions
 from instructkit.feedback.items import Item
-from instructkit.feedback.measured import Feedback, Measured
+from instructkit.feedback.measured import Feedback, General, Measured
 from instructkit.recipe.schema import UpdateGates
 from instructkit.stages import update_tables
 
@@ -46,3 +46,10 @@ def test_bad_ratings_alone_are_in_no_figure() -> None:
     shown = update_tables.samples([items[0], items[-1]], ["a", "a"], ["b", "b"])
     assert [{"wanted", "disliked"} & set(row) for row in shown] == [{"wanted"}, {"disliked"}]
     assert {row["gain"] for row in told["largest_gains"]} == {1.0}
+
+
+def test_tasks_are_shown_where_there_are_no_general_rows() -> None:
+    feedback = measured(np.ones(12))
+    before, after = (Measured(feedback, General(tasks={"t.jsonl": [right] * 12})) for right in (False, True))
+    lines = {line["name"]: line for line in update_tables.lines(before, after, seed=0)}
+    assert lines["accuracy on t.jsonl"]["after"] == 1 and "general held-out loss" not in lines
