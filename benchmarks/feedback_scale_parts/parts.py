@@ -41,7 +41,7 @@ def first_update(source: Path, store: Path) -> Figures:
     recipe = _recipe(store, "first")
 
     def work() -> tuple[Any, list[str]]:
-        inputs = collect(recipe)
+        inputs = collect(recipe, {})
         notes = inputs.notes()
         update_feedback.keep_sides(recipe, inputs.prepared)
         _promoted(recipe, inputs)
@@ -70,7 +70,7 @@ def next_update(source: Path, store: Path) -> Figures:
     recipe = _recipe(store, "next")
 
     def work() -> tuple[Any, list[str]]:
-        inputs = collect(recipe)
+        inputs = collect(recipe, {})
         return inputs, inputs.notes()
 
     return _told(work)

@@ -55,9 +55,9 @@ def look(
     warnings.simplefilter("ignore")
     quiet_libraries()  # before the first heavy import
 
-    from instructkit.stages import collector
+    from instructkit.stages import stage_of
 
-    inputs = collector(checked.recipe)(checked.recipe)
+    inputs = stage_of(checked.recipe).collect(checked.recipe, {})
 
     from instructkit.plan.look import look as find  # torch: once the rows are known to be sound
 

@@ -163,7 +163,6 @@ def _made(recipe: Any, how: dict[str, Any], *, quiet: bool, debug: bool) -> Any:
     quiet_libraries()  # before the first heavy import
 
     from instructkit.plan.make import make
-    from instructkit.stages import collector
 
     with Console(quiet=quiet, debug=debug) as console:
 
@@ -172,4 +171,4 @@ def _made(recipe: Any, how: dict[str, Any], *, quiet: bool, debug: bool) -> Any:
                 load_libraries()
 
         with console.phase("planning: data, rows, memory and time"):
-            return make(recipe, collector(recipe), loading=loading, **how)
+            return make(recipe, loading=loading, **how)

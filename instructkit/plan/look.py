@@ -87,8 +87,9 @@ def _first(inputs: Inputs, count: int) -> Inputs:
 def _prepared(recipe: Any, inputs: Inputs, machine: Machine) -> tuple[Any, list[list[Part]], Rows | None]:
     """The tokenizer, the training rows as the trainer holds them, and the rows that the stage gave it."""
     given = replace(inputs, data=dict(inputs.data))
-    with on_paper(recipe, given, machine) as (trainer, rest, _, _):
-        return rest[0], list(parts_of_rows(recipe.stage, trainer, rest[0])), given.data.get("train")
+    with on_paper(recipe, given, machine) as (prepared, _, _):
+        parts = list(parts_of_rows(recipe.stage, prepared.trainer, prepared.tokenizer))
+        return prepared.tokenizer, parts, given.data.get("train")
 
 
 def _in_place(rows: Rows, left: Rows, encoded: list[list[Part]]) -> dict[int, list[Part]]:

@@ -19,9 +19,10 @@ from instructkit.plan.parents import Parent, parents
 from instructkit.plan.probe import Probe, probe
 from instructkit.plan.refusals import refuse_early, told_by_recipe
 from instructkit.recipe.render import to_dict
+from instructkit.recipe.schema import Recipe
 from instructkit.runs.lock import refuse_held
 from instructkit.runs.record import RunFolder
-from instructkit.stages import resuming
+from instructkit.stages import resuming, stage_of
 from instructkit.stages.base import (
     Inputs,
     choose_machine,
@@ -43,7 +44,7 @@ MOST_LEFT_OUT = 0.1  # of the rows, above which a plan warns
 class Plan:
     """What `--plan` tells; `as_dict` is what `--plan --json` prints."""
 
-    recipe: Any
+    recipe: Recipe
     inputs: Inputs
     machine: Machine
     rehearsal: Rehearsal
@@ -129,8 +130,7 @@ class Plan:
 
 
 def make(
-    recipe: Any,
-    collect: Any,
+    recipe: Recipe,
     *,
     probing: bool = False,
     overwrite: bool = False,
@@ -143,7 +143,6 @@ def make(
 
     Args:
         recipe: a checked recipe.
-        collect: the stage's function that reads its data and finds its parents.
         probing: load the model after all and time a few real steps, where they fit; they leave no trace either.
         overwrite, resume, anyway: the options of the run.
         loading: imports torch and its kin, once the data are read.
@@ -152,7 +151,7 @@ def make(
         InputError: for all that the run would refuse before its first step.
     """
     RunFolder(recipe.run.output).refuse_own_inputs(to_dict(recipe), recipe.source)
-    inputs = resuming.collected(recipe, collect, resume=resume)
+    inputs = resuming.collected(stage_of(recipe), recipe, resume=resume)
     loading()
 
     from instructkit.plan.changes import changes
@@ -187,7 +186,7 @@ def make(
 
 
 def against(
-    recipe: Any, inputs: Inputs, *, overwrite: bool = False, resume: bool = False
+    recipe: Recipe, inputs: Inputs, *, overwrite: bool = False, resume: bool = False
 ) -> InputError | None:
     """What the run would be told of its models' folders and its own before it could begin; None when nothing is in its way."""
     try:
@@ -202,7 +201,7 @@ def against(
     return None
 
 
-def _undecided(recipe: Any, shortages: list[str], refuses: bool) -> InputError | None:
+def _undecided(recipe: Recipe, shortages: list[str], refuses: bool) -> InputError | None:
     """Return why the run would be refused for gates that cannot be decided; None when it would not."""
     try:
         refuse_undecidable(recipe, shortages, refuses)
@@ -211,7 +210,7 @@ def _undecided(recipe: Any, shortages: list[str], refuses: bool) -> InputError |
     return None
 
 
-def disk(recipe: Any, rehearsal: Rehearsal) -> dict[str, int]:
+def disk(recipe: Recipe, rehearsal: Rehearsal) -> dict[str, int]:
     """What the run folder will hold: the model, and checkpoints with their optimizer while it trains."""
     trained = rehearsal.gradients
     checkpoint = trained + rehearsal.optimizer

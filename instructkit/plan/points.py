@@ -11,7 +11,7 @@ from instructkit import naming
 from instructkit.data.readers import OnTheHub, local_only
 from instructkit.errors import Fault, InputError, NothingNew
 from instructkit.recipe.document import Place
-from instructkit.stages import collector
+from instructkit.stages import stage_of
 from instructkit.stages.base import refuse_unfit_parents, refuse_without_weights
 
 # The packages of which each tracker of `trainer.report_to` needs one, where it is not called like its package.
@@ -80,7 +80,7 @@ def _is_installed(package: str) -> bool:
 def _inputs(recipe: Any) -> list[Fault]:
     """Return the errors of what the stage reads before it loads a model. Data on a hub are not read."""
     try:
-        inputs = collector(recipe)(recipe)
+        inputs = stage_of(recipe).collect(recipe, {})
         there = {role: source for role, source in inputs.parents.items() if Path(source.base).exists()}
         if "model" in there:
             refuse_unfit_parents(recipe, there)

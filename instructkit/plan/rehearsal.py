@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from instructkit.plan.refusals import told_by_recipe
 from instructkit.plan.reuse import Kept, few, keep, rows_of_batch
 from instructkit.plan.statistics import Statistics, of_rows
 from instructkit.runs.temporary import TemporaryFolder
-from instructkit.stages import MODULES
-from instructkit.stages.base import Frame, Inputs
+from instructkit.stages import stage_of
+from instructkit.stages.base import Frame, Inputs, Prepared
 from instructkit.stages.listener import Listener
 
 STATE_BYTES = {  # of an optimizer, for each trained weight
@@ -97,18 +96,15 @@ class Rehearsal:
 
 
 @contextlib.contextmanager
-def on_paper(
-    recipe: Any, inputs: Inputs, machine: Machine
-) -> Iterator[tuple[Any, list[Any], Ledger, Listener]]:
-    """The trainer that the stage prepares, on real data and without weights; what else it prepares; ledger and listener."""
-    stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
+def on_paper(recipe: Any, inputs: Inputs, machine: Machine) -> Iterator[tuple[Prepared, Ledger, Listener]]:
+    """Yield what the stage prepares, on real data and without weights, with its ledger and listener."""
     listener = Listener()
     with TemporaryFolder() as folder, models.weightless(), rehearsing() as ledger:
         frame = Frame(recipe, inputs, machine, Path(folder), listener, resume=False)
         with told_by_recipe(recipe):
-            trainer, *rest = stage.prepare(frame)
+            prepared = stage_of(recipe).prepare(frame)
         listener.dropped = frame.dropped
-        yield trainer, rest, ledger, listener
+        yield prepared, ledger, listener
 
 
 def rehearse(recipe: Any, inputs: Inputs, machine: Machine, known: Rehearsal | None = None) -> Rehearsal:
@@ -123,8 +119,8 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine, known: Rehearsal | N
     """
     if known is not None:
         inputs = few(recipe.stage, inputs, known.kept)
-    with on_paper(recipe, inputs, machine) as (trainer, rest, ledger, listener):
-        scorers = rest[-1] if recipe.stage == "ppo" else []
+    with on_paper(recipe, inputs, machine) as (prepared, ledger, listener):
+        trainer, scorers = prepared.trainer, prepared.scorers
         bodies = {role: body.to("meta") for role, body in bodies_of(trainer, scorers).items()}
         every = list({id(p): p for body in bodies.values() for p in body.parameters()}.values())
         trained = [p for p in every if p.requires_grad]
@@ -137,7 +133,7 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine, known: Rehearsal | N
             held, batch = {"step": _heaviest_step(trainer, longest, ledger, trained)}, _shape(longest)
             if "reward" in inputs.parents:
                 held["measuring"] = _reward_of_an_update(recipe, inputs.parents["reward"], machine)
-        said = known.rows if known else of_rows(recipe.stage, trainer, rest[0], inputs.data)
+        said = known.rows if known else of_rows(recipe.stage, trainer, prepared.tokenizer, inputs.data)
         per_weight = STATE_BYTES.get(str(trainer.args.optim), ADAM_STATE_BYTES)
         return Rehearsal(
             weights=_weights(bodies, recipe.model.quantization),
@@ -156,7 +152,7 @@ def rehearse(recipe: Any, inputs: Inputs, machine: Machine, known: Rehearsal | N
         )
 
 
-def bodies_of(trainer: Any, scorers: list[Any]) -> dict[str, Any]:
+def bodies_of(trainer: Any, scorers: Sequence[Any]) -> dict[str, Any]:
     """Every model of a run by role; one backbone with several adapters is one body."""
     found = {"policy" if hasattr(trainer, "critic") else "model": trainer.model}
     if getattr(trainer, "ref_model", None) is not None:

@@ -225,7 +225,9 @@ class RunSection(Section):
     compare: Positive = Field(64, description="held-out prompts answered before and after PPO")
 
 
-class _Recipe(Section):
+class Recipe(Section):
+    """What every recipe has."""
+
     stage: str
     model: ModelSection
     trainer: dict[str, Any] = {}
@@ -233,7 +235,7 @@ class _Recipe(Section):
     source: str = Field("", exclude=True)
 
 
-class SftRecipe(_Recipe):
+class SftRecipe(Recipe):
     """Supervised fine-tuning."""
 
     stage: Literal["sft"]
@@ -242,7 +244,7 @@ class SftRecipe(_Recipe):
     gates: SftGates = SftGates()
 
 
-class RewardRecipe(_Recipe):
+class RewardRecipe(Recipe):
     """A reward model."""
 
     stage: Literal["reward"]
@@ -251,7 +253,7 @@ class RewardRecipe(_Recipe):
     gates: RewardGates = RewardGates()
 
 
-class PpoRecipe(_Recipe):
+class PpoRecipe(Recipe):
     """PPO."""
 
     stage: Literal["ppo"]
@@ -262,7 +264,7 @@ class PpoRecipe(_Recipe):
     gates: PpoGates = PpoGates()
 
 
-class LoraUpdateRecipe(_Recipe):
+class LoraUpdateRecipe(Recipe):
     """A LoRA update from feedback."""
 
     stage: Literal["lora-update"]
@@ -271,7 +273,7 @@ class LoraUpdateRecipe(_Recipe):
     gates: UpdateGates = UpdateGates()
 
 
-RECIPES: dict[str, type[_Recipe]] = {
+RECIPES: dict[str, type[Recipe]] = {
     "sft": SftRecipe,
     "reward": RewardRecipe,
     "ppo": PpoRecipe,

@@ -16,6 +16,7 @@ from instructkit.data.records import Row, detect_shape
 from instructkit.data.sources import Rows
 from instructkit.data.turns import has_messages
 from instructkit.errors import InputError
+from instructkit.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from instructkit.stages.base import Frame, Inputs
@@ -40,7 +41,7 @@ class Format:
         return f"data format {self.name or 'not set'}: {self.why}"
 
 
-def applied(recipe: Any, inputs: Inputs) -> Inputs:
+def applied(recipe: Recipe, inputs: Inputs) -> Inputs:
     """
     Return the inputs of a stage in the format of the run.
 
@@ -59,7 +60,7 @@ def rendered(data: Mapping[str, Rows], chosen: Format) -> dict[str, Rows]:
     }
 
 
-def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str, Rows]) -> Format:
+def choose(recipe: Recipe, parents: Mapping[str, naming.Source], data: Mapping[str, Rows]) -> Format:
     """
     Return the format of the recipe, else that of the parent run, else chat where the model has a template.
 
@@ -101,7 +102,7 @@ def _warning(key: str, source: naming.Source) -> str:
     )
 
 
-def _setting(recipe: Any) -> tuple[str, str]:
+def _setting(recipe: Recipe) -> tuple[str, str]:
     """Return the key of the format in a recipe, and its value."""
     of_feedback = recipe.stage == "lora-update"
     section = recipe.feedback if of_feedback else recipe.data
@@ -126,7 +127,7 @@ def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -
     return Format(CHAT, f"{source.name} has a chat template")
 
 
-def _refuse_another_parent(recipe: Any, source: naming.Source) -> None:
+def _refuse_another_parent(recipe: Recipe, source: naming.Source) -> None:
     (key, asked), trained = _setting(recipe), naming.trained_format(source)
     if trained not in (None, asked):
         raise InputError(
@@ -135,7 +136,7 @@ def _refuse_another_parent(recipe: Any, source: naming.Source) -> None:
         )
 
 
-def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], chosen: Format) -> None:
+def _refuse_other_scorers(recipe: Recipe, parents: Mapping[str, naming.Source], chosen: Format) -> None:
     """Refuse a reward model or a critic that reads another format than the policy."""
     for role, source in parents.items():
         theirs = naming.trained_format(source)
@@ -158,7 +159,7 @@ def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], cho
             )
 
 
-def _refuse_unfit(rows: Rows, chosen: Format, recipe: Any) -> None:
+def _refuse_unfit(rows: Rows, chosen: Format, recipe: Recipe) -> None:
     """Refuse conversations in the format text, and comparisons without a prompt in the format chat."""
     for row, place in zip(rows.rows, rows.places, strict=True):
         if chosen.name == TEXT and has_messages(row, rows.kind):
@@ -173,7 +174,7 @@ def _refuse_unfit(rows: Rows, chosen: Format, recipe: Any) -> None:
             )
 
 
-def _way_to_chat(recipe: Any) -> str:
+def _way_to_chat(recipe: Recipe) -> str:
     key, asked = _setting(recipe)
     if asked == TEXT:
         return f"leave out {key}"

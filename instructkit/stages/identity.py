@@ -9,10 +9,10 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from instructkit import models
 from instructkit.naming import Source
+from instructkit.recipe.schema import Recipe
 from instructkit.runs.lineage import WEIGHT_SUFFIXES, base_key, file_hash, folder_hash, model_files
 from instructkit.stages.functions import module_of
 from instructkit.stages.update_sides import read_sets
@@ -21,7 +21,7 @@ _LIBRARIES = {Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib",
 _LIBRARIES.add(Path(__file__).resolve().parent.parent)
 
 
-def fingerprints_of_sources(recipe: Any, parents: dict[str, Source]) -> dict[str, str]:
+def fingerprints_of_sources(recipe: Recipe, parents: dict[str, Source]) -> dict[str, str]:
     """Return the SHA-256 of each source of a run, by its name. Rows and parent runs are not sources."""
     hashes: dict[str, str] = {}
     for key, place in _functions(recipe):
@@ -44,7 +44,7 @@ def _template_hash(path: Path) -> str:
     return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
 
 
-def _functions(recipe: Any) -> Iterator[tuple[str, str]]:
+def _functions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield the key and the place of each Python function that a recipe names."""
     for i, item in enumerate(getattr(recipe, "reward", ())):
         if item.function:

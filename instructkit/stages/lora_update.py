@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +18,17 @@ from instructkit.evaluate.inference import level_of_look
 from instructkit.feedback import decisions, gates, objectives
 from instructkit.feedback.measured import Measured
 from instructkit.feedback.registry import Chain, Superseded, Update
+from instructkit.recipe.schema import LoraUpdateRecipe
 from instructkit.runs.files import write_text_atomic
 from instructkit.stages import update_tables
-from instructkit.stages.base import PREPARING, Frame, Result
+from instructkit.stages.base import PREPARING, Frame, Prepared, Result, Stage
 from instructkit.stages.update_feedback import keep_sides
-from instructkit.stages.update_inputs import UPDATE, collect
+from instructkit.stages.update_inputs import UPDATE, UpdateInputs, collect
 
 if TYPE_CHECKING:
     from instructkit.stages.update_measures import Measurer
 
-__all__ = ["collect", "finish", "prepare", "train"]
-
+UpdateFrame = Frame[LoraUpdateRecipe, UpdateInputs]
 PREPROCESSING, ENTRY = "preprocess.json", "entry.json"
 SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)  # of the adapter; the first that passes on the tune side is judged
 TUNE_LEVEL = (
@@ -36,66 +36,108 @@ TUNE_LEVEL = (
 )
 
 
-def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Any]]:
-    """The trainer of a run, of several the one whose step needs the most memory; the tokenizer; what became of the events."""
-    from instructkit.stages import update_training
+class LoraUpdate(Stage[LoraUpdateRecipe, UpdateInputs]):
+    """Turn feedback into a LoRA adapter, and promote or refuse it."""
 
-    model, tokenizer = update_training.load(frame)
-    found, made = update_training.phases(frame)
-    rows = update_training.replayed(frame, model, tokenizer, answering=False)
-    phase = update_training.heaviest(found)
-    return (
-        update_training.build_trainer(frame, phase, found, model, tokenizer, rows), tokenizer, made
-    )  # fmt: skip
+    name, recipe_type = "lora-update", LoraUpdateRecipe
 
+    def collect(self, recipe: LoraUpdateRecipe, begun: Mapping[str, Any]) -> UpdateInputs:
+        """Read and prepare the feedback and all other rows; see `update_inputs.collect`."""
+        return collect(recipe, begun)
 
-def train(frame: Frame) -> Result:
-    """Learn, measure, decide; see the module."""
-    from instructkit.stages import update_training
-    from instructkit.stages.update_measures import Measurer
+    def prepare(self, frame: UpdateFrame) -> Prepared:
+        """Build the trainer of the phase whose step needs the most memory."""
+        from instructkit.stages import update_training
 
-    keep_sides(frame.recipe, frame.inputs.prepared)
-    with frame.reporter.phase(PREPARING):
         model, tokenizer = update_training.load(frame)
-        found, made = update_training.phases(frame)
-        measurer = Measurer(frame, model, tokenizer)
-    rescuing = _may_rescue(frame, measurer)
-    before = frame.timed("measure", lambda: measurer.before("test"))
-    tuned = frame.timed("measure", lambda: measurer.before("tune")) if rescuing else None
-    origin = frame.timed("measure", measurer.origin) if frame.inputs.current else None
-    told = measurer.answers()
+        found, _ = update_training.phases(frame)
+        rows = update_training.replayed(frame, model, tokenizer, answering=False)
+        phase = update_training.heaviest(found)
+        trainer = update_training.build_trainer(frame, phase, found, model, tokenizer, rows)
+        return Prepared(trainer, tokenizer)
 
-    figures = update_training.learn(frame, model, tokenizer, found)
-    scale = frame.timed("measure", lambda: _scaled(frame, measurer, tuned)) if tuned else 1.0
-    after = frame.timed("measure", lambda: measurer.after("test"))
+    def train(self, frame: UpdateFrame) -> Result:
+        """Measure, learn, measure again and decide."""
+        from instructkit.stages import update_training
+        from instructkit.stages.update_measures import Measurer
 
-    look = frame.inputs.chain.looks(_test_ids(frame))
-    level = level_of_look(look)
-    with frame.reporter.phase("deciding the gates"):
-        checks = decisions.decide(
-            before, after, frame.recipe.gates, level=level, seed=frame.seed, origin=origin
+        keep_sides(frame.recipe, frame.inputs.prepared)
+        with frame.reporter.phase(PREPARING):
+            model, tokenizer = update_training.load(frame)
+            found, made = update_training.phases(frame)
+            measurer = Measurer(frame, model, tokenizer)
+        rescuing = _may_rescue(frame, measurer)
+        before = frame.timed("measure", lambda: measurer.before("test"))
+        tuned = frame.timed("measure", lambda: measurer.before("tune")) if rescuing else None
+        origin = frame.timed("measure", measurer.origin) if frame.inputs.current else None
+        told = measurer.answers()
+
+        figures = update_training.learn(frame, model, tokenizer, found)
+        scale = frame.timed("measure", lambda: _scaled(frame, measurer, tuned)) if tuned else 1.0
+        after = frame.timed("measure", lambda: measurer.after("test"))
+
+        look = frame.inputs.chain.looks(_test_ids(frame))
+        level = level_of_look(look)
+        with frame.reporter.phase("deciding the gates"):
+            checks = decisions.decide(
+                before, after, frame.recipe.gates, level=level, seed=frame.seed, origin=origin
+            )
+        verdict = gates.verdict(checks, on_undecided=frame.recipe.gates.on_undecided)
+        items = measurer.sides["test"].items
+        samples = update_tables.samples(items, told, measurer.answers())
+        return Result(
+            save=lambda folder: _save(frame, model, tokenizer, folder, _entry(frame, scale)),
+            measurements=update_tables.lines(before, after, seed=frame.seed),
+            gates=checks,
+            metrics=figures,
+            samples=samples,
+            details={
+                "verdict": verdict,
+                "mode": list(frame.inputs.mode),
+                "scale": scale,
+                "look": {"number": look, "level": level},
+                "moved": update_tables.moved(items, before.feedback, after.feedback, samples),
+                **made,
+            },
         )
-    verdict = gates.verdict(checks, on_undecided=frame.recipe.gates.on_undecided)
-    items = measurer.sides["test"].items
-    samples = update_tables.samples(items, told, measurer.answers())
-    return Result(
-        save=lambda folder: _save(frame, model, tokenizer, folder, _entry(frame, scale)),
-        measurements=update_tables.lines(before, after, seed=frame.seed),
-        gates=checks,
-        metrics=figures,
-        samples=samples,
-        details={
-            "verdict": verdict,
-            "mode": list(frame.inputs.mode),
-            "scale": scale,
-            "look": {"number": look, "level": level},
-            "moved": update_tables.moved(items, before.feedback, after.feedback, samples),
-            **made,
-        },
-    )
+
+    def finish(
+        self, recipe: LoraUpdateRecipe, folder: Path, note: Callable[[str], None]
+    ) -> GateRefused | None:
+        """
+        Record a complete update in its chain, and promote it if its gates passed. A repetition changes nothing.
+
+        It is not promoted when another adapter has become active since it was measured. A run without an entry is from an
+        earlier version, which recorded it itself.
+
+        Args:
+            folder: the finished run; one whose process was killed before this is entered when it is asked for again.
+            note: called with what was done, in words.
+
+        Returns:
+            Why an update that every gate passed is not in force, else None.
+        """
+        if not (folder / ENTRY).is_file():
+            return None
+        said = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+        update = Update.of(folder, **said)
+        chain = Chain.at(folder.parent, recipe.feedback.chain)
+        number = chain.record(update)
+        if update.verdict != gates.PROMOTED or chain.was_promoted(number):
+            return None
+        try:
+            note(f"promoted as {chain.promote(number, expected=update.in_force)}")
+        except Superseded as error:
+            return GateRefused(
+                f"{folder.name} passed its gates and is not in force: {error}", hint=error.hint
+            )
+        return None
 
 
-def _may_rescue(frame: Frame, measurer: Measurer) -> bool:
+STAGE = LoraUpdate()
+
+
+def _may_rescue(frame: UpdateFrame, measurer: Measurer) -> bool:
     """Whether a smaller scale may be tried: of an adapter that goes on it would undo what earlier updates have taught."""
     if frame.recipe.gates.rescue and frame.inputs.current is not None:
         frame.reporter.note("no rescue: a smaller scale would undo what the updates before have taught")
@@ -103,7 +145,7 @@ def _may_rescue(frame: Frame, measurer: Measurer) -> bool:
     return frame.recipe.gates.rescue and bool(measurer.sides["tune"].general)
 
 
-def _scaled(frame: Frame, measurer: Measurer, before: Measured) -> float:
+def _scaled(frame: UpdateFrame, measurer: Measurer, before: Measured) -> float:
     """Leave the adapter at the largest scale that harms nothing on the tune side; at its own when none does."""
     from instructkit import adapter_files
 
@@ -126,7 +168,7 @@ def _scaled(frame: Frame, measurer: Measurer, before: Measured) -> float:
     return 1.0
 
 
-def _save(frame: Frame, model: Any, tokenizer: Any, folder: Path, entry: dict[str, Any]) -> None:
+def _save(frame: UpdateFrame, model: Any, tokenizer: Any, folder: Path, entry: dict[str, Any]) -> None:
     """The model that the update makes, the adapter of the update alone, what became of the events, the entry for the chain."""
     from instructkit import adapter_files
 
@@ -142,7 +184,7 @@ def _save(frame: Frame, model: Any, tokenizer: Any, folder: Path, entry: dict[st
     write_text_atomic(folder / ENTRY, json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def _entry(frame: Frame, scale: float) -> dict[str, Any]:
+def _entry(frame: UpdateFrame, scale: float) -> dict[str, Any]:
     """What the chain is told of the update beside its run record, as data: it waits in the run folder until it is entered."""
     inputs = frame.inputs
     return {
@@ -159,34 +201,5 @@ def _entry(frame: Frame, scale: float) -> dict[str, Any]:
     }
 
 
-def finish(recipe: Any, folder: Path, note: Callable[[str], None]) -> GateRefused | None:
-    """
-    Write a finished update into its chain, and put it in force when it may be; what was done before is not done again.
-
-    It is not put in force when another adapter is by now than the one it was measured against. A run without an entry was made
-    by an earlier version, which entered it itself.
-
-    Args:
-        folder: the finished run; one whose process was killed before this is entered when it is asked for again.
-        note: called with what was done, in words.
-
-    Returns:
-        Why an update that every gate passed is not in force, else None.
-    """
-    if not (folder / ENTRY).is_file():
-        return None
-    said = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-    update = Update.of(folder, **said)
-    chain = Chain.at(folder.parent, recipe.feedback.chain)
-    number = chain.record(update)
-    if update.verdict != gates.PROMOTED or chain.was_promoted(number):
-        return None
-    try:
-        note(f"promoted as {chain.promote(number, expected=update.in_force)}")
-    except Superseded as error:
-        return GateRefused(f"{folder.name} passed its gates and is not in force: {error}", hint=error.hint)
-    return None
-
-
-def _test_ids(frame: Frame) -> list[str]:
+def _test_ids(frame: UpdateFrame) -> list[str]:
     return [item.event for item in frame.inputs.items("test")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from instructkit.data.sources import load_rows
 from instructkit.encode import IGNORED, answer_text
 from instructkit.errors import InputError
 from instructkit.recipe import run_defaults
+from instructkit.recipe.schema import PpoRecipe
 from instructkit.stages import formats
-from instructkit.stages.base import PREPARING, Frame, Inputs, Result
+from instructkit.stages.base import PREPARING, Frame, Inputs, Prepared, Result, Stage
 from instructkit.stages.datasets import as_dataset, common_columns
 from instructkit.stages.functions import load_function, scoring_function
 from instructkit.stages.ppo_measures import answers, answers_keeper, compare, kl_to_reference, samples
@@ -29,31 +31,78 @@ from instructkit.stages.ppo_roles import (
     start_of_critic,
 )
 
+PpoFrame = Frame[PpoRecipe, Inputs]
 WARM_UP_OF_A_ZERO_HEAD = 10  # rollouts in which a critic that knows nothing yet learns alone
 
 
-def collect(recipe: Any) -> Inputs:
-    """Prompts to learn from and to hold out, the policy to start from and the reward models it is scored by."""
-    train, held_out = load_split(recipe.data, kind="prompt", seed=recipe.run.seed)
-    data = {"train": train} | ({"eval": held_out} if held_out else {})
-    if recipe.data.ptx:
-        data["ptx"] = load_rows(recipe.data.ptx, kind="sft", every_column=False)
-    _refuse_half_of_ptx(recipe)
-    parents = {"model": naming.locate(recipe.model.name)}
-    for i, item in enumerate(recipe.reward):
-        if item.model:
-            parents[f"reward[{i}]"] = naming.locate(item.model)
-        else:
-            load_function(item.function)
-    if critic := locate_earlier(recipe):
-        parents["critic"] = critic
-        earlier(recipe, parents)
-    if recipe.gates.judge:
-        load_function(recipe.gates.judge)
-    return formats.applied(recipe, Inputs(data, parents))
+class Ppo(Stage[PpoRecipe, Inputs]):
+    """Improve a policy by PPO against reward models and functions."""
+
+    name, recipe_type = "ppo", PpoRecipe
+
+    def collect(self, recipe: PpoRecipe, begun: Mapping[str, Any]) -> Inputs:
+        """Read prompts for training and evaluation, and find the policy, the reward models and the critic to start from."""
+        train, held_out = load_split(recipe.data, kind="prompt", seed=recipe.run.seed)
+        data = {"train": train} | ({"eval": held_out} if held_out else {})
+        if recipe.data.ptx:
+            data["ptx"] = load_rows(recipe.data.ptx, kind="sft", every_column=False)
+        _refuse_half_of_ptx(recipe)
+        parents = {"model": naming.locate(recipe.model.name)}
+        for i, item in enumerate(recipe.reward):
+            if item.model:
+                parents[f"reward[{i}]"] = naming.locate(item.model)
+            else:
+                load_function(item.function)
+        if critic := locate_earlier(recipe):
+            parents["critic"] = critic
+            earlier(recipe, parents)
+        if recipe.gates.judge:
+            load_function(recipe.gates.judge)
+        return formats.applied(recipe, Inputs(data, parents))
+
+    def prepare(self, frame: PpoFrame) -> Prepared:
+        """Build the trainer, with what scores its responses."""
+        recipe, source = frame.recipe, frame.inputs.parents["model"]
+        tokenizer = formats.tokenizer_of(frame)
+        tokenizer.padding_side = "left"
+        model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
+        rewards = scorers(frame, model, tokenizer)
+        return Prepared(build_trainer(frame, model, tokenizer, rewards), tokenizer, rewards)
+
+    def train(self, frame: PpoFrame) -> Result:
+        """Train, with the answers to held-out prompts before and after."""
+        from instructkit.stages.training import fit
+
+        source = frame.inputs.parents["model"]
+        with frame.reporter.phase(PREPARING):
+            prepared = self.prepare(frame)
+        trainer, tokenizer = prepared.trainer, prepared.tokenizer
+        answering = partial(answers, frame, trainer, tokenizer)
+        before = frame.timed(
+            "measure", answering, phase="measuring before training: answers to held-out prompts"
+        )
+        figures = fit(trainer, frame)
+        after = frame.timed(
+            "measure", answering, phase="measuring after training: answers to held-out prompts"
+        )
+        reading = partial(kl_to_reference, trainer, after)
+        kl = frame.timed("measure", reading, phase="measuring after training: KL to the reference")
+
+        with frame.reporter.phase("scoring the answers before and after"):
+            lines, checks = compare(frame, prepared.scorers, before, after, kl, trainer.state)
+        return Result(
+            save=lambda folder: save(trainer, tokenizer, folder, source),
+            measurements=lines,
+            gates=checks,
+            metrics=figures,
+            samples=samples(frame, before, after),
+        )
 
 
-def _refuse_half_of_ptx(recipe: Any) -> None:
+STAGE = Ppo()
+
+
+def _refuse_half_of_ptx(recipe: PpoRecipe) -> None:
     """PPO-ptx needs text and a weight; one without the other would be ignored."""
     weight = recipe.trainer.get("ptx_coef", 0)
     if bool(recipe.data.ptx) != bool(weight):
@@ -64,42 +113,7 @@ def _refuse_half_of_ptx(recipe: Any) -> None:
         )
 
 
-def train(frame: Frame) -> Result:
-    """Train, and compare answers to held-out prompts before and after; see the module."""
-    from instructkit.stages.training import fit
-
-    source = frame.inputs.parents["model"]
-    with frame.reporter.phase(PREPARING):
-        trainer, tokenizer, rewards = prepare(frame)
-    answering = partial(answers, frame, trainer, tokenizer)
-    before = frame.timed("measure", answering, phase="measuring before training: answers to held-out prompts")
-    figures = fit(trainer, frame)
-    after = frame.timed("measure", answering, phase="measuring after training: answers to held-out prompts")
-    reading = partial(kl_to_reference, trainer, after)
-    kl = frame.timed("measure", reading, phase="measuring after training: KL to the reference")
-
-    with frame.reporter.phase("scoring the answers before and after"):
-        lines, checks = compare(frame, rewards, before, after, kl, trainer.state)
-    return Result(
-        save=lambda folder: save(trainer, tokenizer, folder, source),
-        measurements=lines,
-        gates=checks,
-        metrics=figures,
-        samples=samples(frame, before, after),
-    )
-
-
-def prepare(frame: Frame) -> tuple[Any, Any, list[Any]]:
-    """The trainer of a run, the tokenizer, and what scores its responses."""
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = formats.tokenizer_of(frame)
-    tokenizer.padding_side = "left"
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
-    rewards = scorers(frame, model, tokenizer)
-    return build_trainer(frame, model, tokenizer, rewards), tokenizer, rewards
-
-
-def build_trainer(frame: Frame, model: Any, tokenizer: Any, rewards: list[Any]) -> Any:
+def build_trainer(frame: PpoFrame, model: Any, tokenizer: Any, rewards: list[Any]) -> Any:
     """Our trainer; the reference is the parent, whether that is an adapter, the base or a frozen copy."""
     from instructkit import adapters
     from instructkit.ppo.config import PPOConfig
@@ -141,7 +155,7 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, rewards: list[Any]) 
     )
 
 
-def defaults_of(recipe: Any) -> dict[str, Any]:
+def defaults_of(recipe: PpoRecipe) -> dict[str, Any]:
     """What this stage prefers where the recipe is silent."""
     found: dict[str, Any] = {"reward_weights": [item.weight for item in recipe.reward]}
     if costs_nothing_to_be_cut_off(recipe):
@@ -153,7 +167,7 @@ def defaults_of(recipe: Any) -> dict[str, Any]:
     return found
 
 
-def costs_nothing_to_be_cut_off(recipe: Any) -> bool:
+def costs_nothing_to_be_cut_off(recipe: PpoRecipe) -> bool:
     """Functions score on scales of their own, so nothing is taken from them for a missing end unless the recipe says how."""
     asked = {"missing_eos_penalty", "missing_eos_mode"} & set(recipe.trainer)
     return not asked and not any(item.model for item in recipe.reward)
@@ -164,7 +178,7 @@ def warm_up_of(start: Start, rollouts: float) -> int:
     return 0 if start.source else int(min(WARM_UP_OF_A_ZERO_HEAD, rollouts // 4))
 
 
-def text_rows(frame: Frame, tokenizer: Any, longest: int) -> list[dict[str, list[int]]]:
+def text_rows(frame: PpoFrame, tokenizer: Any, longest: int) -> list[dict[str, list[int]]]:
     """Rows of `data.ptx` as tokens, learned where the last answer stands (or whole texts), cut at `longest`."""
     from instructkit.encode import encode_text, encode_with_labels
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from instructkit import models, naming
 from instructkit.errors import InputError
+from instructkit.recipe.schema import PpoRecipe
 from instructkit.stages.base import Frame
 
 CRITIC_FOLDER = "critic"
@@ -29,7 +30,7 @@ class Start:
 # -- the critic -------------------------------------------------------------------------------------------------------
 
 
-def kind_of_critic(recipe: Any) -> str:
+def kind_of_critic(recipe: PpoRecipe) -> str:
     """The recipe's kind, `auto` resolved: an adapter on the policy's backbone under LoRA, a body of its own otherwise."""
     kind = recipe.critic.kind
     if kind == "auto":
@@ -145,7 +146,7 @@ def _reward_as_start(frame: Frame, kind: str, tokenizer: Any) -> naming.Source |
     return source
 
 
-def locate_earlier(recipe: Any) -> naming.Source | None:
+def locate_earlier(recipe: PpoRecipe) -> naming.Source | None:
     """The critic of an earlier run that `critic.init` names, before anything is loaded."""
     name = recipe.critic.init
     if name in ("auto", "reward", "zero"):
@@ -162,7 +163,7 @@ def locate_earlier(recipe: Any) -> naming.Source | None:
     return replace(naming.locate(str(folder)), run=whole.run)
 
 
-def earlier(recipe: Any, parents: dict[str, naming.Source]) -> Start:
+def earlier(recipe: PpoRecipe, parents: dict[str, naming.Source]) -> Start:
     """
     The start that `critic.init` names by its run.
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from instructkit.recipe.render import to_dict
+from instructkit.recipe.schema import Recipe
 from instructkit.runs import lineage
 from instructkit.runs.lock import refuse_held
 from instructkit.runs.reading import is_run, read_record
 from instructkit.runs.record import RunFolder
 from instructkit.stages import checkpoints
-from instructkit.stages.base import Inputs
+from instructkit.stages.base import Inputs, InputsT, Stage
 from instructkit.stages.identity import fingerprints_of_sources
 
 
-def collected(recipe: Any, collect: Callable[..., Inputs], *, resume: bool) -> Inputs:
-    """What the stage's `collect` reads; of a run that is resumed what it had read, and nothing that came later."""
-    begun = _begun(Path(recipe.run.output), recipe.stage) if resume else {}
-    return collect(recipe, begun) if begun else collect(recipe)
+def collected(stage: Stage[Any, InputsT], recipe: Recipe, *, resume: bool) -> InputsT:
+    """Collect the inputs of a stage; a run that is resumed reads what it had read, and nothing that was added later."""
+    return stage.collect(recipe, _begun(Path(recipe.run.output), recipe.stage) if resume else {})
 
 
-def refuse(recipe: Any, inputs: Inputs) -> None:
+def refuse(recipe: Recipe, inputs: Inputs) -> None:
     """
     Refuse to resume a run; changes nothing.
 
@@ -50,7 +49,7 @@ def hashes(inputs: Inputs) -> dict[str, str]:
     }
 
 
-def identity(recipe: Any, inputs: Inputs) -> lineage.RunIdentity:
+def identity(recipe: Recipe, inputs: Inputs) -> lineage.RunIdentity:
     """Return what shapes the result of a run. This reads every file of its parents."""
     return lineage.RunIdentity(
         to_dict(recipe), fingerprints(inputs), hashes(inputs), fingerprints_of_sources(recipe, inputs.parents)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,62 +18,79 @@ from instructkit.encode import Prompt, answer_text, encode_answered
 from instructkit.errors import Fault, InputError, InstructKitError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
+from instructkit.recipe.schema import RewardRecipe
 from instructkit.stages import formats
-from instructkit.stages.base import PREPARING, Frame, Inputs, Result, measurement
+from instructkit.stages.base import PREPARING, Frame, Inputs, Prepared, Result, Stage, measurement
 from instructkit.stages.datasets import dataset_of
 
 # float32 scores of the same rows by the same weights, before saving and after loading
 RELOAD_TOLERANCE = 1e-3
 Pairs = Sequence[dict[str, Any]]  # `chosen_ids` and `rejected_ids`, and a `margin` where there is one
+RewardFrame = Frame[RewardRecipe, Inputs]
 
 
-def collect(recipe: Any) -> Inputs:
-    """Comparisons to train on and to hold out, and the model whose body the reward model starts from."""
-    train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
-    data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
+@dataclass
+class PreparedPairs(Prepared):
+    """The trainer of a reward model, and its comparisons as token ids, by role."""
+
+    pairs: dict[str, Pairs] = field(kw_only=True)
 
 
-def train(frame: Frame) -> Result:
-    """Train, centre, measure; see the module."""
-    from instructkit.stages.training import fit
+class Reward(Stage[RewardRecipe, Inputs]):
+    """Train a reward model on comparisons."""
 
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    with frame.reporter.phase(PREPARING):
-        trainer, tokenizer, pairs = prepare(frame)
-    held_out = pairs.get("eval", [])
-    scoring = partial(score_pairs, trainer.model, tokenizer, held_out)
-    before = frame.timed("measure", scoring, phase="measuring before training: held-out comparisons")
-    figures = fit(trainer, frame)
-    after = frame.timed("measure", scoring, phase="measuring after training: held-out comparisons")
-    centring = partial(centre, trainer.model, tokenizer, pairs["train"])
-    offset = frame.timed(
-        "measure", centring, phase="centring the scores: chosen answers of the training rows"
-    )
+    name, recipe_type = "reward", RewardRecipe
+    task = "SEQ_CLS"
 
-    lines, checks = compare(before, after, held_out, prompts_of(frame), recipe.gates.accuracy_min)
-    return Result(
-        save=lambda folder: save(
-            frame, trainer.model, tokenizer, folder, source, offset, pairs["train"][:16]
-        ),
-        measurements=lines,
-        gates=checks,
-        metrics=figures,
-        samples=samples(frame, after),
-        details={"score_offset": offset},
-    )
+    def collect(self, recipe: RewardRecipe, begun: Mapping[str, Any]) -> Inputs:
+        """Read comparisons for training and evaluation, and find the model whose body the reward model starts from."""
+        train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
+        data = {"train": train} | ({"eval": held_out} if held_out else {})
+        return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
+
+    def prepare(self, frame: RewardFrame) -> PreparedPairs:
+        """Build the trainer on comparisons as token ids."""
+        recipe, source = frame.recipe, frame.inputs.parents["model"]
+        tokenizer = formats.tokenizer_of(frame)
+        model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task=self.task)
+        pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
+        return PreparedPairs(build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs=pairs)
+
+    def train(self, frame: RewardFrame) -> Result:
+        """Train, then centre the scores, with the accuracy on held-out comparisons before and after."""
+        from instructkit.stages.training import fit
+
+        recipe, source = frame.recipe, frame.inputs.parents["model"]
+        with frame.reporter.phase(PREPARING):
+            prepared = self.prepare(frame)
+        trainer, tokenizer, pairs = prepared.trainer, prepared.tokenizer, prepared.pairs
+        held_out = pairs.get("eval", [])
+        scoring = partial(score_pairs, trainer.model, tokenizer, held_out)
+        before = frame.timed("measure", scoring, phase="measuring before training: held-out comparisons")
+        figures = fit(trainer, frame)
+        after = frame.timed("measure", scoring, phase="measuring after training: held-out comparisons")
+        centring = partial(centre, trainer.model, tokenizer, pairs["train"])
+        offset = frame.timed(
+            "measure", centring, phase="centring the scores: chosen answers of the training rows"
+        )
+
+        lines, checks = compare(before, after, held_out, prompts_of(frame), recipe.gates.accuracy_min)
+        return Result(
+            save=lambda folder: save(
+                frame, trainer.model, tokenizer, folder, source, offset, pairs["train"][:16]
+            ),
+            measurements=lines,
+            gates=checks,
+            metrics=figures,
+            samples=samples(frame, after),
+            details={"score_offset": offset},
+        )
 
 
-def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Pairs]]:
-    """The trainer of a run, the tokenizer, and the comparisons as token ids."""
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = formats.tokenizer_of(frame)
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
-    pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
-    return build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs
+STAGE = Reward()
 
 
-def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, Pairs]) -> Any:
+def build_trainer(frame: RewardFrame, model: Any, tokenizer: Any, pairs: dict[str, Pairs]) -> Any:
     """TRL's trainer on rows that are already token ids: the very ids that PPO will ask scores for."""
     from trl import RewardConfig, RewardTrainer
 
@@ -94,7 +111,7 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, Pai
     )
 
 
-def leave_out_long(frame: Frame, role: str, pairs: dict[str, Pairs], limit: int | None) -> None:
+def leave_out_long(frame: RewardFrame, role: str, pairs: dict[str, Pairs], limit: int | None) -> None:
     """
     Leave out the pairs that TRL drops without a count, and their rows: what is not trained on is not measured either.
 
@@ -173,7 +190,7 @@ def centre(model: Any, tokenizer: Any, pairs: Pairs) -> dict[str, float]:
     return {"mean": sum(chosen) / len(chosen), "std": 1.0}
 
 
-def prompts_of(frame: Frame) -> list[str]:
+def prompts_of(frame: RewardFrame) -> list[str]:
     """What each held-out comparison asks: comparisons of one prompt are no independent trials."""
     rows = frame.inputs.data["eval"].rows if "eval" in frame.inputs.data else []
     return [prompt_key(row, "preference") for row in rows]
@@ -226,7 +243,7 @@ def _margin(scores: list[tuple[float, float]]) -> float:
 
 
 def save(
-    frame: Frame,
+    frame: RewardFrame,
     model: Any,
     tokenizer: Any,
     folder: Path,
@@ -259,7 +276,7 @@ def save(
     frame.reporter.note(f"reloaded from disk: scores of {len(probe)} fixed pairs agree to {worst:.1g}")
 
 
-def samples(frame: Frame, scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
+def samples(frame: RewardFrame, scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
     """A few held-out comparisons with their raw scores."""
     rows = frame.inputs.data["eval"].rows if "eval" in frame.inputs.data else []
     shown = list(zip(rows, scores, strict=False))[: frame.recipe.run.samples]

@@ -6,8 +6,9 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from instructkit import machine as machines
 from instructkit import naming, processes
@@ -22,9 +23,12 @@ from instructkit.stages.base import (
     LOADING,
     Frame,
     Inputs,
+    InputsT,
+    RecipeT,
     Reporter,
     Result,
     RunOptions,
+    Stage,
     choose_machine,
     left_out,
     load_libraries,
@@ -35,225 +39,232 @@ from instructkit.stages.base import (
     refuse_without_weights,
     seed_everything,
 )
-from instructkit.stages.closing import Finish
 from instructkit.stages.contention import watch
 from instructkit.stages.stopping import Stop, Stopped
 
-Collect, Train = Callable[..., Inputs], Callable[[Frame], Result]
-
 
 def run(
-    recipe: Any, options: RunOptions, reporter: Reporter, *, collect: Collect, train: Train, finish: Finish
+    stage: Stage[RecipeT, InputsT], recipe: RecipeT, options: RunOptions, reporter: Reporter
 ) -> dict[str, Any]:
     """
-    Carry out one stage: check everything that is cheap to check, then train, measure, save and decide.
-
-    Args:
-        collect: what reads data and parents of a recipe; of a run that is resumed it is also given what its `Inputs.begun` said.
-        finish: what a stage does with its recipe and a complete run folder, calling `note` with what it did; it returns why
-            what was decided did not come into force, else None. Done again it must change nothing, since a run that is there
-            already may have been cut off before it.
+    Run one stage: check everything that is cheap to check, then train, measure, save and decide.
 
     Returns:
         The run record; an empty one in other processes than the first.
 
     Raises:
-        InputError: for what the user can mend, before anything is written.
-        GateRefused: when the run is done and a gate says no, or what it decided did not come into force.
+        InputError: for an error that the user can fix, before anything is written.
+        GateRefused: when the run is complete and a gate failed, or its update was not promoted.
     """
     quiet_libraries()
     with Stop(recipe.run.max_minutes, reporter.note) as stop:
+        started = _Run(stage, recipe, options, reporter, stop)
         try:
-            return _run(recipe, options, reporter, stop, collect, train, finish)
+            return started.carry_out()
         except Stopped as stopped:
-            hint = _way_on(recipe, options, stepped=stop.stepped, timed_out=stop.timed_out)
-            raise RunStopped(str(stopped), hint=hint, exit_code=stop.exit_code) from stopped
+            raise RunStopped(str(stopped), hint=started.way_on(), exit_code=stop.exit_code) from stopped
         finally:
             processes.part()
 
 
-def _run(
-    recipe: Any,
-    options: RunOptions,
-    reporter: Reporter,
-    stop: Stop,
-    collect: Collect,
-    train: Train,
-    finish: Finish,
-) -> dict[str, Any]:
-    output = Path(recipe.run.output)
-    temporary.sweep()
-    RunFolder(output).refuse_own_inputs(to_dict(recipe), recipe.source)
-    is_done, overtaken = _repair(recipe, options, reporter, finish)
-    if is_done:
-        return _closed(read_run(output), overtaken) if processes.is_first() else {}
-    try:
-        with reporter.phase("reading the data"):
-            inputs = resuming.collected(recipe, collect, resume=options.resume)
-    except NothingNew as nothing:
-        if not (options.if_changed and _stands(recipe, output)):
-            raise
-        reporter.note(f"{nothing}; nothing to do")
-        return _closed(read_run(output), closing.again(recipe, output, finish, reporter.note))
-    refuse_unfit_parents(recipe, inputs.parents)
-    refuse_without_weights(inputs.parents)
-    with reporter.phase("hashing the parents"):
-        identity = resuming.identity(recipe, inputs)
-    if options.if_changed:
-        reason = _by_the_first(recipe, lambda: lineage.unchanged(output, identity))
-        reporter.note(f"{output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}")
-        if reason is None and not processes.is_first():
+@dataclass
+class _Run(Generic[RecipeT, InputsT]):
+    """One start of a training command."""
+
+    stage: Stage[RecipeT, InputsT]
+    recipe: RecipeT
+    options: RunOptions
+    reporter: Reporter
+    stop: Stop
+
+    @property
+    def output(self) -> Path:
+        return Path(self.recipe.run.output)
+
+    def carry_out(self) -> dict[str, Any]:
+        """Return the record of the run that is made, or of the one that is complete already."""
+        temporary.sweep()
+        RunFolder(self.output).refuse_own_inputs(to_dict(self.recipe), self.recipe.source)
+        is_done, overtaken = self._repair()
+        if is_done:
+            return _closed(read_run(self.output), overtaken) if processes.is_first() else {}
+        try:
+            with self.reporter.phase("reading the data"):
+                inputs = resuming.collected(self.stage, self.recipe, resume=self.options.resume)
+        except NothingNew as nothing:
+            if not (self.options.if_changed and self._stands()):
+                raise
+            self.reporter.note(f"{nothing}; nothing to do")
+            return self._closed_again()
+        refuse_unfit_parents(self.recipe, inputs.parents)
+        refuse_without_weights(inputs.parents)
+        with self.reporter.phase("hashing the parents"):
+            identity = resuming.identity(self.recipe, inputs)
+        if self.options.if_changed and self._is_unchanged(identity):
+            return self._closed_again() if processes.is_first() else {}
+        self._refuse_undecidable(inputs)
+        overtaken = self._make(inputs, identity)
+        if not processes.is_first():
             return {}
-        if reason is None:
-            return _closed(read_run(output), closing.again(recipe, output, finish, reporter.note))
-        _by_the_first(recipe, lambda: bool(closing.repair(output, recipe.stage, finish, reporter.note)))
-    inconclusive, refuses = inputs.undecidable(recipe)
-    refuse_undecidable(recipe, inconclusive, refuses and not (options.anyway or options.resume))
-    for each in inconclusive:
-        reporter.note(f"warning: cannot be decided on so little data: {each}")
-    overtaken = _make(recipe, inputs, identity, options, reporter, stop, train, finish)
-    if not processes.is_first():
-        return {}
-    reporter.finished()
-    record = read_run(output)
-    reporter.table(record)
-    return _closed(record, overtaken)
+        self.reporter.finished()
+        record = read_run(self.output)
+        self.reporter.table(record)
+        return _closed(record, overtaken)
 
+    def _repair(self) -> tuple[bool, GateRefused | None]:
+        """
+        Let the first process repair complete runs, before any process reads them.
 
-def _repair(
-    recipe: Any, options: RunOptions, reporter: Reporter, finish: Finish
-) -> tuple[bool, GateRefused | None]:
-    """
-    Let the first process repair complete runs, before any process reads them.
+        Returns:
+            Whether that completed the run that is resumed, and what `closing.close` returned for it.
+        """
+        output, several = self.output, processes.count() > 1
+        # A repair can promote an update, which changes what a recipe reads: --if-changed compares before it repairs its own run.
+        apart = output if self.options.if_changed else None
+        raised = output if self.options.resume else None
+        repaired: dict[Path, GateRefused | None] = {}
 
-    Returns:
-        Whether that completed the run that is resumed, and what `closing.close` returned for it.
-    """
-    output, several = Path(recipe.run.output), processes.count() > 1
-    # A repair can promote an update and so change what a recipe reads. So --if-changed compares before it repairs its own run.
-    apart = output if options.if_changed else None
-    raised = output if options.resume else None
-    repaired: dict[Path, GateRefused | None] = {}
-
-    def repair() -> bool:
-        if RunFolder.put_back(output):
-            reporter.note(
-                f"{output}: the run that replaced it was killed before its first step; its checkpoints are kept"
+        def repair() -> bool:
+            if RunFolder.put_back(output):
+                self.reporter.note(
+                    f"{output}: the run that replaced it was killed before its first step; its checkpoints are kept"
+                )
+            if several:
+                naming.locate(self.recipe.model.name)  # only the first process can save the embedded model
+            repaired.update(
+                closing.repair(self.stage, output, self.reporter.note, apart=apart, raised=raised)
             )
-        if several:
-            naming.locate(recipe.model.name)  # only the first process can save the embedded model
-        repaired.update(
-            closing.repair(output, recipe.stage, finish, reporter.note, apart=apart, raised=raised)
+            return self.options.resume and output in repaired
+
+        waiting = (
+            self.reporter.phase("waiting for the other processes") if several else contextlib.nullcontext()
         )
-        return options.resume and output in repaired
+        with waiting:
+            return self._by_the_first(repair), repaired.get(output)
 
-    with reporter.phase("waiting for the other processes") if several else contextlib.nullcontext():
-        return _by_the_first(recipe, repair), repaired.get(output)
+    def _stands(self) -> bool:
+        """Return whether a complete and intact run of this recipe is in the output folder."""
+        if not is_run(self.output):
+            return False
+        record = read_record(self.output)
+        data = {role: entry.get("fingerprint") for role, entry in record["data"].items()}
+        parents = {role: entry.get("hash") for role, entry in record["parents"].items()}
+        sources = record.get("sources") or {}
+        identity = lineage.RunIdentity(to_dict(self.recipe), data, parents, sources)
+        return lineage.unchanged(self.output, identity) is None
 
+    def _is_unchanged(self, identity: lineage.RunIdentity) -> bool:
+        """Report whether the run in the output folder has the same inputs; repair it where it has not."""
+        reason = self._by_the_first(lambda: lineage.unchanged(self.output, identity))
+        self.reporter.note(
+            f"{self.output}: {reason or 'recipe, data and parents are unchanged; nothing to do'}"
+        )
+        if reason is not None:
+            self._by_the_first(lambda: bool(closing.repair(self.stage, self.output, self.reporter.note)))
+        return reason is None
 
-def _way_on(recipe: Any, options: RunOptions, *, stepped: bool, timed_out: bool = False) -> str:
-    """
-    Return the hint for a run that was stopped.
+    def _closed_again(self) -> dict[str, Any]:
+        overtaken = closing.again(self.stage, self.recipe, self.output, self.reporter.note)
+        return _closed(read_run(self.output), overtaken)
 
-    Args:
-        stepped: whether this process took a training step.
-        timed_out: whether `run.max_minutes` stopped it.
-    """
-    output = Path(recipe.run.output)
-    resumable = checkpoints.resumable(output, recipe.stage)
-    if not stepped:
-        if timed_out:
-            return (
-                f"raise run.max_minutes: it was over before the first step (it is {recipe.run.max_minutes:g})"
+    def _refuse_undecidable(self, inputs: Inputs) -> None:
+        inconclusive, refuses = inputs.undecidable(self.recipe)
+        refuse_undecidable(
+            self.recipe, inconclusive, refuses and not (self.options.anyway or self.options.resume)
+        )
+        for each in inconclusive:
+            self.reporter.note(f"warning: cannot be decided on so little data: {each}")
+
+    def _make(self, inputs: InputsT, identity: lineage.RunIdentity) -> GateRefused | None:
+        """Claim the folder of the run, fill it and close the run. Return the error of an update that is not promoted."""
+        options, recipe = self.options, self.recipe
+        folder = RunFolder(self.output)
+        overwrite = options.overwrite or (options.if_changed and not options.resume)
+        if options.resume:
+            lineage.refuse_other_inputs(self.output, identity)
+        else:
+            folder.check_free(overwrite=overwrite)
+        frame = self._frame(inputs, identity)
+        self._meet()  # all processes have read the folder before the first one changes it
+        if not processes.is_first():
+            self._meet()  # the first holds the folder now
+            seed_everything(frame.seed)
+            self.stage.train(frame)
+            return None
+        folder.start(
+            to_dict(recipe),
+            stage=recipe.stage,
+            command=options.command,
+            overwrite=overwrite,
+            resume=options.resume,
+            refuse=lambda: checkpoints.refuse_none(self.output, recipe.stage),
+            source=recipe.source,
+        )
+        self.stop.on_first_step = folder.drop_replaced_checkpoints
+        with folder, _full_disk_in_words(self.output), _nothing_left_before_a_step(frame, folder):
+            self._meet()
+            result = _carry_out(frame, folder, identity, self.stage)
+            with self.stop.deferred():  # what remains takes a moment
+                _complete(frame, folder, result)
+                return closing.close(self.stage, recipe, folder, self.reporter.note)
+
+    def _frame(self, inputs: InputsT, identity: lineage.RunIdentity) -> Frame[RecipeT, InputsT]:
+        """Load the libraries, choose the machine and note every choice."""
+        if processes.alone_against_the_wish():
+            self.reporter.note(
+                "warning: accelerate launch started one process. On CPUs it needs mpirun (--mpirun_hostfile) for several. "
+                "Use torchrun --nproc-per-node N -m instructkit sft RECIPE"
             )
-        kept = "the earlier checkpoint is kept" if options.resume and resumable else "no training was lost"
-        return f"{kept}; run the same command again"
-    if is_run(output) and read_record(output)["status"] == "done":
-        return f"the run is complete; `instructkit runs show {output}` prints it"
-    if not resumable:
-        return "no checkpoint was written; start again with --overwrite"
-    instead = " in place of --overwrite" if options.overwrite else ""
-    return f"a checkpoint was written; give the same command with --resume{instead} to continue"
+        with self.reporter.phase(LOADING, announced=True):
+            load_libraries()
+            machine = choose_machine(self.recipe)
+        frame = Frame(
+            self.recipe, inputs, machine, self.output, self.reporter, self.options.resume, self.stop,
+            contention=watch(self.reporter.note),
+        )  # fmt: skip
+        frame.look_for_other_work("at the start")
+        for reason in [*machine.reasons, *left_out(inputs), *_altered(inputs, identity.parents)]:
+            self.reporter.note(reason)
+        if machine.on_cpu:
+            machines.keep_freed_memory()
+        return frame
 
+    def way_on(self) -> str:
+        """Return the hint for a run that was stopped."""
+        resumable = checkpoints.resumable(self.output, self.recipe.stage)
+        if not self.stop.stepped:
+            if self.stop.timed_out:
+                return f"raise run.max_minutes: it was over before the first step (it is {self.recipe.run.max_minutes:g})"
+            kept = self.options.resume and resumable
+            return f"{'the earlier checkpoint is kept' if kept else 'no training was lost'}; run the same command again"
+        if is_run(self.output) and read_record(self.output)["status"] == "done":
+            return f"the run is complete; `instructkit runs show {self.output}` prints it"
+        if not resumable:
+            return "no checkpoint was written; start again with --overwrite"
+        instead = " in place of --overwrite" if self.options.overwrite else ""
+        return f"a checkpoint was written; give the same command with --resume{instead} to continue"
 
-def _stands(recipe: Any, output: Path) -> bool:
-    """Whether a finished run of this very recipe lies at its place, whole."""
-    if not is_run(output):
-        return False
-    was = read_record(output)
-    data = {role: found.get("fingerprint") for role, found in was["data"].items()}
-    parents = {role: found.get("hash") for role, found in was["parents"].items()}
-    sources = was.get("sources") or {}
-    return lineage.unchanged(output, lineage.RunIdentity(to_dict(recipe), data, parents, sources)) is None
+    def _meet(self) -> None:
+        processes.meet(timeout_seconds=self._timeout_seconds)
+
+    def _by_the_first(self, work: Callable[[], Any]) -> Any:
+        """Let the first process alone change folders and decide, so that all processes take the same way."""
+        return processes.by_the_first(work, timeout_seconds=self._timeout_seconds)
+
+    @property
+    def _timeout_seconds(self) -> float:
+        return self.recipe.trainer.get("ddp_timeout", 1800)  # transformers' own default
 
 
 def _closed(record: dict[str, Any], overtaken: GateRefused | None) -> dict[str, Any]:
-    """Pass a run through that is in force or has nothing against it; another stays refused, however often it is asked for."""
+    """Return the record of a run that passed its gates; raise the refusal of another, however often it is asked for."""
     if error := closing.refused(record, overtaken):
         raise error
     return record
 
 
-def _make(
-    recipe: Any,
-    inputs: Inputs,
-    identity: lineage.RunIdentity,
-    options: RunOptions,
-    reporter: Reporter,
-    stop: Stop,
-    train: Train,
-    finish: Finish,
-) -> GateRefused | None:
-    """Claim the folder of the run, fill it and close the run. Return the error of an update that is not promoted."""
-    output = Path(recipe.run.output)
-    folder = RunFolder(output)
-    overwrite = options.overwrite or (options.if_changed and not options.resume)
-    if options.resume:
-        lineage.refuse_other_inputs(output, identity)
-    else:
-        folder.check_free(overwrite=overwrite)
-    if processes.alone_against_the_wish():
-        reporter.note(
-            "warning: accelerate launch started one process. On CPUs it needs mpirun (--mpirun_hostfile) for several. "
-            "Use torchrun --nproc-per-node N -m instructkit sft RECIPE"
-        )
-    with reporter.phase(LOADING, announced=True):
-        load_libraries()
-        machine = choose_machine(recipe)
-    frame = Frame(
-        recipe, inputs, machine, output, reporter, options.resume, stop, contention=watch(reporter.note)
-    )
-    frame.look_for_other_work("at the start")
-    for reason in [*frame.machine.reasons, *left_out(inputs), *_altered(inputs, identity.parents)]:
-        reporter.note(reason)
-    if frame.machine.on_cpu:
-        machines.keep_freed_memory()
-    _meet(frame)  # all processes have read the folder before the first one changes it
-    if not processes.is_first():
-        _meet(frame)  # the first holds the folder now
-        seed_everything(frame.seed)
-        train(frame)
-        return None
-    folder.start(
-        to_dict(recipe),
-        stage=recipe.stage,
-        command=options.command,
-        overwrite=overwrite,
-        resume=options.resume,
-        refuse=lambda: checkpoints.refuse_none(output, recipe.stage),
-        source=recipe.source,
-    )
-    stop.on_first_step = folder.drop_replaced_checkpoints
-    with folder, _full_disk_in_words(output), _nothing_left_before_a_step(frame, folder):
-        _meet(frame)
-        result = _carry_out(frame, folder, identity, train)
-        with stop.deferred():  # what remains takes a moment
-            _complete(frame, folder, result)
-            return closing.close(recipe, folder, finish, reporter.note)
-
-
 @contextlib.contextmanager
-def _nothing_left_before_a_step(frame: Frame, folder: RunFolder) -> Iterator[None]:
+def _nothing_left_before_a_step(frame: Frame[Any, Any], folder: RunFolder) -> Iterator[None]:
     """Remove the folder of a new run that ends before its first step, and put back what it replaced."""
     try:
         yield
@@ -262,19 +273,6 @@ def _nothing_left_before_a_step(frame: Frame, folder: RunFolder) -> Iterator[Non
         if not began and folder.record.get("status") == "running":
             folder.withdraw()
         raise
-
-
-def _meet(frame: Frame) -> None:
-    processes.meet(timeout_seconds=_timeout_seconds(frame.recipe))
-
-
-def _by_the_first(recipe: Any, work: Callable[[], Any]) -> Any:
-    """Let the first process alone change folders and decide, so that all processes take the same way."""
-    return processes.by_the_first(work, timeout_seconds=_timeout_seconds(recipe))
-
-
-def _timeout_seconds(recipe: Any) -> float:
-    return recipe.trainer.get("ddp_timeout", 1800)  # transformers' own default
 
 
 @contextlib.contextmanager
@@ -300,7 +298,9 @@ def _altered(inputs: Inputs, parents: dict[str, str]) -> list[str]:
     ]
 
 
-def _carry_out(frame: Frame, folder: RunFolder, identity: lineage.RunIdentity, train: Train) -> Result:
+def _carry_out(
+    frame: Frame[Any, Any], folder: RunFolder, identity: lineage.RunIdentity, stage: Stage[Any, Any]
+) -> Result:
     """Train and save in a folder that is held."""
     inputs = frame.inputs
     folder.update(
@@ -317,7 +317,7 @@ def _carry_out(frame: Frame, folder: RunFolder, identity: lineage.RunIdentity, t
     )
     _keep_skipped(frame)
     seed_everything(frame.seed)
-    result = train(frame)
+    result = stage.train(frame)
     _keep_skipped(frame)  # a stage may have left out more, which only its model tells
     frame.timed("save", lambda: _save(result, folder), phase="saving the model")
     write_rows(frame.folder / "samples.jsonl", result.samples)
@@ -333,7 +333,7 @@ def _save(result: Result, folder: RunFolder) -> None:
     contents.put_in_place(folder.path, lambda files: folder.update(files=files))
 
 
-def _complete(frame: Frame, folder: RunFolder, result: Result) -> None:
+def _complete(frame: Frame[Any, Any], folder: RunFolder, result: Result) -> None:
     """Complete the record."""
     noted = {"dropped": frame.dropped, "busy": frame.contention.as_dict() if frame.contention else None}
     folder.update(peak_memory_bytes=peak_memory(), **noted, **result.details)
@@ -347,7 +347,7 @@ def _complete(frame: Frame, folder: RunFolder, result: Result) -> None:
         )
 
 
-def _keep_skipped(frame: Frame) -> None:
+def _keep_skipped(frame: Frame[Any, Any]) -> None:
     """Every row that was left out for a fault, with its reason."""
     found = [
         {"role": role, **row.as_dict()} for role, rows in frame.inputs.data.items() for row in rows.skipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from instructkit import models, naming
@@ -12,54 +13,65 @@ from instructkit.errors import InputError
 from instructkit.evaluate import metrics
 from instructkit.feedback import gates
 from instructkit.recipe import run_defaults
+from instructkit.recipe.schema import SftRecipe
 from instructkit.stages import formats
-from instructkit.stages.base import PREPARING, Frame, Inputs, Result, measurement, prompt_of
+from instructkit.stages.base import PREPARING, Frame, Inputs, Prepared, Result, Stage, measurement, prompt_of
 from instructkit.stages.datasets import as_dataset
 
 BEFORE = "measuring before training: held-out rows"
 AFTER = "measuring after training: held-out rows"
 ANSWERING = "answering the sample prompts"
+SftFrame = Frame[SftRecipe, Inputs]
 
 
-def collect(recipe: Any) -> Inputs:
-    """Demonstrations to train on and to hold out, and the model to start from."""
-    train, held_out = load_split(recipe.data, kind="sft", seed=recipe.run.seed)
-    data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
+class Sft(Stage[SftRecipe, Inputs]):
+    """Fine-tune a model on demonstrations."""
+
+    name, recipe_type = "sft", SftRecipe
+
+    def collect(self, recipe: SftRecipe, begun: Mapping[str, Any]) -> Inputs:
+        """Read demonstrations for training and evaluation, and find the model to start from."""
+        train, held_out = load_split(recipe.data, kind="sft", seed=recipe.run.seed)
+        data = {"train": train} | ({"eval": held_out} if held_out else {})
+        return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
+
+    def prepare(self, frame: SftFrame) -> Prepared:
+        """Build the trainer with encoded rows; report what TRL drops or cuts."""
+        recipe, source = frame.recipe, frame.inputs.parents["model"]
+        tokenizer = formats.tokenizer_of(frame)
+        model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
+        trainer = build_trainer(frame, model, tokenizer)
+        check_labels(trainer.train_dataset, recipe.source)
+        report_dropped(frame, trainer)
+        report_truncation(frame, trainer)
+        return Prepared(trainer, tokenizer)
+
+    def train(self, frame: SftFrame) -> Result:
+        """Train, with the loss on held-out rows before and after."""
+        from instructkit.stages.training import fit
+
+        recipe, source = frame.recipe, frame.inputs.parents["model"]
+        with frame.reporter.phase(PREPARING):
+            prepared = self.prepare(frame)
+        trainer, tokenizer = prepared.trainer, prepared.tokenizer
+        before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=BEFORE)
+        figures = fit(trainer, frame)
+        after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=AFTER)
+
+        lines, checks = compare(before, after, recipe.gates.loss_ratio_max, frame.seed)
+        return Result(
+            save=lambda folder: models.save_model(trainer.model, tokenizer, folder, source),
+            measurements=lines,
+            gates=checks,
+            metrics=figures,
+            samples=frame.timed("measure", lambda: samples(frame, trainer.model, tokenizer), phase=ANSWERING),
+        )
 
 
-def train(frame: Frame) -> Result:
-    """Train and measure; see the module."""
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    with frame.reporter.phase(PREPARING):
-        trainer, tokenizer = prepare(frame)
-    before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=BEFORE)
-    figures = fit_trainer(trainer, frame)
-    after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=AFTER)
-
-    lines, checks = compare(before, after, recipe.gates.loss_ratio_max, frame.seed)
-    return Result(
-        save=lambda folder: models.save_model(trainer.model, tokenizer, folder, source),
-        measurements=lines,
-        gates=checks,
-        metrics=figures,
-        samples=frame.timed("measure", lambda: samples(frame, trainer.model, tokenizer), phase=ANSWERING),
-    )
+STAGE = Sft()
 
 
-def prepare(frame: Frame) -> tuple[Any, Any]:
-    """The trainer of a run, its data encoded and checked, and the tokenizer."""
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = formats.tokenizer_of(frame)
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
-    trainer = build_trainer(frame, model, tokenizer)
-    check_labels(trainer.train_dataset, recipe.source)
-    report_dropped(frame, trainer)
-    report_truncation(frame, trainer)
-    return trainer, tokenizer
-
-
-def build_trainer(frame: Frame, model: Any, tokenizer: Any) -> Any:
+def build_trainer(frame: SftFrame, model: Any, tokenizer: Any) -> Any:
     """TRL's trainer with the loss on the assistant's words where the data are conversations."""
     from trl import SFTConfig, SFTTrainer
 
@@ -100,13 +112,6 @@ def shape_of(rows: Rows) -> tuple[str, ...]:
     return ("prompt", "completion") if "completion" in first else ("text",)
 
 
-def fit_trainer(trainer: Any, frame: Frame) -> dict[str, float]:
-    """Train; imported late, so that a plan needs no torch."""
-    from instructkit.stages.training import fit
-
-    return fit(trainer, frame)
-
-
 def check_labels(dataset: Any, place: str) -> None:
     """
     Refuse data of which nothing would be learned.
@@ -121,7 +126,7 @@ def check_labels(dataset: Any, place: str) -> None:
         )
 
 
-def report_dropped(frame: Frame, trainer: Any) -> None:
+def report_dropped(frame: SftFrame, trainer: Any) -> None:
     """
     Report how many rows TRL left out because nothing in them is learned; it does so without a word.
 
@@ -146,8 +151,8 @@ def report_dropped(frame: Frame, trainer: Any) -> None:
         )
 
 
-def report_truncation(frame: Frame, trainer: Any) -> None:
-    """Say how many rows TRL cuts at `max_length`; it does so without a word."""
+def report_truncation(frame: SftFrame, trainer: Any) -> None:
+    """Report how many rows TRL cuts at `max_length`; it does so without a word."""
     limit = trainer.args.max_length
     if limit is None or trainer.args.packing:
         return
@@ -194,7 +199,7 @@ def compare(before: list[Any], after: list[Any], limit: float, seed: int) -> tup
     return [loss, accuracy], [gates.not_worse("held-out loss", ratio, limit)]
 
 
-def samples(frame: Frame, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
+def samples(frame: SftFrame, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
     """A few held-out prompts answered by the trained model."""
     from instructkit.evaluate.generate import answer
 

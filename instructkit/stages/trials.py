@@ -11,11 +11,12 @@ from transformers.utils import is_liger_kernel_available
 
 from instructkit.encode import encode_prompt
 from instructkit.errors import InputError
+from instructkit.recipe.schema import Recipe
 
 MANY = 10**6  # steps, of which no schedule has too few
 
 
-def refuse_before_a_step(trainer: Any, recipe: Any, tokenizer: Any) -> None:
+def refuse_before_a_step(trainer: Any, recipe: Recipe, tokenizer: Any) -> None:
     """
     Refuse an optimizer or schedule that cannot be made, and rows that the model has no embedding for.
 
@@ -44,7 +45,7 @@ def _try_optimizer(trainer: Any, source: str) -> None:
         ) from error
 
 
-def _refuse_rows(trainer: Any, recipe: Any, tokenizer: Any) -> None:
+def _refuse_rows(trainer: Any, recipe: Recipe, tokenizer: Any) -> None:
     """Look at all tokens of all rows, where the model may not know some, or has learned its positions one by one."""
     known = trainer.model.get_input_embeddings().num_embeddings
     places = _learned_positions(trainer.model)

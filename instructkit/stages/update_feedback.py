@@ -24,6 +24,7 @@ from instructkit.feedback.opening import in_words
 from instructkit.feedback.personal import Redactor
 from instructkit.feedback.registry import Chain
 from instructkit.feedback.store import Store
+from instructkit.recipe.schema import LoraUpdateRecipe
 from instructkit.stages.functions import load_function
 
 
@@ -50,12 +51,12 @@ class Feedback:
         return self.events.rows[-1]["id"]
 
 
-def is_store(recipe: Any) -> bool:
+def is_store(recipe: LoraUpdateRecipe) -> bool:
     """Whether the events are of a feedback store."""
     return recipe.feedback.events.endswith(STORE_SUFFIX)
 
 
-def read(recipe: Any, last: str | None, *, until: str | None = None) -> Feedback:
+def read(recipe: LoraUpdateRecipe, last: str | None, *, until: str | None = None) -> Feedback:
     """
     The rows of a recipe's feedback.
 
@@ -91,7 +92,7 @@ def read(recipe: Any, last: str | None, *, until: str | None = None) -> Feedback
     return Feedback(events, test, last)
 
 
-def prepared(recipe: Any, feedback: Feedback) -> Prepared:
+def prepared(recipe: LoraUpdateRecipe, feedback: Feedback) -> Prepared:
     """
     The items of the feedback; nothing is written.
 
@@ -110,7 +111,7 @@ def prepared(recipe: Any, feedback: Feedback) -> Prepared:
             return _prepare(recipe, feedback.events, feedback.test, how, **options)
 
 
-def keep_sides(recipe: Any, found: Prepared) -> None:
+def keep_sides(recipe: LoraUpdateRecipe, found: Prepared) -> None:
     """
     Write into the store what the sides of its events follow from: which prompts are near which, and the shares.
 
@@ -127,7 +128,7 @@ def keep_sides(recipe: Any, found: Prepared) -> None:
                 pass  # an index keeps what it has answered
 
 
-def elsewhere(recipe: Any) -> str | None:
+def elsewhere(recipe: LoraUpdateRecipe) -> str | None:
     """Where updates from this store were made before, if not beside this one: their looks are not counted here."""
     if not is_store(recipe):
         return None
@@ -136,7 +137,7 @@ def elsewhere(recipe: Any) -> str | None:
     return first if first != _root(recipe) and Path(first).is_dir() else None
 
 
-def _root(recipe: Any) -> str:
+def _root(recipe: LoraUpdateRecipe) -> str:
     return str(Path(recipe.run.output).parent.resolve())
 
 
@@ -145,7 +146,7 @@ def _pin(store: Store, how: preprocessing.Settings, *, keep: bool) -> None:
     store.pin("tune", how.tune, keep=keep)
 
 
-def learned_before(recipe: Any, chain: Chain, number: int, feedback: Feedback) -> Prepared:
+def learned_before(recipe: LoraUpdateRecipe, chain: Chain, number: int, feedback: Feedback) -> Prepared:
     """
     Of what the adapter with this number has learned, some items to replay, prepared as new ones are.
 
@@ -181,7 +182,11 @@ def _with_since(before: sources.Rows, feedback: Feedback) -> sources.Rows:
 
 
 def _prepare(
-    recipe: Any, events: sources.Rows, test: sources.Rows | None, how: preprocessing.Settings, **options: Any
+    recipe: LoraUpdateRecipe,
+    events: sources.Rows,
+    test: sources.Rows | None,
+    how: preprocessing.Settings,
+    **options: Any,
 ) -> Prepared:
     wanted = recipe.feedback
     return preprocessing.prepare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from instructkit.errors import InputError
 from instructkit.evaluate.inference import level_of_look, smallest_gain
 from instructkit.feedback.items import Item, Prepared
 from instructkit.feedback.registry import Chain
-from instructkit.recipe.schema import DataSection
+from instructkit.recipe.schema import DataSection, LoraUpdateRecipe
 from instructkit.runs import lineage
 from instructkit.runs.reading import read_record
 from instructkit.stages import formats, update_feedback
@@ -64,7 +64,7 @@ class UpdateInputs(Inputs):
         ]
         return told + warnings(self)
 
-    def undecidable(self, recipe: Any) -> tuple[list[str], bool]:
+    def undecidable(self, recipe: LoraUpdateRecipe) -> tuple[list[str], bool]:
         """Return the gates that the data are too few to decide, and whether one of them refuses the update."""
         found = shortages(recipe, self)
         refuses = recipe.gates.on_undecided == "refuse"
@@ -97,7 +97,7 @@ class UpdateInputs(Inputs):
         return getattr(self.prepared, side)
 
 
-def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
+def collect(recipe: LoraUpdateRecipe, begun: Mapping[str, Any]) -> UpdateInputs:
     """
     Read and prepare everything that an update needs, without a model; what is at fault is told here.
 
@@ -107,7 +107,7 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
     Raises:
         InputError: for what is at fault, and when another adapter came into force since a run was begun.
     """
-    wanted, begun = recipe.feedback, begun or {}
+    wanted = recipe.feedback
     parents = {"model": naming.locate(recipe.model.name)}
     parent = parents["model"]
     if recipe.gates.reward_model:
@@ -149,14 +149,16 @@ def collect(recipe: Any, begun: dict[str, Any] | None = None) -> UpdateInputs:
     )  # fmt: skip
 
 
-def _last(recipe: Any, chain: Chain, current: Path | None) -> str | None:
+def _last(recipe: LoraUpdateRecipe, chain: Chain, current: Path | None) -> str | None:
     """The event after which an update reads; all are read where nothing is gone on from, since it would be lost else."""
     wanted = recipe.feedback
     after = update_feedback.is_store(recipe) and wanted.since == "last" and current is not None
     return chain.since(int(current.name)) if after else None
 
 
-def _mode(recipe: Any, current: Path | None, parent: naming.Source) -> tuple[str, str, Path | None]:
+def _mode(
+    recipe: LoraUpdateRecipe, current: Path | None, parent: naming.Source
+) -> tuple[str, str, Path | None]:
     """How the update stands to those before it, why, and the adapter that it goes on from: the one in force, or none."""
     asked = recipe.feedback.mode
     if asked in ("new", "merge"):
@@ -179,7 +181,7 @@ def _mode(recipe: Any, current: Path | None, parent: naming.Source) -> tuple[str
     return "new", told, None
 
 
-def _general_rows(recipe: Any, parent: naming.Source, fresh: bool) -> dict[str, sources.Rows]:
+def _general_rows(recipe: LoraUpdateRecipe, parent: naming.Source, fresh: bool) -> dict[str, sources.Rows]:
     """Rows to replay, rows of everything else that only measure, and rows for the rescue of a fresh adapter to look at."""
     wanted, sft = recipe.feedback, from_sft(parent)
     options = {"seed": recipe.run.seed, "skip_faults": wanted.on_fault == "skip"}

@@ -10,6 +10,7 @@ from typing import Any
 from instructkit.feedback import reading
 from instructkit.feedback.events import content_id
 from instructkit.feedback.personal import Redactor
+from instructkit.recipe.schema import LoraUpdateRecipe
 from instructkit.stages.update_feedback import is_store
 
 SECRETS = 50  # that are looked for
@@ -37,7 +38,7 @@ def kept(inputs: Any) -> Iterator[Secret]:
         yield from redactor.redact(item.wanted)[1]
 
 
-def replaced(inputs: Any, recipe: Any) -> Iterator[Secret]:
+def replaced(inputs: Any, recipe: LoraUpdateRecipe) -> Iterator[Secret]:
     """
     What placeholders stand for in the events that are trained on, new and earlier ones.
 

@@ -18,6 +18,7 @@ from instructkit.feedback import preflight
 from instructkit.feedback.items import Item
 from instructkit.feedback.preflight import Shortage
 from instructkit.feedback.sketches import prompt_text, shingles, words_of
+from instructkit.recipe.schema import LoraUpdateRecipe
 from instructkit.stages.base import Frame, prompt_of
 from instructkit.stages.listener import Listener
 
@@ -65,7 +66,7 @@ def groups_of(item: Item) -> tuple[str, ...]:
     return (*([f"group:{item.group}"] if item.group else []), *(f"tag:{tag}" for tag in item.tags))
 
 
-def read_sets(recipe: Any) -> dict[str, list[Any]]:
+def read_sets(recipe: LoraUpdateRecipe) -> dict[str, list[Any]]:
     """
     Read the files that an update is measured on besides its rows; leave out those of gates that are off.
 
@@ -86,7 +87,7 @@ def read_sets(recipe: Any) -> dict[str, list[Any]]:
     return {f"{key} ({source})": read(source) for key, source, read in wanted if source is not None}
 
 
-def shortages(recipe: Any, inputs: Any) -> list[Shortage]:
+def shortages(recipe: LoraUpdateRecipe, inputs: Any) -> list[Shortage]:
     """
     Return the gates that cannot be decided on the test split, before anything is trained.
 
@@ -109,7 +110,7 @@ def shortages(recipe: Any, inputs: Any) -> list[Shortage]:
     return preflight.shortages(sizes, recipe.gates, level=level_of_look(inputs.power()["look"]))
 
 
-def _names_of_contrasts(recipe: Any) -> list[int]:
+def _names_of_contrasts(recipe: LoraUpdateRecipe) -> list[int]:
     """Return the number of the names in each question about groups; none where the gate is off."""
     from instructkit.evaluate import sets
 

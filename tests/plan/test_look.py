@@ -15,12 +15,12 @@ from instructkit.cli.main import main
 from instructkit.errors import InputError
 from instructkit.plan import make, page
 from instructkit.plan.look import look
-from instructkit.stages import collector
+from instructkit.stages import stage_of
 from instructkit.stages.base import choose_machine
 
 
 def seen(found, count: int = 2):
-    return look(found, collector(found)(found), choose_machine(found), count)
+    return look(found, stage_of(found).collect(found, {}), choose_machine(found), count)
 
 
 def learned(row) -> str:
@@ -174,7 +174,7 @@ def test_prompts_that_ppo_leaves_out_are_named_and_no_others(line, monkeypatch) 
         f"many.jsonl:{i}" for i in (1, 2, 3, 4)
     ]
     assert ["left out" in title for title in told] == [False, False, True, False]
-    plan = make.make(found := recipe("ppo", body), collector(found))
+    plan = make.make(recipe("ppo", body))
     lines = page.lines(plan)
     assert any(told.startswith("data train: 1 rows skipped, the first many.jsonl:3") for told in lines)
     assert any("2 rollouts of 4 prompts x" in told for told in lines)

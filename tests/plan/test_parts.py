@@ -17,7 +17,7 @@ from instructkit.plan import changes, make, memory, page, reuse
 from instructkit.plan.ledger import Ledger
 from instructkit.plan.refusals import refuse_early
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import collector, sft
+from instructkit.stages import sft, stage_of
 
 BODY = (
     "stage: sft\nmodel: {name: tiny}\ndata: {train: chat.jsonl, eval: 0.3}\n"
@@ -80,7 +80,7 @@ def test_what_is_gone_at_the_peak_is_told_all_the_same() -> None:
 @pytest.mark.parametrize("extra", ["", LORA])
 def test_the_components_add_up_to_what_is_predicted(extra: str) -> None:
     found = recipe("trainer.gradient_accumulation_steps=2", extra=extra)
-    plan = make.make(found, collector(found))
+    plan = make.make(found)
     need = plan.memory
     assert sum(need.components.values()) == need.predicted
     assert (
@@ -103,8 +103,8 @@ def test_data_are_prepared_once_however_many_changes_are_rehearsed(monkeypatch) 
     monkeypatch.setattr(reuse, "FEW", 2)
     monkeypatch.setattr(memory, "available", lambda machine: 2**20)
     found = recipe()
-    every = len(collector(found)(found).data["train"].rows)
-    make.make(found, collector(found))
+    every = len(stage_of(found).collect(found, {}).data["train"].rows)
+    make.make(found)
     assert prepared[0] == every and len(prepared) > 3
     assert set(prepared[1:]) == {2}
 
@@ -129,7 +129,7 @@ def batches(rows_: int, pieces: int) -> list[str]:
 
 def planned(*overrides: str):
     found = recipe(*overrides)
-    return make.make(found, collector(found))
+    return make.make(found)
 
 
 def test_where_no_change_suffices_several_are_told_together(monkeypatch) -> None:
@@ -404,10 +404,10 @@ def test_the_file_of_a_quantised_base_may_go_where_there_is_no_room(monkeypatch)
     extra = "lora: {r: 4, alpha: 8}\n"
     recipe(extra=extra)
     found = load_recipe("sft.yaml", "sft", ["model.quantization=4bit"])
-    plan = make.make(found, collector(found))
+    plan = make.make(found)
     assert plan.memory.mapped > 0 and plan.memory.needed == plan.memory.predicted - plan.memory.mapped
     monkeypatch.setattr(memory, "available", lambda machine: plan.memory.needed)
-    assert make.make(found, collector(found)).fits
+    assert make.make(found).fits
     monkeypatch.setattr(memory, "available", lambda machine: plan.memory.needed - 1)
-    again = make.make(found, collector(found))
+    again = make.make(found)
     assert not again.fits and "the mapped file" in "\n".join(page.lines(again))

@@ -16,7 +16,7 @@ from instructkit.plan import make, memory, page
 from instructkit.plan.ledger import Ledger, rehearsing
 from instructkit.plan.rehearsal import rehearse
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import MODULES, collector, sft
+from instructkit.stages import sft
 from instructkit.stages.base import Frame, choose_machine
 from instructkit.stages.listener import Listener
 
@@ -43,7 +43,7 @@ def for_sft(*overrides: str, extra: str = ""):
 
 
 def planned(found) -> make.Plan:
-    return make.make(found, collector(found))
+    return make.make(found)
 
 
 def test_the_ledger_counts_what_is_alive() -> None:
@@ -84,10 +84,10 @@ def real_step(trainer, batch) -> int:
 def test_a_rehearsed_step_holds_what_a_real_one_does(workplace, extra: str) -> None:
     """The same trainer and batch with numbers, counted by the same ledger: tensors alike to within one in a hundred."""
     found = for_sft("trainer.gradient_accumulation_steps=1", extra=extra)
-    inputs, machine = sft.collect(found), choose_machine(found)
+    inputs, machine = sft.STAGE.collect(found, {}), choose_machine(found)
     rehearsed = rehearse(found, inputs, machine)
     frame = Frame(found, inputs, machine, workplace, Listener(), resume=False)
-    trainer, _ = sft.prepare(frame)
+    trainer = sft.STAGE.prepare(frame).trainer
     batch = dict(_batch(trainer))
     assert rehearsed.phases["step"] == pytest.approx(real_step(trainer, batch), rel=0.01)
     held = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
@@ -253,11 +253,3 @@ def test_what_was_put_in_the_place_of_torch_is_taken_back() -> None:
         accelerate.Accelerator.device,
     )
     assert before == after
-
-
-def test_every_stage_can_be_planned() -> None:
-    import importlib
-
-    assert all(
-        hasattr(importlib.import_module(f"instructkit.stages.{name}"), "prepare") for name in MODULES.values()
-    )

@@ -13,7 +13,7 @@ from instructkit.plan.look import look
 from instructkit.plan.rehearsal import rehearse
 from instructkit.plan.reuse import keep
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import collector, lora_update
+from instructkit.stages import lora_update, stage_of
 from instructkit.stages.base import Frame, choose_machine
 from instructkit.stages.listener import Listener
 
@@ -69,7 +69,7 @@ def test_an_update_is_planned_and_looked_at_whatever_its_objective(
     told = page.lines(plan)
     assert [line for line in told if line.startswith("events:")] == ["events: 24, each with one outcome"]
     assert [line for line in told if line.startswith("objective ")] == [f"objective {told_of(plan)}"]
-    seen = look(found, collector(found)(found), choose_machine(found), 1)
+    seen = look(found, stage_of(found).collect(found, {}), choose_machine(found), 1)
     assert any(token.learned for row in seen.rows for token in row.tokens)
     assert not Path("new").exists()
 
@@ -81,9 +81,10 @@ def test_a_rehearsed_update_holds_what_a_real_one_does(
     """The real step reads from its rows what the parent says of them, so nothing is counted for a second reading."""
     monkeypatch.chdir(parent)
     found = update(objective)
-    inputs, machine = collector(found)(found), choose_machine(found)
+    inputs, machine = stage_of(found).collect(found, {}), choose_machine(found)
     rehearsed = rehearse(found, inputs, machine)
-    trainer, *_ = lora_update.prepare(Frame(found, inputs, machine, tmp_path, Listener(), resume=False))
+    frame = Frame(found, inputs, machine, tmp_path, Listener(), resume=False)
+    trainer = lora_update.STAGE.prepare(frame).trainer
     batch = trainer.data_collator(keep("lora-update", trainer, inputs).heaviest)
     assert rehearsed.phases["step"] == pytest.approx(real_step(trainer, batch), rel=0.02)
 
@@ -94,7 +95,7 @@ def test_a_probe_has_real_references(parent: Path, monkeypatch, objective: str) 
 
     monkeypatch.chdir(parent)
     found = update(objective)
-    assert make.make(found, collector(found), probing=True).probe.steps == 1
+    assert make.make(found, probing=True).probe.steps == 1
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_what_was_withdrawn_is_not_replayed(parent, monkeypatch) -> None:
         store.withdraw(rater="r0")
     say(60, 120)
     recipe = load_recipe("lora-update.yaml", "lora-update", ["run.output=runs/second"])
-    inputs = update_inputs.collect(recipe)
+    inputs = update_inputs.collect(recipe, {})
     assert inputs.mode[0] == "continue" and inputs.earlier
     hashed = {item.rater for item in inputs.earlier}
     assert len(hashed) == 2  # of three raters
@@ -323,7 +323,7 @@ def test_raters_of_a_held_out_file_are_known_again(parent) -> None:
         f"{LORA}{ONE}{ANYTHING}run: {{output: runs/first}}\n"
     )
     Path("lora-update.yaml").write_text(f"stage: lora-update\n{body}", encoding="utf-8")
-    inputs = update_inputs.collect(load_recipe("lora-update.yaml", "lora-update"))
+    inputs = update_inputs.collect(load_recipe("lora-update.yaml", "lora-update"), {})
     met = {item.rater for item in inputs.items("train")}
     assert len(met) == 3  # r0, r1 and r2 speak in both, r3 and r4 in the file alone
     assert sum(item.rater in met for item in inputs.items("test")) == 12

@@ -181,7 +181,7 @@ def test_a_worn_test_set_is_told(parent, monkeypatch) -> None:
     decided = update("first", gates=ANYTHING)
     (told,) = [note for note in decided.notes if "fresh test events" in note]
     assert told.startswith("warning: 10 decisions were made on these test events and 9.1%")
-    planned = collect(load_recipe("lora-update.yaml", "lora-update", ["feedback.chain=other"]))
+    planned = collect(load_recipe("lora-update.yaml", "lora-update", ["feedback.chain=other"]), {})
     assert told in planned.notes()
 
 

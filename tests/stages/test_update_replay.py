@@ -54,7 +54,7 @@ def update(output: str, *, gates: str = ANYTHING, more: str = "", replay: str = 
 
 
 def collected(*overrides: str):
-    return update_inputs.collect(load_recipe("lora-update.yaml", "lora-update", list(overrides)))
+    return update_inputs.collect(load_recipe("lora-update.yaml", "lora-update", list(overrides)), {})
 
 
 def record(name: str) -> dict:
@@ -154,7 +154,7 @@ def test_what_came_into_force_meanwhile_is_not_thrown_out(begun) -> None:
     Path("runs/second/entry.json").write_text(json.dumps({**entry, "id": "anew"}), encoding="utf-8")
     notes: list[str] = []
     recipe = load_recipe("lora-update.yaml", "lora-update")
-    overtaken = lora_update.finish(recipe, Path("runs/second"), notes.append)
+    overtaken = lora_update.STAGE.finish(recipe, Path("runs/second"), notes.append)
     assert chain.current() is None and not notes
     assert overtaken.exit_code == 3
     assert overtaken.message.startswith("second passed its gates and is not in force: update 3 of the chain")
