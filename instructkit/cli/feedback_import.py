@@ -275,9 +275,8 @@ def add(
 ) -> None:
     """Add one event, said now unless it has a time."""
     from instructkit.errors import InputError
-    from instructkit.feedback.by_hand import parsed
     from instructkit.feedback.events import event_of, ulid
-    from instructkit.feedback.importers import Reading, rows_of
+    from instructkit.feedback.importers import Reading, parsed, rows_of
     from instructkit.feedback.store import Store
     from instructkit.feedback.storing import put
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 from instructkit.data.records import Row
 from instructkit.data.table import Table
 from instructkit.data.turns import as_conversation
+from instructkit.errors import InputError
 from instructkit.feedback.judgements import (
     Judgement,
     characters,
@@ -24,7 +28,6 @@ from instructkit.feedback.judgements import (
 from instructkit.feedback.objectives import kind_of
 from instructkit.feedback.settings import Settings
 from instructkit.feedback.sketches import prompt_text
-from instructkit.feedback.writing import known, written_in
 
 UNREADABLE = "unreadable rater, group, tags, time, consent or position"
 TOO_LONG = "longer than max_characters"
@@ -34,6 +37,8 @@ NOTHING = "asks for nothing (a tie, or a rating of 0)"
 FILTERED = "left out by the filter"
 OTHER_WRITING = "in another writing system"
 
+# Of a text's letters. A judgement: names, code and quotations in another script are no other language.
+LETTERS_MIN = 0.5
 MOST_REDACTED = 1000  # distinct values that are kept for the memory gate
 NOBODY = -1
 _TYPES = {
@@ -107,7 +112,7 @@ class Intake:
         self._columns = {name: array(code) for name, code in _TYPES.items()}
         self._tag_event, self._tag = array("i"), array("i")
         self._how, self._redact, self._keep = how, redact, keep
-        self._systems = known(how.languages) if how.languages else ()
+        self._systems = writing_systems(how.languages) if how.languages else ()
 
     def prompts(self, rows: Iterable[Row], named: Callable[[int], str], *, held: bool) -> Iterator[str]:
         """
@@ -193,3 +198,58 @@ def _kept(judged: Judgement) -> tuple[Any, ...]:
 
 def _number(numbers: dict[str, int], name: str) -> int:
     return numbers.setdefault(name, len(numbers)) if name else NOBODY
+
+
+def writing_systems(languages: Sequence[str]) -> tuple[str, ...]:
+    """
+    Names of writing systems as Unicode begins the names of their letters, such as LATIN, CYRILLIC or CJK.
+
+    Raises:
+        InputError: when no letter's name begins with one of them.
+    """
+    wanted = {name: name.strip().upper() for name in languages}
+    missing = dict.fromkeys(name for name, upper in wanted.items() if not _is_known(upper))
+    if missing:
+        raise InputError(
+            f"`feedback.languages` names {', '.join(map(repr, missing))}, and no letter of Unicode is called so",
+            hint="name writing systems, as Latin, Cyrillic, Greek, Arabic, Devanagari, CJK, Hiragana or Hangul",
+        )
+    return tuple(wanted.values())
+
+
+@functools.lru_cache(maxsize=256)
+def _is_known(upper: str) -> bool:
+    return bool(upper) and any(
+        _starts(unicodedata.name(chr(i), ""), upper) for i in range(sys.maxunicode + 1) if chr(i).isalpha()
+    )
+
+
+def written_in(texts: Iterable[str], systems: tuple[str, ...]) -> bool:
+    """
+    Whether at least half of the letters belong to one of these writing systems; what has no letters, does.
+
+    Args:
+        systems: as `writing_systems` returns them.
+    """
+    ours = letters = 0
+    for text in texts:
+        if text.isascii() and "LATIN" in systems:
+            found = sum(map(str.isalpha, text))
+            ours, letters = ours + found, letters + found
+            continue
+        for character, times in Counter(text).items():
+            if character.isalpha():
+                letters += times
+                ours += times * _belongs(character, systems)
+    return ours >= LETTERS_MIN * letters
+
+
+@functools.lru_cache(maxsize=65536)
+def _belongs(character: str, systems: tuple[str, ...]) -> bool:
+    name = unicodedata.name(character, "")
+    return any(_starts(name, system) for system in systems)
+
+
+def _starts(name: str, system: str) -> bool:
+    """Whole words: `LATIN` is no beginning of `LATINX`."""
+    return name == system or name.startswith((system + " ", system + "-"))

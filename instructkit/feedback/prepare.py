@@ -28,7 +28,7 @@ from instructkit.feedback.clusters import ClusterIndex
 from instructkit.feedback.intake import NOTHING, Columns, Intake, Redact
 from instructkit.feedback.items import SIDES, Item, Phase, Prepared
 from instructkit.feedback.labels import Labels, conflicts, judges_of, labels_of, trusted
-from instructkit.feedback.learning import Learning, learning
+from instructkit.feedback.objectives import Learning, learning
 from instructkit.feedback.settings import Settings
 from instructkit.feedback.sides import BRIDGES, TESTED, TRAIN, Touched, sides
 from instructkit.feedback.sketches import prompt_text

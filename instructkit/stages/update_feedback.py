@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -15,8 +17,8 @@ from instructkit.data.readers import STORE_SUFFIX
 from instructkit.data.records import Row
 from instructkit.data.turns import as_conversation
 from instructkit.errors import InputError
-from instructkit.feedback import earlier, reading
 from instructkit.feedback import prepare as preprocessing
+from instructkit.feedback import reading
 from instructkit.feedback.events import content_id, rater_hash
 from instructkit.feedback.items import Prepared
 from instructkit.feedback.judgements import asked_of, prompt_form
@@ -154,7 +156,7 @@ def learned_before(recipe: LoraUpdateRecipe, chain: Chain, number: int, feedback
     They are prepared together with what is said of the same prompts since: what was overruled or outvoted is not replayed, and
     what is learned anew is not learned twice.
     """
-    ids = earlier.pool(chain.standing_ids(number), f"{recipe.run.seed} {number}")
+    ids = pool(chain.standing_ids(number), f"{recipe.run.seed} {number}")
     before = reading.events_with(recipe.feedback.events, ids)
     how = preprocessing.Settings.of(recipe.feedback, chat=feedback.chat)
     how = replace(how, test=0.0, tune=0.0, objective=None)
@@ -224,3 +226,20 @@ def _known_again(test: sources.Rows, path: str) -> sources.Rows:
         return {**row, "rater": rater_hash(str(row["rater"]), salt)} if row.get("rater") else row
 
     return replace(test, rows=table.mapped(test.rows, hashed))
+
+
+POOL = 1024  # so that the cost does not grow with all that was ever said
+
+
+def pool(ids: Iterable[str], seed: str, most: int = POOL) -> list[str]:
+    """
+    So many of the ids, each being as likely as any other, oldest first.
+
+    They are those whose hashes with the seed are the smallest, so that neither their order nor how they are spread over
+    updates matters; one in memory at a time but for those that are kept.
+    """
+
+    def place(id_: str) -> bytes:
+        return hashlib.blake2b(f"{seed} {id_}".encode(), digest_size=8).digest()
+
+    return sorted(set(heapq.nsmallest(most, ids, key=place)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instructkit.feedback.earlier import pool
+from instructkit.stages.update_feedback import pool
 
 IDS = [f"E{i:04}" for i in range(1000)]
 
