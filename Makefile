@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_SMOLLM2 := $(VENV)/.installed-smollm2
 KIT := $(BIN)/instructkit
 
-.PHONY: help setup test proofs mutants lint format train-all sft reward ppo lora-update smollm2 bench clean
+.PHONY: help setup test proofs mutants lint format dist train-all sft reward ppo lora-update smollm2 bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,11 +44,12 @@ proofs: setup  ## the tests above 20 s; their last output is kept
 mutants: setup  ## break the code on purpose, one way at a time; every one must be noticed
 	$(BIN)/python tests/mutants.py
 
-lint: setup  ## ruff: rules and format, changing nothing
+lint: setup  ## ruff and codespell, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
-format: setup  ## ruff: mend what can be mended
+format: setup  ## ruff: fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -81,6 +82,18 @@ for stage in sft reward ppo lora-update; do \
 done; \
 $(KIT) runs summary $(2); exit $$refused
 endef
+
+# The wheel is installed where nothing of this folder is seen, with the same pins.
+dist: setup  ## build wheel and sdist, and run the installed wheel in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	@place=$$(mktemp -d) && trap 'rm -rf "$$place"' EXIT && wheel=$$(ls $(CURDIR)/dist/*.whl) && pins=$(CURDIR)/constraints.txt && \
+	cd "$$place" && $(PYTHON) -m venv venv && \
+	venv/bin/python -m pip install --quiet --disable-pip-version-check -c "$$pins" torch==2.13.0 && \
+	venv/bin/python -m pip install --quiet --disable-pip-version-check -c "$$pins" "$$wheel" && \
+	venv/bin/instructkit init recipes --demo && \
+	venv/bin/instructkit sft recipes/sft.yaml trainer.max_steps=2 gates.loss_ratio_max=2 && \
+	echo "dist: $$(basename $$wheel) installs and trains"
 
 bench: setup  ## every benchmark under benchmarks/
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
