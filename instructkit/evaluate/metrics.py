@@ -11,7 +11,6 @@ RESAMPLES = 2000
 LEVEL = 0.95
 _Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
-Interval = tuple[float, float, float]
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int) -> Interval:

@@ -32,7 +32,7 @@ class Labels:
 
 
 def trusted(
-    columns: Columns, train: np.ndarray, standing: np.ndarray, *, reliability: bool
+    columns: Columns, train: np.ndarray, standing: np.ndarray, *, weighted: bool
 ) -> tuple[np.ndarray, dict[str, Any] | None]:
     """
     Reliability of who judged, one a standing event, and what the report tells of it.
@@ -40,9 +40,9 @@ def trusted(
     Args:
         train: the events that it is learned from: training events alone, so that nothing of the others reaches a weight.
         standing: the events that are judged with it.
-        reliability: whether it is wanted; without, everyone is trusted alike.
+        weighted: False trusts everyone alike.
     """
-    if not reliability:
+    if not weighted:
         return np.ones(len(standing)), None
     scores, counts = maths.agreements(columns.sign[train], columns.item[train], columns.rater[train])
     trust = maths.reliability(scores, counts, columns.rater[standing])

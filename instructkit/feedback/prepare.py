@@ -161,7 +161,7 @@ def _judge(events: _Events, how: Settings) -> _Judged:
     """Weigh raters, label answers, and mark the events that are merged or disputed."""
     standing = np.flatnonzero(events.outcome < len(SIDES))
     train = events.side[standing] == TRAIN
-    trust, reliability = trusted(events.columns, standing[train], standing, reliability=how.reliability)
+    trust, reliability = trusted(events.columns, standing[train], standing, weighted=how.reliability)
     labels = labels_of(events.columns, standing, trust, how.agreement_min)
     events.outcome[standing[~labels.stands]] = _CODES[MERGED]
     events.outcome[standing[labels.disputed]] = _CODES[DISPUTED]

@@ -139,10 +139,10 @@ def _trl(prefix: str, fields: str, config: str, runs: str) -> tuple[Topic, ...]:
     for name, field in trainer_fields.schema()[fields].items():
         if name in trainer_fields.OURS:
             continue
-        meaning, source = field_docs.meaning(config, name) or ("", "TRL")
+        text, source = field_docs.meaning(config, name) or ("", "TRL")
         kind = " | ".join(field["types"]) if "choices" not in field else " | ".join(field["choices"])
         default = run_defaults.in_words(runs, name, inline(field["default"]))
-        found.append(Topic(f"{prefix}.{name}", meaning, kind, default, _unit(name, kind), source))
+        found.append(Topic(f"{prefix}.{name}", text, kind, default, _unit(name, kind), source))
     return tuple(found)
 
 

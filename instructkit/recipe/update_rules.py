@@ -6,7 +6,6 @@ from typing import Any
 
 from instructkit.recipe.document import Place
 
-Told = list[tuple[Place, str, str | None]]
 _BALANCED = ("group:", "tag:")
 
 
