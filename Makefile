@@ -44,10 +44,11 @@ proofs: setup  ## the tests above 20 s; their last output is kept
 mutants: setup  ## break the code on purpose, one way at a time; every one must be noticed
 	$(BIN)/python tests/mutants.py
 
-lint: setup  ## ruff and codespell, changing nothing
+lint: setup  ## ruff, codespell and the import contracts, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/lint-imports
 
 format: setup  ## ruff: fix what can be fixed
 	$(BIN)/ruff check --fix .

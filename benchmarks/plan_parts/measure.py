@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from instructkit import machine as machines
+from instructkit.models import machine as machines
 from instructkit.recipe.load import load_recipe
 from instructkit.stages import stage_of
 from instructkit.stages.base import Frame, choose_machine, quiet_libraries

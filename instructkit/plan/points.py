@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructkit import naming
-from instructkit.data.readers import OnTheHub, local_only
+from instructkit.data.sources import OnTheHub, local_only
 from instructkit.errors import Fault, InputError, NothingNew
+from instructkit.models import source
 from instructkit.recipe.document import Place
 from instructkit.stages import stage_of
 from instructkit.stages.base import refuse_unfit_parents, refuse_without_weights
@@ -33,7 +33,7 @@ def faults(recipe: Any, where: Callable[[Place], str], written: Sequence[str] = 
         where: returns the line of a value.
         written: output folders of recipes that run before this one; a parent that is one of them need not be there yet.
     """
-    with naming.expecting(written), local_only():
+    with source.expecting(written), local_only():
         found = [*_parents(recipe, where), *_trackers(recipe, where)]
         known = {fault.message for fault in found}
         return [*found, *(fault for fault in _inputs(recipe) if fault.message not in known)]
@@ -42,7 +42,7 @@ def faults(recipe: Any, where: Callable[[Place], str], written: Sequence[str] = 
 def _parents(recipe: Any, where: Callable[[Place], str]) -> Iterator[Fault]:
     for place, name in _names(recipe):
         try:
-            naming.locate(name)
+            source.locate(name)
         except InputError as error:
             yield Fault(where(place), error.message, error.hint)
 

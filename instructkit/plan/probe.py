@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from instructkit.machine import Machine
-from instructkit.runs.temporary import TemporaryFolder
+from instructkit.models.machine import Machine
+from instructkit.runs.files import TemporaryFolder
 from instructkit.stages import stage_of
-from instructkit.stages.base import Frame, Inputs, peak_memory, seed_everything
-from instructkit.stages.listener import Listener
+from instructkit.stages.base import Frame, Inputs, Listener, peak_memory, seed_everything
 
 STEPS, WARM_UP = (
     5,
@@ -50,7 +49,7 @@ def probe(recipe: Any, inputs: Inputs, machine: Machine) -> Probe:
         InputError: for all that the stage refuses.
         InstructKitError: when the weights are not finite after these steps.
     """
-    from instructkit.stages.training import fit
+    from instructkit.stages.trainer import fit
 
     started = time.perf_counter()
     with TemporaryFolder() as folder:

@@ -7,9 +7,9 @@ from typing import Any
 
 from instructkit.recipe.schema import Recipe
 from instructkit.stages.base import Reporter, RunOptions, Stage, quiet_libraries
-from instructkit.stages.running import run
+from instructkit.stages.run import run
 
-MODULES = {"sft": "sft", "reward": "reward", "ppo": "ppo", "lora-update": "lora_update"}
+MODULES = {"sft": "sft", "reward": "reward", "ppo": "ppo.stage", "lora-update": "lora_update.stage"}
 
 
 def stage_of(recipe: Recipe) -> Stage[Any, Any]:

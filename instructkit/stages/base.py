@@ -8,16 +8,17 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from instructkit import hub, naming
-from instructkit import machine as machines
 from instructkit.data.sources import Rows
 from instructkit.errors import GateRefused, InputError
-from instructkit.machine import Machine
+from instructkit.models import machine as machines
+from instructkit.models import source as hub
+from instructkit.models import source as naming
+from instructkit.models.machine import Machine
 from instructkit.recipe.schema import Recipe
 from instructkit.runs.contents import CHECKPOINTS
 from instructkit.runs.metrics import MetricsWriter
@@ -320,7 +321,7 @@ def load_libraries() -> None:
     """Import what training needs. This takes seconds, so the caller shows it as a phase."""
     import trl  # noqa: F401
 
-    import instructkit.stages.training  # noqa: F401
+    import instructkit.stages.trainer  # noqa: F401
 
 
 def choose_machine(recipe: Recipe) -> Machine:
@@ -366,3 +367,31 @@ def metrics_writer(frame: Frame[Any, Any]) -> MetricsWriter:
 def prompt_of(row: dict[str, Any]) -> Any:
     """The prompt of a demonstration: everything before the last answer."""
     return row["messages"][:-1] if "messages" in row else row["prompt"]
+
+
+class Listener:
+    """Keeps the notes; everything else passes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.dropped: dict[str, int] = {}  # rows that the trainer leaves out, by reason
+
+    def note(self, text: str) -> None:
+        """Keep a line."""
+        self.notes.append(text)
+
+    def phase(self, title: str, *, announced: bool = False) -> AbstractContextManager[None]:
+        """Nothing is shown."""
+        return nullcontext()
+
+    def stage_started(self, title: str, total_steps: int | None) -> None:
+        """Nothing is shown."""
+
+    def step(self, step: int, total: int, figures: dict[str, float]) -> None:
+        """Nothing is shown."""
+
+    def finished(self) -> None:
+        """Nothing is shown."""
+
+    def table(self, run: dict[str, Any]) -> None:
+        """There is no table."""

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.errors import GateRefused, InstructKitError
-from instructkit.feedback.gates import stands_against
-from instructkit.feedback.remedies import refusal
+from instructkit.evaluate.gates import stands_against
+from instructkit.feedback.promotion.decide import refusal
 from instructkit.recipe.schema import Recipe
 from instructkit.runs.lock import is_held
-from instructkit.runs.reading import is_run, read_record
+from instructkit.runs.read import is_run, read_record
 from instructkit.runs.record import RunFolder, is_being_replaced
 from instructkit.stages.base import CHECKPOINTS, Stage, uses_default_checkpoints
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from instructkit import models, naming
-from instructkit.data.records import Row, detect_shape
+from instructkit.data.formats import has_messages
+from instructkit.data.rows import Row, detect_shape
 from instructkit.data.sources import Rows
-from instructkit.data.turns import has_messages
 from instructkit.errors import InputError
+from instructkit.models import load
+from instructkit.models import source as naming
 from instructkit.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def choose(recipe: Recipe, parents: Mapping[str, naming.Source], data: Mapping[s
         return Format(None, "a model does not exist yet")
     key, asked = _setting(recipe)
     source = parents["model"]
-    has_template = "chat_template_path" in recipe.trainer or models.has_chat_template(source, recipe.model)
+    has_template = "chat_template_path" in recipe.trainer or load.has_chat_template(source, recipe.model)
     if asked == AUTO:
         chosen = _by_default(source, has_template, data.get("train"))
         if chosen.name == CHAT and naming.lacks_format(source):
@@ -112,7 +113,7 @@ def _setting(recipe: Recipe) -> tuple[str, str]:
 def tokenizer_of(frame: Frame) -> Any:
     """Load the tokenizer of the model that is trained, in the format of the run."""
     inputs = frame.inputs
-    return models.load_tokenizer(inputs.parents["model"], frame.recipe.model, data_format=inputs.format.name)
+    return load.load_tokenizer(inputs.parents["model"], frame.recipe.model, data_format=inputs.format.name)
 
 
 def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -> Format:
@@ -151,7 +152,7 @@ def _refuse_other_scorers(recipe: Recipe, parents: Mapping[str, naming.Source], 
         if (
             role != "critic"
             and chosen.name == CHAT
-            and not models.has_chat_template(source, recipe.model.of_another())
+            and not load.has_chat_template(source, recipe.model.of_another())
         ):
             raise InputError(
                 f"{recipe.run.output}: its data format is chat ({chosen.why}), but {name} has no chat template",

@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from instructkit import models, naming
-from instructkit.data.prepare import load_split, prompt_key
-from instructkit.data.reading import Skipped
-from instructkit.data.sources import Rows
+from instructkit.data.sources import Rows, Skipped
+from instructkit.data.split import load_split, prompt_key
 from instructkit.data.table import mapped, pick
-from instructkit.encode import Prompt, answer_text, encode_answered
 from instructkit.errors import Fault, InputError, InstructKitError
-from instructkit.evaluate import metrics
-from instructkit.feedback import gates
+from instructkit.evaluate import gates, statistics
+from instructkit.models import load
+from instructkit.models import source as naming
+from instructkit.models.tokens import Prompt, answer_text, encode_answered
 from instructkit.recipe.schema import RewardRecipe
 from instructkit.stages import formats
 from instructkit.stages.base import PREPARING, Frame, Inputs, Prepared, Result, Stage, measurement
@@ -52,13 +51,13 @@ class Reward(Stage[RewardRecipe, Inputs]):
         """Build the trainer on comparisons as token ids."""
         recipe, source = frame.recipe, frame.inputs.parents["model"]
         tokenizer = formats.tokenizer_of(frame)
-        model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task=self.task)
+        model = load.load_for_training(source, recipe.model, frame.machine, recipe.lora, task=self.task)
         pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
         return PreparedPairs(build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs=pairs)
 
     def train(self, frame: RewardFrame) -> Result:
         """Train, then centre the scores, with the accuracy on held-out comparisons before and after."""
-        from instructkit.stages.training import fit
+        from instructkit.stages.trainer import fit
 
         recipe, source = frame.recipe, frame.inputs.parents["model"]
         with frame.reporter.phase(PREPARING):
@@ -94,7 +93,7 @@ def build_trainer(frame: RewardFrame, model: Any, tokenizer: Any, pairs: dict[st
     """TRL's trainer on rows that are already token ids: the very ids that PPO will ask scores for."""
     from trl import RewardConfig, RewardTrainer
 
-    from instructkit.stages.training import arguments, build, callbacks
+    from instructkit.stages.trainer import arguments, build, callbacks
 
     args = arguments(RewardConfig, frame, frame.recipe.trainer)
     for role in pairs:
@@ -174,7 +173,7 @@ def prompt_and_answer(row: dict[str, Any], side: str) -> tuple[Prompt, str]:
 
 def score_pairs(model: Any, tokenizer: Any, pairs: Pairs) -> list[tuple[float, float]]:
     """Raw scores of chosen and rejected answers."""
-    from instructkit.scoring import score_rows
+    from instructkit.models.reward import score_rows
 
     rows = [pair[f"{side}_ids"] for side in ("chosen", "rejected") for pair in pairs]
     scores = score_rows(model, rows, pad_id=tokenizer.pad_token_id) if rows else []
@@ -183,7 +182,7 @@ def score_pairs(model: Any, tokenizer: Any, pairs: Pairs) -> list[tuple[float, f
 
 def centre(model: Any, tokenizer: Any, pairs: Pairs) -> dict[str, float]:
     """The offset that gives the training set's chosen answers a mean score of 0; the scale is left alone."""
-    from instructkit.scoring import score_rows
+    from instructkit.models.reward import score_rows
 
     rows = [pair["chosen_ids"] for pair in pairs]
     chosen = score_rows(model, rows, pad_id=tokenizer.pad_token_id)
@@ -205,7 +204,7 @@ def compare(
     shares = {
         when: [first > second for first, second in scores] for when, scores in (("b", before), ("a", after))
     }
-    share, low, high = metrics.clustered_share(shares["a"], prompts)
+    share, low, high = statistics.clustered_share(shares["a"], prompts)
     lengths = [len(pair[f"{side}_ids"]) for side in ("chosen", "rejected") for pair in pairs]
     scores = [s for s, _ in after] + [s for _, s in after]
     lines = [
@@ -230,7 +229,7 @@ def compare(
             "correlation of score with length",
             unit="r",
             n=len(scores),
-            after=metrics.pearson(scores, lengths),
+            after=statistics.pearson(scores, lengths),
         ),
     ]
     if minimum is None:
@@ -258,13 +257,13 @@ def save(
         InstructKitError: when the reloaded model scores differently, as one whose head was not saved does.
     """
     expected = [s - offset["mean"] for pair in score_pairs(model, tokenizer, probe) for s in pair]
-    models.save_model(model, tokenizer, folder, source)
-    (folder / models.SCORE_FILE).write_text(json.dumps(offset), encoding="utf-8")
+    load.save_model(model, tokenizer, folder, source)
+    (folder / load.SCORE_FILE).write_text(json.dumps(offset), encoding="utf-8")
     section = frame.recipe.model
     saved = naming.Source(str(folder), source.base, adapter=folder) if frame.recipe.lora else None
     saved = saved or naming.Source(str(folder), str(folder))
-    reloaded = models.load_for_use(saved, section, frame.machine, task="SEQ_CLS")
-    scores = score_pairs(reloaded, models.load_tokenizer(saved, section), probe)
+    reloaded = load.load_for_use(saved, section, frame.machine, task="SEQ_CLS")
+    scores = score_pairs(reloaded, load.load_tokenizer(saved, section), probe)
     found = [s - offset["mean"] for pair in scores for s in pair]
     worst = max(abs(a - b) for a, b in zip(expected, found, strict=True))
     tolerance = RELOAD_TOLERANCE if frame.machine.dtype == "float32" else 0.1

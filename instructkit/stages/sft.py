@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from instructkit import models, naming
-from instructkit.data.prepare import load_split
 from instructkit.data.sources import Rows
-from instructkit.encode import IGNORED
+from instructkit.data.split import load_split
 from instructkit.errors import InputError
-from instructkit.evaluate import metrics
-from instructkit.feedback import gates
-from instructkit.recipe import run_defaults
+from instructkit.evaluate import gates, statistics
+from instructkit.models import load, source
+from instructkit.models.tokens import IGNORED
+from instructkit.recipe import trainer as run_defaults
 from instructkit.recipe.schema import SftRecipe
 from instructkit.stages import formats
 from instructkit.stages.base import PREPARING, Frame, Inputs, Prepared, Result, Stage, measurement, prompt_of
@@ -33,13 +32,13 @@ class Sft(Stage[SftRecipe, Inputs]):
         """Read demonstrations for training and evaluation, and find the model to start from."""
         train, held_out = load_split(recipe.data, kind="sft", seed=recipe.run.seed)
         data = {"train": train} | ({"eval": held_out} if held_out else {})
-        return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
+        return formats.applied(recipe, Inputs(data, {"model": source.locate(recipe.model.name)}))
 
     def prepare(self, frame: SftFrame) -> Prepared:
         """Build the trainer with encoded rows; report what TRL drops or cuts."""
         recipe, source = frame.recipe, frame.inputs.parents["model"]
         tokenizer = formats.tokenizer_of(frame)
-        model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
+        model = load.load_for_training(source, recipe.model, frame.machine, recipe.lora)
         trainer = build_trainer(frame, model, tokenizer)
         check_labels(trainer.train_dataset, recipe.source)
         report_dropped(frame, trainer)
@@ -48,7 +47,7 @@ class Sft(Stage[SftRecipe, Inputs]):
 
     def train(self, frame: SftFrame) -> Result:
         """Train, with the loss on held-out rows before and after."""
-        from instructkit.stages.training import fit
+        from instructkit.stages.trainer import fit
 
         recipe, source = frame.recipe, frame.inputs.parents["model"]
         with frame.reporter.phase(PREPARING):
@@ -60,7 +59,7 @@ class Sft(Stage[SftRecipe, Inputs]):
 
         lines, checks = compare(before, after, recipe.gates.loss_ratio_max, frame.seed)
         return Result(
-            save=lambda folder: models.save_model(trainer.model, tokenizer, folder, source),
+            save=lambda folder: load.save_model(trainer.model, tokenizer, folder, source),
             measurements=lines,
             gates=checks,
             metrics=figures,
@@ -75,7 +74,7 @@ def build_trainer(frame: SftFrame, model: Any, tokenizer: Any) -> Any:
     """TRL's trainer with the loss on the assistant's words where the data are conversations."""
     from trl import SFTConfig, SFTTrainer
 
-    from instructkit.stages.training import arguments, build, callbacks
+    from instructkit.stages.trainer import arguments, build, callbacks
 
     rows = frame.inputs.data
     conversational = "messages" in rows["train"].rows[0]
@@ -165,7 +164,7 @@ def report_truncation(frame: SftFrame, trainer: Any) -> None:
 
 def held_out_losses(trainer: Any, tokenizer: Any) -> list[Any]:
     """Likelihood of each held-out row, as the trainer masks it; empty without an eval set."""
-    from instructkit.evaluate.generate import row_likelihoods
+    from instructkit.models.generate import row_likelihoods
 
     if trainer.eval_dataset is None:
         return []
@@ -177,7 +176,7 @@ def compare(before: list[Any], after: list[Any], limit: float, seed: int) -> tup
     if not before:
         return [], []
     tokens = sum(row.tokens for row in after)
-    ratio = metrics.ratio_interval([r.nll for r in before], [r.nll for r in after], seed=seed)
+    ratio = statistics.ratio_interval([r.nll for r in before], [r.nll for r in after], seed=seed)
     loss = measurement(
         "held-out loss",
         unit="nats/token",
@@ -201,7 +200,7 @@ def compare(before: list[Any], after: list[Any], limit: float, seed: int) -> tup
 
 def samples(frame: SftFrame, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
     """A few held-out prompts answered by the trained model."""
-    from instructkit.evaluate.generate import answer
+    from instructkit.models.generate import answer
 
     found = frame.inputs.data.get("eval", frame.inputs.data["train"])
     if shape_of(found) == ("text",):

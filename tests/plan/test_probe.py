@@ -8,7 +8,8 @@ import pytest
 from stages.small import CHAT, LORA, PAIRS, rows, run
 
 from instructkit.cli.main import main
-from instructkit.plan import make, memory, page
+from instructkit.plan import memory, render
+from instructkit.plan import plan as make
 from instructkit.plan.probe import probe
 from instructkit.ppo.trainer import PPOTrainer
 from instructkit.recipe.load import load_recipe
@@ -49,7 +50,7 @@ def test_steps_are_timed_and_forgotten(workplace, steps: int, timed: int) -> Non
     assert plan.probe.seconds_a_step > 0 and plan.probe.seconds_before > 0
     assert plan.seconds == plan.probe.seconds_a_step * steps
     assert plan.as_dict()["probe"]["steps"] == timed
-    assert any(f"measured on {timed} of them" in line for line in page.lines(plan))
+    assert any(f"measured on {timed} of them" in line for line in render.lines(plan))
 
 
 def test_ppo_is_timed_by_whole_rollouts(workplace, monkeypatch) -> None:

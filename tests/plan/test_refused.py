@@ -13,11 +13,12 @@ from stages.small import CHAT, Silent, rows
 
 from instructkit.cli.main import main
 from instructkit.errors import InputError
-from instructkit.plan import make, page
+from instructkit.plan import plan as make
+from instructkit.plan import render
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.render import to_dict
 from instructkit.runs.record import RunFolder
-from instructkit.stages import RunOptions, resuming, run_stage, sft, stage_of
+from instructkit.stages import RunOptions, identity, run_stage, sft, stage_of
 from instructkit.stages.base import CHECKPOINTS
 
 CHAT_PAIRS = [{"prompt": f"q {i}", "completion": "a"} for i in range(8)]
@@ -50,8 +51,8 @@ def begin() -> RunFolder:
     """An unfinished run that nobody holds any more."""
     found = recipe()
     inputs = stage_of(found).collect(found, {})
-    data = {role: {"fingerprint": told} for role, told in resuming.fingerprints(inputs).items()}
-    parents = {role: {"hash": told} for role, told in resuming.hashes(inputs).items()}
+    data = {role: {"fingerprint": told} for role, told in identity.fingerprints(inputs).items()}
+    parents = {role: {"hash": told} for role, told in identity.hashes(inputs).items()}
     folder = RunFolder("out")
     with folder:
         folder.start(to_dict(found), stage="sft", command=[])
@@ -75,7 +76,7 @@ def test_a_plan_tells_that_its_folder_is_taken(workplace) -> None:
     Path("out").mkdir()
     Path("out/mine.txt").write_text("x", encoding="utf-8")
     plan = make.make(found)
-    assert "out is not empty and holds no run" in page.lines(plan)[-1]
+    assert "out is not empty and holds no run" in render.lines(plan)[-1]
     assert "holds no run" in plan.as_dict()["output"]["refused"]
 
 

@@ -8,14 +8,13 @@ import pytest
 from plan.test_plan import planned, real_step, recipe
 from stages.small import CHAT, LORA, rows, run
 
-from instructkit.plan import page
-from instructkit.plan.look import look
-from instructkit.plan.rehearsal import rehearse
-from instructkit.plan.reuse import keep
+from instructkit.plan import render
+from instructkit.plan.data_look import look
+from instructkit.plan.rehearsal import keep, rehearse
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import lora_update, stage_of
-from instructkit.stages.base import Frame, choose_machine
-from instructkit.stages.listener import Listener
+from instructkit.stages import stage_of
+from instructkit.stages.base import Frame, Listener, choose_machine
+from instructkit.stages.lora_update import stage
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
@@ -66,7 +65,7 @@ def test_an_update_is_planned_and_looked_at_whatever_its_objective(
     plan = planned(found)
     assert set(plan.rehearsal.weights) == {"model", "new adapter", "parent's adapter"}
     assert plan.rehearsal.phases["step"] > 0
-    told = page.lines(plan)
+    told = render.lines(plan)
     assert [line for line in told if line.startswith("events:")] == ["events: 24, each with one outcome"]
     assert [line for line in told if line.startswith("objective ")] == [f"objective {told_of(plan)}"]
     seen = look(found, stage_of(found).collect(found, {}), choose_machine(found), 1)
@@ -84,18 +83,18 @@ def test_a_rehearsed_update_holds_what_a_real_one_does(
     inputs, machine = stage_of(found).collect(found, {}), choose_machine(found)
     rehearsed = rehearse(found, inputs, machine)
     frame = Frame(found, inputs, machine, tmp_path, Listener(), resume=False)
-    trainer = lora_update.STAGE.prepare(frame).trainer
+    trainer = stage.STAGE.prepare(frame).trainer
     batch = trainer.data_collator(keep("lora-update", trainer, inputs).heaviest)
     assert rehearsed.phases["step"] == pytest.approx(real_step(trainer, batch), rel=0.02)
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_a_probe_has_real_references(parent: Path, monkeypatch, objective: str) -> None:
-    from instructkit.plan import make
+    from instructkit.plan import plan
 
     monkeypatch.chdir(parent)
     found = update(objective)
-    assert make.make(found, probing=True).probe.steps == 1
+    assert plan.make(found, probing=True).probe.steps == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from instructkit.errors import GateRefused
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.render import to_dict
-from instructkit.runs.reading import read_record
+from instructkit.runs.read import read_record
 from instructkit.runs.record import RunFolder
 from instructkit.stages import closing, sft
 

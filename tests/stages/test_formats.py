@@ -12,19 +12,19 @@ import pytest
 from stages.small import ANYTHING, LORA, ONE_STEP, rows, run
 from transformers import AutoTokenizer
 
-from instructkit import models
 from instructkit.chat.terminal import open_session
-from instructkit.data.turns import as_conversation, has_messages
-from instructkit.encode import encode_answered, encode_prompt
+from instructkit.data.formats import as_conversation, has_messages
 from instructkit.errors import InputError
-from instructkit.naming import locate
-from instructkit.plan.look import look
+from instructkit.models import load
+from instructkit.models.source import locate
+from instructkit.models.tokens import encode_answered, encode_prompt
+from instructkit.plan.data_look import look
 from instructkit.plan.rehearsal import on_paper
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.schema import ModelSection
 from instructkit.stages import stage_of
 from instructkit.stages.base import choose_machine, left_out
-from instructkit.stages.functions import scoring_function
+from instructkit.stages.user_functions import scoring_function
 
 PAIRS = [{"prompt": f"Say number {i}.", "completion": f"Number {i}!"} for i in range(30)]
 COMPARISONS = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "No."} for row in PAIRS]
@@ -109,8 +109,8 @@ def test_a_folder_tells_its_template_as_its_tokenizer_does(workplace: Path, conf
     place.write_text(json.dumps(config), encoding="utf-8")
     for source in (locate("m"), locate("tiny")):
         loaded = bool(AutoTokenizer.from_pretrained(source.base).chat_template)
-        assert models.has_chat_template(source, ModelSection(name="m")) is loaded
-        assert (models.load_tokenizer(source, ModelSection(name="m")).chat_template is not None) is loaded
+        assert load.has_chat_template(source, ModelSection(name="m")) is loaded
+        assert (load.load_tokenizer(source, ModelSection(name="m")).chat_template is not None) is loaded
 
 
 def test_a_model_with_a_template_reads_texts_as_conversations(workplace: Path) -> None:

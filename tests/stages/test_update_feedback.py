@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instructkit.stages.update_feedback import pool
+from instructkit.stages.lora_update.feedback import pool
 
 IDS = [f"E{i:04}" for i in range(1000)]
 
