@@ -18,7 +18,10 @@ from typing import Any
 HEAVY = (
     *("trl", "peft", "datasets", "instructkit.cli.main", "instructkit.stages.preflight"),
     *("instructkit.ppo.trainer", "instructkit.ppo.advice", "instructkit.models.generate"),
-    *(f"instructkit.stages.{name}" for name in ("sft", "reward", "ppo", "lora_update", "update_training")),
+    *(
+        f"instructkit.stages.{name}"
+        for name in ("sft", "reward", "ppo.stage", "lora_update.stage", "lora_update.train")
+    ),
 )
 
 

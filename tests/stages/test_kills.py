@@ -146,7 +146,7 @@ def test_the_hint_says_what_this_process_did(server, place) -> None:
     ended = server.run("sft", "sft.yaml", "--resume", hook=before_a_step)
     assert "the earlier checkpoint is kept; run the same command again" in ended.output
     assert checkpoints() == ["checkpoint-4"]
-    for hook in ("instructkit.stages.sft:collect", 1, (SIGTERM,)), before_a_step:
+    for hook in ("instructkit.stages.sft:Sft.collect", 1, (SIGTERM,)), before_a_step:
         ended = server.run("sft", "sft.yaml", "--overwrite", hook=hook)
         assert "no training was lost; run the same command again" in ended.output
         assert checkpoints() == ["checkpoint-4"]
