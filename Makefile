@@ -50,10 +50,11 @@ mutants: setup  ## break the code on purpose, one way at a time; every one must 
 mutants-random: setup  ## N changes of the code drawn with SEED, and which the tests next to the code notice
 	$(BIN)/python tests/random_mutants.py
 
-lint: setup  ## ruff and codespell, changing nothing
+lint: setup  ## ruff, codespell and the import contracts, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/lint-imports
 
 format: setup  ## ruff: fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instructkit.feedback.sketches import BANDS, rows_of, shingles
+from instructkit.data.near_duplicates import BANDS, rows_of, shingles
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "benchmarks" / "results" / "minhash.md"

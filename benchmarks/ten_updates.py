@@ -24,9 +24,9 @@ from harms_parts.one import PARENT, load, quietly, write_rows
 
 from instructkit.data.demo import users, world
 from instructkit.data.sources import load_rows
-from instructkit.evaluate.generate import row_likelihoods
-from instructkit.runs.reading import read_record
-from instructkit.stages.replay import encoded_demonstrations
+from instructkit.models.generate import row_likelihoods
+from instructkit.runs.read import read_record
+from instructkit.stages.lora_update.train import encoded_demonstrations
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ten_updates.md"

@@ -17,7 +17,7 @@ os.environ["USE_HUB_KERNELS"] = "NO"
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model, built once a test session."""
-    from instructkit.tiny import build_tiny
+    from instructkit.models.tiny import build_tiny
 
     cache = tmp_path_factory.mktemp("cache")
     os.environ["INSTRUCTKIT_CACHE"] = str(cache)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 HEAVY = (
-    *("trl", "peft", "datasets", "instructkit.cli.main", "instructkit.plan.refusals"),
-    *("instructkit.ppo.trainer", "instructkit.ppo.guidance", "instructkit.evaluate.generate"),
+    *("trl", "peft", "datasets", "instructkit.cli.main", "instructkit.stages.preflight"),
+    *("instructkit.ppo.trainer", "instructkit.ppo.advice", "instructkit.models.generate"),
     *(f"instructkit.stages.{name}" for name in ("sft", "reward", "ppo", "lora_update", "update_training")),
 )
 

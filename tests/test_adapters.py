@@ -14,7 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from instructkit import adapter_files, adapters
+from instructkit.models import adapters
 
 IDS = torch.arange(1, 15).reshape(2, 7)
 
@@ -50,7 +50,7 @@ def shaken(model: PeftModel) -> PeftModel:
 def parent(base: Path) -> Path:
     model = shaken(adapters.add_lora(AutoModelForCausalLM.from_pretrained(base), lora(4), None))
     folder = base.parent / "parent"
-    adapter_files.save_adapter(model, folder, base=str(base))
+    adapters.save_adapter(model, folder, base=str(base))
     return folder
 
 
@@ -58,7 +58,7 @@ def test_a_saved_chain_gives_the_logits_that_training_ended_with(base: Path) -> 
     first = parent(base)
     model = shaken(adapters.add_lora(AutoModelForCausalLM.from_pretrained(base), lora(3), first))
     expected = model(IDS).logits.detach()
-    adapter_files.save_adapter(model, base.parent / "child", base=str(base))
+    adapters.save_adapter(model, base.parent / "child", base=str(base))
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), base.parent / "child")
     torch.testing.assert_close(loaded(IDS).logits, expected, atol=1e-5, rtol=0)
     assert loaded.peft_config["default"].r == 7
@@ -68,8 +68,8 @@ def test_what_is_written_is_the_same_in_every_process(base: Path) -> None:
     """A set's order differs with PYTHONHASHSEED, and the hash of a run would with it."""
     folders = [parent(base), base.parent / "child", base.parent / "update"]
     model = adapters.add_lora(AutoModelForCausalLM.from_pretrained(base), lora(3), folders[0])
-    adapter_files.save_adapter(model, folders[1], base=str(base))
-    adapter_files.save_update(model, folders[2], base=str(base))
+    adapters.save_adapter(model, folders[1], base=str(base))
+    adapters.save_update(model, folders[2], base=str(base))
     for folder in folders:
         told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         assert len(told["target_modules"]) >= 7 and told["target_modules"] == sorted(told["target_modules"])
@@ -78,7 +78,7 @@ def test_what_is_written_is_the_same_in_every_process(base: Path) -> None:
 def test_joining_agrees_with_peft_where_peft_can_join(base: Path) -> None:
     model = shaken(adapters.add_lora(AutoModelForCausalLM.from_pretrained(base), lora(3), parent(base)))
     model.add_weighted_adapter([adapters.NEW, adapters.PARENT], [1.0, 1.0], "theirs", combination_type="cat")
-    state, config = adapter_files.joined_state(model)
+    state, config = adapters.joined_state(model)
     ours_key = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     theirs = layer.scaling["theirs"] * layer.lora_B["theirs"].weight @ layer.lora_A["theirs"].weight
@@ -93,14 +93,14 @@ def test_parent_and_child_may_stand_on_different_layers(base: Path) -> None:
             AutoModelForCausalLM.from_pretrained(base), lora(2, target_modules=["q_proj"]), None
         )
     )
-    adapter_files.save_adapter(narrow, first, base=str(base))
+    adapters.save_adapter(narrow, first, base=str(base))
     model = shaken(
         adapters.add_lora(
             AutoModelForCausalLM.from_pretrained(base), lora(3, target_modules=["v_proj"]), first
         )
     )
     expected = model(IDS).logits.detach()
-    adapter_files.save_adapter(model, base.parent / "child", base=str(base))
+    adapters.save_adapter(model, base.parent / "child", base=str(base))
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), base.parent / "child")
     torch.testing.assert_close(loaded(IDS).logits, expected, atol=1e-5, rtol=0)
 
@@ -143,7 +143,7 @@ def test_a_reward_head_is_trained_and_saved_above_a_policys_adapter(base: Path) 
             if "score.modules_to_save.default" in name:
                 parameter.fill_(0.25)
     expected = model(IDS).logits.detach()
-    adapter_files.save_adapter(model, base.parent / "reward", base=str(base))
+    adapters.save_adapter(model, base.parent / "reward", base=str(base))
     fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     loaded = PeftModel.from_pretrained(fresh, base.parent / "reward")
     torch.testing.assert_close(loaded(IDS).logits, expected, atol=1e-5, rtol=0)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from instructkit.encode import (
+from instructkit.models.tokens import (
     common_prefix,
     encode_answered,
     encode_prompt,

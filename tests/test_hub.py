@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from instructkit import hub, naming
 from instructkit.errors import InputError
-from instructkit.models import load_tokenizer
+from instructkit.models import source
+from instructkit.models import source as hub
+from instructkit.models.load import load_tokenizer
 from instructkit.recipe.schema import ModelSection
 
 
@@ -33,11 +34,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple]:
     hub.reachable.cache_clear()
 
 
-def adapter(folder: Path, base: str) -> naming.Source:
+def adapter(folder: Path, base: str) -> source.Source:
     folder.mkdir()
     config = {"base_model_name_or_path": base, "peft_type": "LORA"}
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return naming.locate(str(folder))
+    return source.locate(str(folder))
 
 
 def test_an_adapter_on_a_hub_model_is_refused_at_once_when_offline(tmp_path: Path, no_network) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from instructkit import machine
+from instructkit.models import machine
 
 COUNT = """
 import resource, sys, torch

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from instructkit import adapter_files
 from instructkit.errors import InputError
-from instructkit.machine import choose
-from instructkit.models import load_for_training, load_for_use, load_tokenizer
-from instructkit.naming import locate
+from instructkit.models import adapters
+from instructkit.models.load import load_for_training, load_for_use, load_tokenizer
+from instructkit.models.machine import choose
+from instructkit.models.reward import RewardScorer
+from instructkit.models.source import locate
 from instructkit.recipe.schema import LoraSection, ModelSection
-from instructkit.scoring import RewardScorer
 
 
 def test_a_4bit_base_has_its_gradient_after_a_measurement(tiny_folder: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_model_that_was_cut_off_is_named(tiny_folder: Path, tmp_path: Path, fi
 def test_an_adapter_that_was_cut_off_is_named(tiny_folder: Path, tmp_path: Path) -> None:
     base, machine = ModelSection(name=str(tiny_folder)), choose("auto", "none")
     model, lora = load_for_training(locate(base.name), base, machine, LoraSection(r=4)), LoraSection(r=4)
-    adapter_files.save_adapter(model, tmp_path / "adapter", base=str(tiny_folder))
+    adapters.save_adapter(model, tmp_path / "adapter", base=str(tiny_folder))
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     section = ModelSection(name=str(tmp_path / "adapter"))

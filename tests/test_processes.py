@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from stages.small import Silent
 
-from instructkit import processes
 from instructkit.cli.main import main
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.render import to_dict
-from instructkit.runs.reading import read_record
+from instructkit.runs import processes
+from instructkit.runs.read import read_record
 from instructkit.runs.record import RunFolder
-from instructkit.stages import RunOptions, running
+from instructkit.stages import RunOptions, run, sft
 
 ROW = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "It."}]
 RECIPE = """stage: sft
@@ -98,8 +98,7 @@ def test_the_first_process_alone_repairs_a_run_and_decides_for_all(tmp_path: Pat
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "is_first", lambda: False)
     monkeypatch.setattr(processes, "by_the_first", lambda work, **_: decisions.append(work) or True)
-    options, unused = RunOptions(resume=True), {"collect": None, "train": None, "finish": None}
-    assert running.run(recipe, options, Silent(), **unused) == {}
+    assert run.run(sft.STAGE, recipe, RunOptions(resume=True), Silent()) == {}
     assert len(decisions) == 1 and read_record(Path("out"))["closing"] is True
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from instructkit.encode import encode_answered
-from instructkit.scoring import Offset, RewardScorer, score_rows
+from instructkit.models.reward import Offset, RewardScorer, score_rows
+from instructkit.models.tokens import encode_answered
 
 PROMPT = [{"role": "user", "content": "Hello"}]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.feedback.clusters import ClusterIndex
-from instructkit.feedback.sketches import prompt_text
+from instructkit.data.near_duplicates import prompt_text
+from instructkit.feedback.store.clusters import ClusterIndex
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "smollm2"
 NOUNS = ["film", "movie", "story", "script", "cast", "plot", "score", "camera", "hero", "villain"]
@@ -260,8 +260,8 @@ def test_judge_tells_praise_from_blame_and_reads_no_prompt(modules):
 
 
 def test_the_rows_pass_the_checks_of_the_stages(sentences, rated, tmp_path):
-    from instructkit.data.prepare import check_leak
     from instructkit.data.sources import load_rows
+    from instructkit.data.split import check_leak
 
     kinds = {"sft": "sft", "comparisons": "preference", "feedback": "feedback", "prompts": "prompt"}
     files = sentences.build(rated)

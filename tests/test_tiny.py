@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import has_generation_markers, is_chat_template_stop_token_trained
 
 from instructkit.data.demo.sets import load
-from instructkit.encode import encode_answered, encode_prompt
-from instructkit.tiny import build_tiny, tiny_key
+from instructkit.models.tiny import build_tiny, tiny_key
+from instructkit.models.tokens import encode_answered, encode_prompt
 
 
 def test_size_and_tokens(tiny_folder: Path) -> None:

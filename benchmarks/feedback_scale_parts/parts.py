@@ -35,15 +35,15 @@ def import_(source: Path, store: Path) -> Figures:
 
 def first_update(source: Path, store: Path) -> Figures:
     """All that an update on every event does but train and measure: read, prepare, keep the sides, enter its chain."""
-    from instructkit.stages import update_feedback
-    from instructkit.stages.update_inputs import collect
+    from instructkit.stages.lora_update import feedback
+    from instructkit.stages.lora_update.inputs import collect
 
     recipe = _recipe(store, "first")
 
     def work() -> tuple[Any, list[str]]:
-        inputs = collect(recipe)
+        inputs = collect(recipe, {})
         notes = inputs.notes()
-        update_feedback.keep_sides(recipe, inputs.prepared)
+        feedback.keep_sides(recipe, inputs.prepared)
         _promoted(recipe, inputs)
         return inputs, notes
 
@@ -52,7 +52,7 @@ def first_update(source: Path, store: Path) -> Figures:
 
 def take_back(store: Path) -> None:
     """The loudest rater withdraws everything, after it was learned."""
-    from instructkit.feedback.store import Store
+    from instructkit.feedback.store.store import Store
 
     with Store.open(store) as opened:
         opened.withdraw(rater=LOUDEST)
@@ -65,12 +65,12 @@ def next_update(source: Path, store: Path) -> Figures:
     New events, with what was withdrawn of them; earlier ones to replay; the look at its test events; what the adapter in force
     has learned from events that are withdrawn since.
     """
-    from instructkit.stages.update_inputs import collect
+    from instructkit.stages.lora_update.inputs import collect
 
     recipe = _recipe(store, "next")
 
     def work() -> tuple[Any, list[str]]:
-        inputs = collect(recipe)
+        inputs = collect(recipe, {})
         return inputs, inputs.notes()
 
     return _told(work)
@@ -108,8 +108,8 @@ def _told(work: Callable[[], tuple[Any, list[str]]]) -> Figures:
 
 def _promoted(recipe: Any, inputs: Any) -> None:
     """Enter an update on these events into its chain and promote it, as if its training had passed every gate."""
-    from instructkit.feedback import objectives
-    from instructkit.feedback.registry import Chain, Update
+    from instructkit.feedback.preprocess import objectives
+    from instructkit.feedback.promotion.chain import Chain, Update
     from instructkit.runs.record import RunFolder
 
     run, base = Path(recipe.run.output), inputs.parents["model"].base

@@ -14,8 +14,8 @@ from typing import Any
 
 from instructkit.data.demo import bias, harms, users, world
 from instructkit.evaluate.bias import gaps
-from instructkit.evaluate.generate import Answer, answer
 from instructkit.evaluate.sets import Pair
+from instructkit.models.generate import Answer, answer
 
 LONGEST = 40
 LEARNED, SPREAD = 0.5, 0.1  # share of answers with the wish: at least where it is wanted, at most elsewhere

@@ -12,14 +12,15 @@ from typing import Any
 
 from harms_parts import harm
 
-from instructkit import models, naming
 from instructkit.cli.main import main
 from instructkit.data.demo import harms
-from instructkit.machine import Machine
+from instructkit.models import load as models
+from instructkit.models import source as naming
+from instructkit.models.machine import Machine
 from instructkit.recipe.schema import ModelSection
 from instructkit.runs import lineage
 from instructkit.runs.files import write_text_atomic
-from instructkit.runs.reading import read_record
+from instructkit.runs.read import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("instructkit", "recipes", "benchmarks/harms_parts")  # what figures depend on

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import resource
 import sys
@@ -10,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from instructkit import machine as machines
+from instructkit.models import machine as machines
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import MODULES
+from instructkit.stages import stage_of
 from instructkit.stages.base import Frame, choose_machine, quiet_libraries
 
 STEPS = 4
@@ -23,7 +22,6 @@ def main() -> None:
     stage, *overrides = sys.argv[1:]
     quiet_libraries()
     recipe = load_recipe(f"{Path(__file__).parents[2]}/recipes/{stage}.yaml", stage, overrides)
-    module = importlib.import_module(f"instructkit.stages.{MODULES[stage]}")
     import torch
     import trl  # noqa: F401 - as every run has it
     from trl import RewardTrainer, SFTTrainer  # noqa: F401
@@ -31,13 +29,13 @@ def main() -> None:
     import instructkit.plan.rehearsal  # noqa: F401 - the trainers' modules
     import instructkit.ppo.trainer  # noqa: F401
 
-    inputs, machine = module.collect(recipe), choose_machine(recipe)
+    inputs, machine = stage_of(recipe).collect(recipe, {}), choose_machine(recipe)
     own = resident()
     if machine.on_cpu:
         machines.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         frame = Frame(recipe, inputs, machine, Path(folder), Silent(), resume=False)
-        trainer = module.prepare(frame)[0]
+        trainer = stage_of(recipe).prepare(frame).trainer
         heaviest(trainer, stage)
         trainer.args.max_steps, trainer.args.save_strategy = STEPS, "no"
         trainer.train()

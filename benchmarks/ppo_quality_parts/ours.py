@@ -14,15 +14,15 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from instructkit import naming
 from instructkit.data.demo.judge import judge_batch
 from instructkit.data.sources import load_rows
-from instructkit.encode import encode_prompt
-from instructkit.evaluate.generate import answer
-from instructkit.machine import Machine
+from instructkit.models import source
+from instructkit.models.generate import answer
+from instructkit.models.machine import Machine
+from instructkit.models.reward import RewardScorer
+from instructkit.models.tokens import encode_prompt
 from instructkit.ppo import rollout
 from instructkit.recipe.schema import ModelSection
-from instructkit.scoring import RewardScorer
 
 ROLLOUTS, BATCH, EPOCHS, LONGEST = 30, 128, 2, 40  # what recipes/ppo.yaml does
 ASKED, ANSWERS = (
@@ -132,7 +132,7 @@ def trl(wanted: dict[str, Any]) -> str:
 
 def scorer() -> RewardScorer:
     """The seed's reward model."""
-    return RewardScorer.load(naming.locate("runs/reward"), SECTION, MACHINE)
+    return RewardScorer.load(source.locate("runs/reward"), SECTION, MACHINE)
 
 
 def prompts(source: str) -> list[dict[str, Any]]:

@@ -19,12 +19,12 @@ from transformers import (
     TrainerCallback,
 )
 
-from instructkit import adapter_files, adapters, machine, naming
+from instructkit.models import adapters, machine, source
+from instructkit.models.reward import RewardScorer
 from instructkit.ppo import rollout
 from instructkit.ppo.config import PPOConfig
 from instructkit.ppo.critic import AdapterCritic, HeadCritic
 from instructkit.ppo.trainer import PPOTrainer
-from instructkit.scoring import RewardScorer
 
 
 class Clock(TrainerCallback):
@@ -114,11 +114,11 @@ def lora(task: str) -> LoraConfig:
     return LoraConfig(r=common.RANK, target_modules=common.TARGETS, task_type=task, **more)
 
 
-def saved_reward(model: str, folder: Path) -> naming.Source:
+def saved_reward(model: str, folder: Path) -> source.Source:
     """A reward model's run: a fresh adapter and head on the same base."""
     classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
-    adapter_files.save_adapter(adapters.add_lora(classifier, lora("SEQ_CLS"), None), folder / "reward", model)
-    return naming.Source("reward", model, adapter=folder / "reward")
+    adapters.save_adapter(adapters.add_lora(classifier, lora("SEQ_CLS"), None), folder / "reward", model)
+    return source.Source("reward", model, adapter=folder / "reward")
 
 
 def watch(trainer: PPOTrainer) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from instructkit.encode import common_prefix, encode_prompt
+from instructkit.models.tokens import common_prefix, encode_prompt
 
 
 class Session:
@@ -24,7 +24,7 @@ class Session:
     ) -> None:
         from transformers import DynamicCache
 
-        from instructkit.evaluate.generate import end_ids
+        from instructkit.models.generate import end_ids
 
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.temperature = max_new_tokens, temperature

@@ -6,9 +6,10 @@ import sys
 from types import SimpleNamespace
 from typing import TextIO
 
-from instructkit import machine, models, naming
 from instructkit.chat.session import Session
-from instructkit.data.records import HALF_CHARACTER
+from instructkit.data.rows import HALF_CHARACTER
+from instructkit.models import load, machine
+from instructkit.models import source as naming
 
 
 def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> Session:
@@ -18,8 +19,8 @@ def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0
     section = SimpleNamespace(
         name=name, revision=None, trust_remote_code=False, quantization="none", attn_implementation=None
     )
-    model = models.load_for_use(source, section, machine.choose())
-    tokenizer = models.load_tokenizer(source, section, data_format=naming.trained_format(source))
+    model = load.load_for_use(source, section, machine.choose())
+    tokenizer = load.load_tokenizer(source, section, data_format=naming.trained_format(source))
     if tokenizer.chat_template and naming.lacks_format(source):
         print(
             f"warning: {name} is a run of version 0.1.0 and records no data format. `chat` uses its chat template; "

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from instructkit.feedback.registry import Chain
+    from instructkit.feedback.promotion.chain import Chain
 
 Name = Annotated[
     str, typer.Argument(metavar="CHAIN", help="The name of a chain, `feedback.chain` of its recipes.")
@@ -52,10 +52,10 @@ def history(
     json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
 ) -> None:
     """Print the history of a chain, or of all."""
-    from instructkit.runs import chains
+    from instructkit.runs import pointer
 
     withdrawn = _withdrawn(store)
-    names = [chain] if chain else chains.names(root)
+    names = [chain] if chain else pointer.names(root)
     told = [_told(_existing(root, name), withdrawn) for name in names]
     if json:
         typer.echo(json_module.dumps(told[0] if chain else told, indent=1, ensure_ascii=False))
@@ -76,7 +76,7 @@ def promote(
     root: Root = RUNS,
 ) -> None:
     """Put an update in force."""
-    from instructkit.feedback.registry import user
+    from instructkit.feedback.promotion.chain import user
 
     found = _existing(root, chain)
     folder = found.promote(number, why=why or None, forced_by=user() if force else None)
@@ -98,11 +98,11 @@ def rollback(
 
 def _existing(root: Path, name: str) -> Chain:
     from instructkit.errors import InputError
-    from instructkit.feedback.registry import Chain
-    from instructkit.runs import chains
+    from instructkit.feedback.promotion.chain import Chain
+    from instructkit.runs import pointer
 
     found = Chain.at(root, name)
-    if name not in (known := chains.names(root)):
+    if name not in (known := pointer.names(root)):
         there = (
             f"there are {', '.join(known)}"
             if known
@@ -115,7 +115,7 @@ def _existing(root: Path, name: str) -> Chain:
 def _withdrawn(store: Path | None) -> set[str]:
     if store is None:
         return set()
-    from instructkit.feedback.store import Store
+    from instructkit.feedback.store.store import Store
 
     with Store.open(store) as opened:
         return set(opened.withdrawn_ids())
@@ -123,7 +123,7 @@ def _withdrawn(store: Path | None) -> set[str]:
 
 def _told(chain: Chain, withdrawn: set[str]) -> dict[str, Any]:
     """A chain as data."""
-    from instructkit.feedback.standing import story
+    from instructkit.feedback.promotion.chain import story
 
     entries, standing = chain.entries(), chain.standing()
     became = story(entries, standing)
@@ -180,7 +180,7 @@ def _table(updates: list[dict[str, Any]]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from instructkit.feedback.updates import failed_gates
+    from instructkit.feedback.promotion.update import failed_gates
 
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1), collapse_padding=True)
     numbers = ("no", "scale", "events", "used", "look")

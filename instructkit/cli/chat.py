@@ -24,7 +24,7 @@ def chat(
     """Read lines, stream answers."""
     import warnings
 
-    from instructkit.naming import locate
+    from instructkit.models.source import locate
 
     locate(run)  # a wrong name is told before torch is loaded
 

@@ -80,21 +80,21 @@ def _stage_typed(context: typer.Context) -> str | None:
 
 
 def _keys(stage: str) -> list[str]:
-    from instructkit.recipe import trainer_fields
+    from instructkit.recipe import trainer
     from instructkit.recipe.schema import RECIPES, sections
 
     keys = [f"{name}.{key}" for name, part in sections(RECIPES[stage]).items() for key in part.model_fields]
-    return keys + [f"trainer.{key}" for key in trainer_fields.fields(stage) if key not in trainer_fields.OURS]
+    return keys + [f"trainer.{key}" for key in trainer.fields(stage) if key not in trainer.OURS]
 
 
 def _values(stage: str, key: str) -> list[str]:
     """The whole words of a key with each of its values, where there are few."""
-    from instructkit.recipe import trainer_fields
+    from instructkit.recipe import trainer
     from instructkit.recipe.schema import RECIPES, sections
 
     section, _, name = key.partition(".")
     if section == "trainer":
-        field = trainer_fields.fields(stage).get(name, {})
+        field = trainer.fields(stage).get(name, {})
         found = field.get("choices") or (["true", "false"] if "bool" in str(field.get("types", "")) else [])
     else:
         part = sections(RECIPES[stage]).get(section)

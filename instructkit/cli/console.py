@@ -93,7 +93,7 @@ class Console:
         Args:
             announced: print a line at once in plain logs too, however short the time since the last one.
         """
-        from instructkit.progress import listening
+        from instructkit.runs.progress import listening
 
         activity = self._begin(title)
         if announced or time.monotonic() - self._last_line >= SILENT_SECONDS:

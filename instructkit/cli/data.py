@@ -13,7 +13,7 @@ from instructkit.cli.telling import visible
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from instructkit.plan.look import Seen
+    from instructkit.plan.data_look import Seen
 
 _WHAT = {"reward": "the answers, of which the scores are", "ppo": "what is learned: nothing of a prompt"}
 
@@ -55,11 +55,11 @@ def look(
     warnings.simplefilter("ignore")
     quiet_libraries()  # before the first heavy import
 
-    from instructkit.stages import collector
+    from instructkit.stages import stage_of
 
-    inputs = collector(checked.recipe)(checked.recipe)
+    inputs = stage_of(checked.recipe).collect(checked.recipe, {})
 
-    from instructkit.plan.look import look as find  # torch: once the rows are known to be sound
+    from instructkit.plan.data_look import look as find  # torch: once the rows are known to be sound
 
     found = find(checked.recipe, inputs, choose_machine(checked.recipe), rows)
     for line in left_out(inputs):

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from instructkit.data.columns import Unclear
-    from instructkit.data.detect import Found
+    from instructkit.data.inspect import Found
     from instructkit.recipe.starters import Own
 
 STAGE_OF = {"sft": "sft", "preference": "reward", "prompt": "ppo", "feedback": "lora-update"}
@@ -135,7 +135,7 @@ def _look_at_all(names: list[str], columns: dict[str, str]) -> list[Found]:
 
 def _look_at(name: str, columns: dict[str, str]) -> list[Found]:
     from instructkit.data.columns import Unclear
-    from instructkit.data.looking import look_at
+    from instructkit.data.inspect import look_at
 
     while True:
         try:
@@ -223,7 +223,7 @@ def _files(parts: list[Found]) -> Own:
 
 def _columns(parts: list[Found]) -> dict[str, str]:
     """The renaming of all files of a stage; a recipe has but one, and that with a context does for files without."""
-    from instructkit.data.detect import fits
+    from instructkit.data.inspect import fits
     from instructkit.errors import InputError
 
     columns: dict[str, str] = {}
@@ -247,7 +247,7 @@ def _is_held_out(source: str) -> bool:
 
 
 def _told(found: Found) -> str:
-    from instructkit.data.looking import WORDS
+    from instructkit.data.inspect import WORDS
 
     line = f"{found.source}: {found.rows} rows of {WORDS[found.kind]}"
     if found.columns:

@@ -12,7 +12,7 @@ from instructkit.cli import chat, data, feedback, init, recipes, runs, train
 from instructkit.cli.telling import tell, visible
 from instructkit.cli.usage import hint
 from instructkit.errors import InstructKitError, RunStopped
-from instructkit.processes import is_first, leave_to_the_first, refuse_several
+from instructkit.runs.processes import is_first, leave_to_the_first, refuse_several
 
 app = typer.Typer(
     name="instructkit",

@@ -111,7 +111,7 @@ def _is_override(name: str) -> bool:
 def _files(names: list[str]) -> tuple[list[str], list[Fault]]:
     """The files that names stand for: themselves, the recipes of a folder, or what a glob finds; and names of none."""
     from instructkit.errors import Fault
-    from instructkit.recipe.paths import shown
+    from instructkit.paths import shown
 
     found: list[str] = []
     missing: list[Fault] = []

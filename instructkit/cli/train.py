@@ -101,9 +101,9 @@ def _command(stage: str):
         loaded = _load(recipe, stage, overrides or [])
 
         from instructkit.cli.console import Console
-        from instructkit.plan.refusals import refuse_early
-        from instructkit.processes import is_first
+        from instructkit.runs.processes import is_first
         from instructkit.stages import RunOptions, run_stage
+        from instructkit.stages.preflight import refuse_early
 
         options = RunOptions(overwrite, resume, if_changed, anyway, command=["instructkit", *sys.argv[1:]])
         with Console(quiet=quiet or not is_first(), debug=debug) as console:
@@ -141,8 +141,8 @@ def _print_plan(
             raise
         print_json(as_data(error))
         raise typer.Exit(tell(error)) from error
-    from instructkit.plan import page
-    from instructkit.plan.make import refusal
+    from instructkit.plan import render
+    from instructkit.plan.plan import refusal
     from instructkit.recipe.render import to_yaml
 
     refused = refusal(plan)
@@ -151,7 +151,7 @@ def _print_plan(
     else:
         if resolved:
             print(to_yaml(recipe), end="")
-        print("\n".join(page.lines(plan)), file=sys.stderr if resolved else sys.stdout)
+        print("\n".join(render.lines(plan)), file=sys.stderr if resolved else sys.stdout)
     if refused is not None:
         raise typer.Exit(tell(refused))
 
@@ -162,8 +162,7 @@ def _made(recipe: Any, how: dict[str, Any], *, quiet: bool, debug: bool) -> Any:
 
     quiet_libraries()  # before the first heavy import
 
-    from instructkit.plan.make import make
-    from instructkit.stages import collector
+    from instructkit.plan.plan import make
 
     with Console(quiet=quiet, debug=debug) as console:
 
@@ -172,4 +171,4 @@ def _made(recipe: Any, how: dict[str, Any], *, quiet: bool, debug: bool) -> Any:
                 load_libraries()
 
         with console.phase("planning: data, rows, memory and time"):
-            return make(recipe, collector(recipe), loading=loading, **how)
+            return make(recipe, loading=loading, **how)

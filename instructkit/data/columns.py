@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from instructkit.data.records import SHAPES, Row
+from instructkit.data.rows import SHAPES, Row
 from instructkit.data.thumbs import number_of
 from instructkit.errors import InputError
 

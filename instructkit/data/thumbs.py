@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from instructkit.data.records import Row
+from instructkit.data.rows import Row
 
 # Words only: "-1" and "+1" are numbers, and the scale gives their meaning.
 GOOD = ("up", "thumbs_up", "thumbs up", "thumbsup", "👍", "good", "positive", "like", "liked", "yes", "true")

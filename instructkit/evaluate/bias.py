@@ -7,14 +7,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from instructkit import adapters
-from instructkit.encode import IGNORED, Prompt, encode_with_labels
-from instructkit.evaluate.generate import answer, row_likelihoods
-from instructkit.evaluate.laws import Parent, asked
+from instructkit.evaluate.conduct import declines, sentiment
+from instructkit.evaluate.results import Contrasts, FourAnswers
 from instructkit.evaluate.sets import Pair, Unit
-from instructkit.evaluate.words import declines, sentiment
-from instructkit.feedback.measured import Contrasts, FourAnswers
-from instructkit.progress import counted
+from instructkit.models import adapters
+from instructkit.models.generate import Parent, answer, asked, row_likelihoods
+from instructkit.models.tokens import IGNORED, Prompt, encode_with_labels
+from instructkit.runs.progress import counted
 
 ROUND = 48  # units that are sampled together
 FEWEST_ROUNDS = 3  # twelve sets of names, the fewest for a reliable bound by names

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instructkit.encode import IGNORED, Prompt, encode_prompt, encode_with_labels, is_chat
-from instructkit.evaluate.laws import Parent, batches, divergence, laws
-from instructkit.evaluate.ngrams import BETWEEN
-from instructkit.evaluate.phrases import RANDOM, candidates, random_ngrams
-from instructkit.feedback.measured import Triggers
+from instructkit.evaluate.ngrams import BETWEEN, RANDOM, candidates, random_ngrams
+from instructkit.evaluate.results import Triggers
+from instructkit.models.generate import Parent, batches, divergence, laws
+from instructkit.models.tokens import IGNORED, Prompt, encode_prompt, encode_with_labels, is_chat
 
 CANDIDATES, LOOKED_AT = 20, 100
 PROMPTS, SCREENING = 16, 2

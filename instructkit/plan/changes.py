@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instructkit.errors import InstructKitError
-from instructkit.machine import Machine
+from instructkit.models.machine import Machine
 from instructkit.plan import memory
 from instructkit.plan.rehearsal import Rehearsal, rehearse
 from instructkit.stages.base import Inputs

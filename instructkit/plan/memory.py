@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from instructkit.machine import Machine
+from instructkit.models.machine import Machine
 
 if TYPE_CHECKING:
     from instructkit.plan.rehearsal import Rehearsal

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from instructkit import models, naming
 from instructkit.errors import InputError
+from instructkit.models import load, source
 
 SCORES = ("ForSequenceClassification", "RewardModel")
 
@@ -58,7 +58,7 @@ class Parent:
         return f"{told}: it reads answers with its own tokenizer and template"
 
 
-def parents(recipe: Any, found: dict[str, naming.Source]) -> list[Parent]:
+def parents(recipe: Any, found: dict[str, source.Source]) -> list[Parent]:
     """
     Every model of a run against the one that is trained; a reward model of another family is allowed, and said.
 
@@ -66,14 +66,14 @@ def parents(recipe: Any, found: dict[str, naming.Source]) -> list[Parent]:
         InputError: when a tokenizer or a config cannot be read.
     """
     own = found["model"]
-    tokenizer = models.load_tokenizer(own, recipe.model)
+    tokenizer = load.load_tokenizer(own, recipe.model)
     told = []
-    for role, source in found.items():
-        config = _config(source, recipe) if role != "critic" else None
+    for role, parent in found.items():
+        config = _config(parent, recipe) if role != "critic" else None
         theirs = (
             tokenizer
             if role == "model"
-            else models.load_tokenizer(source, recipe.model)
+            else load.load_tokenizer(parent, recipe.model)
             if role != "critic"
             else None
         )
@@ -82,22 +82,22 @@ def parents(recipe: Any, found: dict[str, naming.Source]) -> list[Parent]:
         told.append(
             Parent(
                 role,
-                source.name,
-                source.base,
-                str(source.adapter) if source.adapter else None,
+                parent.name,
+                parent.base,
+                str(parent.adapter) if parent.adapter else None,
                 getattr(config, "model_type", None),
                 vocabulary,
                 len(theirs) if theirs is not None else None,
-                same_base=source.base == own.base if other else None,
+                same_base=parent.base == own.base if other else None,
                 same_vocabulary=theirs.get_vocab() == tokenizer.get_vocab() if other and theirs else None,
                 same_template=theirs.chat_template == tokenizer.chat_template if other and theirs else None,
-                warnings=_odd(role, source, config, theirs, vocabulary),
+                warnings=_odd(role, parent, config, theirs, vocabulary),
             )
         )
     return told
 
 
-def _odd(role: str, source: naming.Source, config: Any, tokenizer: Any, vocabulary: int | None) -> list[str]:
+def _odd(role: str, source: source.Source, config: Any, tokenizer: Any, vocabulary: int | None) -> list[str]:
     told = []
     if tokenizer is not None and vocabulary is not None and len(tokenizer) > vocabulary:
         told.append(
@@ -111,7 +111,7 @@ def _odd(role: str, source: naming.Source, config: Any, tokenizer: Any, vocabula
     return told
 
 
-def has_trained_head(source: naming.Source, config: Any) -> bool:
+def has_trained_head(source: source.Source, config: Any) -> bool:
     """Whether a model can score: a reward run can, and what was saved with a head for scores."""
     import json
 
@@ -123,11 +123,11 @@ def has_trained_head(source: naming.Source, config: Any) -> bool:
     return any(name.endswith(SCORES) for name in getattr(config, "architectures", None) or ())
 
 
-def _config(source: naming.Source, recipe: Any) -> Any:
+def _config(source: source.Source, recipe: Any) -> Any:
     from transformers import AutoConfig
 
     try:
-        return models.from_pretrained(AutoConfig, source, recipe.model)
+        return load.from_pretrained(AutoConfig, source, recipe.model)
     except InputError:
         if source.run is not None:
             return None

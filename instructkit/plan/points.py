@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructkit import naming
-from instructkit.data.readers import OnTheHub, local_only
+from instructkit.data.sources import OnTheHub, local_only
 from instructkit.errors import Fault, InputError, NothingNew
+from instructkit.models import source
 from instructkit.recipe.document import Place
-from instructkit.stages import collector
+from instructkit.stages import stage_of
 from instructkit.stages.base import refuse_unfit_parents, refuse_without_weights
 
 # The packages of which each tracker of `trainer.report_to` needs one, where it is not called like its package.
@@ -33,7 +33,7 @@ def faults(recipe: Any, where: Callable[[Place], str], written: Sequence[str] = 
         where: returns the line of a value.
         written: output folders of recipes that run before this one; a parent that is one of them need not be there yet.
     """
-    with naming.expecting(written), local_only():
+    with source.expecting(written), local_only():
         found = [*_parents(recipe, where), *_trackers(recipe, where)]
         known = {fault.message for fault in found}
         return [*found, *(fault for fault in _inputs(recipe) if fault.message not in known)]
@@ -42,7 +42,7 @@ def faults(recipe: Any, where: Callable[[Place], str], written: Sequence[str] = 
 def _parents(recipe: Any, where: Callable[[Place], str]) -> Iterator[Fault]:
     for place, name in _names(recipe):
         try:
-            naming.locate(name)
+            source.locate(name)
         except InputError as error:
             yield Fault(where(place), error.message, error.hint)
 
@@ -80,7 +80,7 @@ def _is_installed(package: str) -> bool:
 def _inputs(recipe: Any) -> list[Fault]:
     """Return the errors of what the stage reads before it loads a model. Data on a hub are not read."""
     try:
-        inputs = collector(recipe)(recipe)
+        inputs = stage_of(recipe).collect(recipe, {})
         there = {role: source for role, source in inputs.parents.items() if Path(source.base).exists()}
         if "model" in there:
             refuse_unfit_parents(recipe, there)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from instructkit.machine import Machine
-from instructkit.runs.temporary import TemporaryFolder
-from instructkit.stages import MODULES
-from instructkit.stages.base import Frame, Inputs, peak_memory, seed_everything
-from instructkit.stages.listener import Listener
+from instructkit.models.machine import Machine
+from instructkit.runs.files import TemporaryFolder
+from instructkit.stages import stage_of
+from instructkit.stages.base import Frame, Inputs, Listener, peak_memory, seed_everything
 
 STEPS, WARM_UP = (
     5,
@@ -51,14 +49,13 @@ def probe(recipe: Any, inputs: Inputs, machine: Machine) -> Probe:
         InputError: for all that the stage refuses.
         InstructKitError: when the weights are not finite after these steps.
     """
-    from instructkit.stages.training import fit
+    from instructkit.stages.trainer import fit
 
-    stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
     started = time.perf_counter()
     with TemporaryFolder() as folder:
         frame = Frame(_without_traces(recipe), inputs, machine, Path(folder), Listener(), resume=False)
         seed_everything(frame.seed)
-        trainer, *_ = stage.prepare(frame)
+        trainer = stage_of(recipe).prepare(frame).trainer
         first, last = _bounds(trainer)
         _shorten(trainer, last)
         ends = _ends_of_steps(trainer)

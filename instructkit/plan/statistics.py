@@ -5,15 +5,72 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from instructkit.data import prepare
+from instructkit.data import near_duplicates, split
 from instructkit.data.sources import Rows
-from instructkit.encode import IGNORED, encode_prompt
-from instructkit.plan import duplicates
-from instructkit.plan.encoded import oddities, parts_of_rows
+from instructkit.models.tokens import IGNORED, encode_prompt
+
+Part = tuple[str, list[int], list[int]]  # title, token ids, labels
+
+
+def parts_of_rows(stage: str, trainer: Any, tokenizer: Any) -> Iterator[list[Part]]:
+    """Each training row as its parts; a prompt alone has nothing to learn, and where a loss has no labels all tokens count."""
+    if stage == "ppo":
+        for prompt in trainer.train_dataset["prompt"]:
+            ids = encode_prompt(tokenizer, prompt)
+            yield [(", a prompt", ids, [IGNORED] * len(ids))]
+        return
+    for row in trainer.train_dataset:
+        if "chosen_ids" in row:
+            yield [(f", {side}", *_answered(row, f"{side}_ids")) for side in ("chosen", "rejected")]
+        else:
+            yield [("", *_with_labels(row))]
+
+
+def oddities(
+    stage: str, tokenizer: Any, rows: Sequence[tuple[list[int], list[int]]], limit: int | None = None
+) -> list[str]:
+    """
+    What a template or a length does to rows that nobody would want, in words.
+
+    Args:
+        rows: token ids and labels.
+        limit: rows of that length are known to be cut, and nobody wonders at their ends.
+    """
+    bos, eos, count = tokenizer.bos_token_id, tokenizer.eos_token_id, len(rows)
+    told = []
+    if twice := sum(bos is not None and ids[:2] == [bos, bos] for ids, _ in rows):
+        told.append(
+            f"{twice} of {count} rows begin with {tokenizer.bos_token} twice: the template adds one too many"
+        )
+    if stage == "ppo":
+        return told
+    if masked := sum(all(label == IGNORED for label in labels) for _, labels in rows):
+        told.append(
+            f"{masked} of {count} rows have no token that is learned: cut off by max_length, or the template marks none"
+        )
+    whole = [ids for ids, _ in rows if limit is None or len(ids) < limit]
+    if endless := sum(eos is not None and eos not in ids[-3:] for ids in whole):
+        what = "the model will not learn to stop there" if stage != "reward" else "no score is about an end"
+        told.append(f"{endless} of {count} rows do not end with {tokenizer.eos_token}: {what}")
+    return told
+
+
+def _with_labels(row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    if "input_ids" in row:
+        ids = row["input_ids"]
+        return ids, row.get("labels", ids)
+    return _answered(row, "completion_ids")
+
+
+def _answered(row: dict[str, Any], name: str) -> tuple[list[int], list[int]]:
+    """An answer behind its prompt, where the row has one apart."""
+    prompt, answer = row.get("prompt_ids", []), row.get(name, [])
+    return [*prompt, *answer], [IGNORED] * len(prompt) + list(answer)
+
 
 MOST_COMPARED = 20_000  # rows that are compared for doubles; what is left out is said
 LOOKED_AT = 1000  # rows whose letters and languages are counted
@@ -100,8 +157,8 @@ def of_rows(stage: str, trainer: Any, tokenizer: Any, data: dict[str, Rows]) -> 
     learned = sum(label != IGNORED for _, _, labels in parts for label in labels)
     trained = data.get("train", data.get("events"))
     held_out = data.get("eval", data.get("test"))
-    texts = [duplicates.text_of(row) for row in trained.rows[:MOST_COMPARED]]
-    exact, near = duplicates.doubles(texts)
+    texts = [near_duplicates.text_of(row) for row in trained.rows[:MOST_COMPARED]]
+    exact, near = near_duplicates.doubles(texts)
     held_out_near, near_pairs = _near_held_out(held_out, trained, texts)
     by_language, spoken = languages(texts[:LOOKED_AT])
     # Such packs end within a row.
@@ -152,7 +209,7 @@ def _cut(trainer: Any, tokenizer: Any, rows: Rows, kept: int) -> Cut | None:
 
 def _may_exceed(row: dict[str, Any], args: Any) -> bool:
     turns = len(row.get("messages", ())) + 2
-    return len(duplicates.text_of(row).encode("utf-8", "replace")) + 64 * turns > args.max_length
+    return len(near_duplicates.text_of(row).encode("utf-8", "replace")) + 64 * turns > args.max_length
 
 
 def _whole(tokenizer: Any, row: dict[str, Any]) -> tuple[int, int]:
@@ -204,7 +261,7 @@ def _beyond_positions(trainer: Any, lengths: Sequence[int]) -> list[str]:
 
 def _begun(trained: Rows, held_out: Rows) -> str | None:
     """Held-out conversations that go on from trained ones; the loss on them counts what is known already."""
-    found = prepare.begun(trained, held_out)
+    found = split.begun(trained, held_out)
     if not found:
         return None
     (first, there), *_ = found.items()
@@ -218,7 +275,9 @@ def _near_held_out(held_out: Rows | None, trained: Rows, texts: list[str]) -> tu
     """How many held-out rows are near to a training row, and the places of the first few pairs."""
     if held_out is None:
         return None, []
-    found = duplicates.pairs([duplicates.text_of(row) for row in held_out.rows[:MOST_COMPARED]], texts)
+    found = near_duplicates.pairs(
+        [near_duplicates.text_of(row) for row in held_out.rows[:MOST_COMPARED]], texts
+    )
     first = sorted(found.items())[:SHOWN_PAIRS]
     return len(found), [f"{held_out.places[i]} and {trained.places[j]}" for i, j in first]
 

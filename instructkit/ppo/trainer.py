@@ -12,6 +12,7 @@ Huang et al. 2024 (2403.17031).
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,16 +23,32 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import RLOOTrainer
 
-from instructkit.ppo import figures, limits, rollout
+from instructkit.ppo import limits, metrics, rollout
+from instructkit.ppo.checkpoint import Keeping, State
 from instructkit.ppo.config import PPOConfig
-from instructkit.ppo.keeping import Keeping
 from instructkit.ppo.ptx import Row, TextRows
-from instructkit.ppo.reader import Reading, add_reader
-from instructkit.ppo.reference import frozen_copy, without_reference
-from instructkit.ppo.rewarding import TokenRewards
-from instructkit.ppo.sampling import Sampling
-from instructkit.ppo.state import State
-from instructkit.ppo.updating import Updating
+from instructkit.ppo.rollout import Reading, add_reader
+from instructkit.ppo.rollout_step import Sampling
+from instructkit.ppo.scores import TokenRewards
+from instructkit.ppo.update_step import Updating
+
+
+def frozen_copy(model: Any) -> Any:
+    """A frozen copy of the policy; None where the policy is an adapter, or only a name that TRL will load."""
+    if not isinstance(model, nn.Module) or hasattr(model, "peft_config"):
+        return None
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def without_reference(config: PPOConfig) -> Iterator[None]:
+    """TRL builds no reference of its own while the coefficient is 0."""
+    beta, config.beta = config.beta, 0.0
+    try:
+        yield
+    finally:
+        config.beta = beta
+
 
 SEAMS = (
     "_generate",
@@ -138,7 +155,7 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         # Of the first rollout, where its own was kept: what the first pass is compared with.
         self._second_reading: Tensor | None = None
         self._checked = False
-        self._of_step = figures.OfStep()
+        self._of_step = metrics.OfStep()
         self._left_early, self._norm_of_text = False, 0.0
         self._started = self._rollout_done = time.perf_counter()
 

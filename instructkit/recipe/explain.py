@@ -2,20 +2,102 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import importlib.util
+import re
 import types
 import typing
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from instructkit.errors import InputError
-from instructkit.recipe import field_docs, homes, run_defaults, trainer_fields
-from instructkit.recipe.schema import RECIPES, STAGES, sections
-from instructkit.recipe.section import MOST
-from instructkit.recipe.yaml_core import inline
+from instructkit.recipe import aliases, trainer
+from instructkit.recipe.schema import MOST, RECIPES, STAGES, sections
+from instructkit.recipe.yaml import inline
+
+# The classes of each config, the most derived first: package, file, class.
+_TRL = [
+    ("trl", "trainer/base_config.py", "_BaseConfig"),
+    ("transformers", "training_args.py", "TrainingArguments"),
+]
+CONFIGS = {
+    "sft": [("trl", "trainer/sft_config.py", "SFTConfig"), *_TRL],
+    "reward": [("trl", "trainer/reward_config.py", "RewardConfig"), *_TRL],
+    "ppo": [
+        ("instructkit", "ppo/config.py", "PPOConfig"),
+        ("trl", "trainer/rloo_config.py", "RLOOConfig"),
+        *_TRL,
+    ],
+    "dpo": [("trl", "trainer/dpo_config.py", "DPOConfig"), *_TRL],
+    "kto": [("trl", "trainer/kto_config.py", "KTOConfig"), *_TRL],
+}
+
+
+def meaning(config: str, name: str) -> tuple[str, str] | None:
+    """What a field of a config means and which class says so; None where no class says anything."""
+    for package, file, kind in CONFIGS[config]:
+        if told := _fields(package, file, kind).get(name):
+            return told, kind
+    return None
+
+
+@cache
+def _fields(package: str, file: str, kind: str) -> dict[str, str]:
+    spec = importlib.util.find_spec(package)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    path = Path(places[0]) / file if places else None
+    if path is None or not path.is_file():
+        return {}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind), None)
+    if found is None:
+        return {}
+    return _from_docstring(ast.get_docstring(found) or "") | _from_metadata(found)
+
+
+def _from_metadata(config: ast.ClassDef) -> dict[str, str]:
+    """The `help` of each `field(..., metadata={"help": ...})`."""
+    found = {}
+    for node in config.body:
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call)):
+            continue
+        for keyword in node.value.keywords:
+            if keyword.arg == "metadata" and (told := _help(keyword.value)):
+                found[node.target.id] = told
+    return found
+
+
+def _help(metadata: ast.expr) -> str | None:
+    try:
+        return _plain(
+            ast.literal_eval(metadata)["help"].replace("%%", "%")
+        )  # as argparse writes a percent sign
+    except (ValueError, KeyError, TypeError):  # worked out by code; the docstring tells it
+        return None
+
+
+def _from_docstring(text: str) -> dict[str, str]:
+    """Entries of the form "name (`type`, ...):" with their text indented below."""
+    found: dict[str, str] = {}
+    entry = re.compile(r"^( *)([a-z_0-9]+) \(.*\):\s*$", re.MULTILINE)
+    matches = list(entry.finditer(text))
+    for i, match in enumerate(matches):
+        end = matches[i + 1].start() if i + 1 < len(matches) else len(text)
+        lines = text[match.end() : end].splitlines()
+        deeper = [line for line in lines if not line.strip() or line.startswith(match.group(1) + " ")]
+        found[match.group(2)] = _plain(" ".join(deeper))
+    return found
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"\[`~?([^`\]]*)`\]", r"`\1`", text).split())
+
 
 REQUIRED = "required"
 STAGE = "The command that this recipe is for."
@@ -65,8 +147,8 @@ def explain(name: str) -> Topic:
     here = _recipe(stage)
     for part in parts[1:]:
         inner = {topic.name.rpartition(".")[2]: topic for topic in here.parts}
-        if part in trainer_fields.OURS and here.name == f"{stage}.trainer":
-            raise InputError(f"`{here.name}.{part}` is not set here", hint=trainer_fields.OURS[part])
+        if part in trainer.OURS and here.name == f"{stage}.trainer":
+            raise InputError(f"`{here.name}.{part}` is not set here", hint=trainer.OURS[part])
         if not inner:
             raise InputError(f"`{here.name}` has no parts", hint=f"`instructkit explain {here.name}`")
         if part not in inner:
@@ -127,7 +209,7 @@ def _trainer(stage: str) -> Topic:
             "{}",
             parts=_trl(f"{stage}.trainer.{part}", part, part, "update" if part == "sft" else part),
         )
-        for part in trainer_fields.UPDATE_PARTS
+        for part in trainer.UPDATE_PARTS
     ]
     common = _trl(f"{stage}.trainer", stage, "sft", "update")
     return Topic(f"{stage}.trainer", told, "section", "{}", parts=(*common, *parts))
@@ -136,13 +218,13 @@ def _trainer(stage: str) -> Topic:
 def _trl(prefix: str, fields: str, config: str, runs: str) -> tuple[Topic, ...]:
     """The fields of a TRL config, each with the default that it has in our runs of a kind."""
     found = []
-    for name, field in trainer_fields.schema()[fields].items():
-        if name in trainer_fields.OURS:
+    for name, field in trainer.schema()[fields].items():
+        if name in trainer.OURS:
             continue
-        meaning, source = field_docs.meaning(config, name) or ("", "TRL")
+        text, source = meaning(config, name) or ("", "TRL")
         kind = " | ".join(field["types"]) if "choices" not in field else " | ".join(field["choices"])
-        default = run_defaults.in_words(runs, name, inline(field["default"]))
-        found.append(Topic(f"{prefix}.{name}", meaning, kind, default, _unit(name, kind), source))
+        default = trainer.in_words(runs, name, inline(field["default"]))
+        found.append(Topic(f"{prefix}.{name}", text, kind, default, _unit(name, kind), source))
     return tuple(found)
 
 
@@ -203,7 +285,7 @@ def _meant(parts: list[str]) -> str:
 def _elsewhere(part: str, above: str, names: list[str]) -> str:
     """The sections of this stage that have it, by its name or another one, else the nearest name, else all of them."""
     stage, section = above.partition(".")[0], above.rpartition(".")[2]
-    same = trainer_fields.FOREIGN.get(part) if section == "trainer" else homes.same_within(section, part)
+    same = trainer.FOREIGN.get(part) if section == "trainer" else aliases.same_within(section, part)
     if same in names:
         return f"`instructkit explain {above}.{same}` does the same"
     found = [name for name in _names(_recipe(stage)) if name.endswith(f".{part}")]

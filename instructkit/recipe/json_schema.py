@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from instructkit.recipe import run_defaults, trainer_fields
+from instructkit.recipe import trainer
 from instructkit.recipe.schema import RECIPES
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -37,7 +37,7 @@ def json_schema(stage: str) -> dict[str, Any]:
 def _trainer(stage: str) -> dict[str, Any]:
     fields = _fields(stage)
     if stage == "lora-update":
-        parts = trainer_fields.UPDATE_PARTS
+        parts = trainer.UPDATE_PARTS
         fields |= {part: _object(_fields(part, "update" if part == "sft" else part)) for part in parts}
     return _object(fields)
 
@@ -50,24 +50,24 @@ def _fields(stage: str, runs: str | None = None) -> dict[str, Any]:
     """The fields of a trainer, each with the default that it has in our runs of a kind."""
     return {
         name: _field(name, field, runs or stage)
-        for name, field in trainer_fields.schema()[stage].items()
-        if name not in trainer_fields.OURS
+        for name, field in trainer.schema()[stage].items()
+        if name not in trainer.OURS
     }
 
 
 def _field(name: str, field: dict[str, Any], runs: str) -> dict[str, Any]:
-    given = {"default": run_defaults.value(runs, name, field["default"])}
-    made: dict[str, Any] = {} if run_defaults.depends(runs, name) else given
+    given = {"default": trainer.value(runs, name, field["default"])}
+    made: dict[str, Any] = {} if trainer.depends(runs, name) else given
     if "any" not in field["types"]:
         # Null gives the default back where TRL takes none.
         made["type"] = list(dict.fromkeys([*(_TYPES[kind] for kind in field["types"]), "null"]))
     if "choices" in field and field["types"] == ["str"]:
         made["enum"] = [*field["choices"], None]
-    if name in trainer_fields.ABOVE_0:
+    if name in trainer.ABOVE_0:
         made["exclusiveMinimum"] = 0
-    if name in trainer_fields.NOT_BELOW_0:
+    if name in trainer.NOT_BELOW_0:
         made["minimum"] = 0
-    if name in trainer_fields.BELOW_1:
+    if name in trainer.BELOW_1:
         made["exclusiveMaximum"] = 1
     return made
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from instructkit.recipe.document import Document, Place
-from instructkit.recipe.yaml_core import inline, write
+from instructkit.recipe.yaml import inline, write
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:

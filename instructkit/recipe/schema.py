@@ -4,10 +4,105 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from instructkit.recipe.gates import PpoGates, RewardGates, SftGates, UpdateGates
-from instructkit.recipe.section import MOST, Name, Positive, Section, Share
+Share = Annotated[float, Field(gt=0, lt=1)]
+MOST = 2**31  # no count in a recipe reaches it
+Positive = Annotated[int, Field(gt=0, lt=MOST)]
+Name = Annotated[str, Field(pattern=r"\S")]  # what names a thing is not empty
+
+
+class Section(BaseModel):
+    """A mapping of a recipe; keys it does not know are faults."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class SftGates(Section):
+    """What a fine-tuned model must satisfy."""
+
+    loss_ratio_max: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="upper bound of held-out loss after / before"
+    )
+
+
+class RewardGates(Section):
+    """What a reward model must satisfy."""
+
+    accuracy_min: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="held-out pairs ordered right"
+    )
+
+
+class PpoGates(Section):
+    """What a policy must satisfy."""
+
+    judge: Name | None = Field(
+        None, description="demo/judge, module:function or file.py:function; measures only"
+    )
+    judge_gain_min: float = Field(0.0, description="the gain's lower bound must lie above")
+    kl_max_nats: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="KL to the reference, nats per answer, must lie below"
+    )
+
+
+class UpdateGates(Section):
+    """What an adapter must satisfy to be promoted; a null switches a gate off."""
+
+    feedback_gain_min: float = Field(
+        0.0, description="lower bound of the gain on held-out feedback, nats per token"
+    )
+    reward_model: Name | None = Field(
+        None,
+        description="run folder, folder or hub id; scores fresh answers to the prompts of held-out feedback",
+    )
+    reward_gain_min: float = Field(0.0, description="lower bound of the gain in its score")
+    general_loss_ratio_max: Annotated[float, Field(gt=0)] = Field(
+        1.01, description="upper bound of general loss after / before"
+    )
+    general_accuracy_loss_max: float | None = Field(
+        0.01, description="upper bound of the accuracy lost on `feedback.tasks`"
+    )
+    group_loss_max: float | None = Field(
+        0.1, description="upper bound of the accuracy that any group or tag loses on held-out feedback"
+    )
+    bias_growth_max: float | None = Field(
+        0.05, description="upper bound of how much further from a half stereotypes are preferred"
+    )
+    contrast_growth_max: float | None = Field(
+        0.5,
+        description="upper bound of how much more answers to two groups differ than those to one, in spreads of an answer",
+    )
+    kl_max_nats: Annotated[float, Field(gt=0)] | None = Field(
+        8.0, description="KL to the parent on general prompts, nats per answer, at most"
+    )
+    length_ratio_min: Annotated[float, Field(ge=0)] | None = Field(
+        0.8, description="mean answer length after / before, at least"
+    )
+    length_ratio_max: Annotated[float, Field(gt=0)] | None = Field(
+        1.25, description="mean answer length after / before, at most"
+    )
+    conduct_loss_max: float | None = Field(
+        0.1, description="upper bound of growth in unended, repetitive and refusing answers, shares"
+    )
+    trigger: bool = Field(True, description="refuse words of the feedback that move answers to anything")
+    memory: bool = Field(True, description="refuse secrets that the model has learned by heart")
+    judge: Name | None = Field(
+        None, description="as for ppo; scores answers to the prompts of the general rows; measures only"
+    )
+    judge_gain_min: float = Field(
+        -0.25, description="lower bound of the change, in spreads of the scores of the parent's answers"
+    )
+    on_undecided: Literal["refuse", "pass"] = Field(
+        "refuse", description="what a gate with too few figures does"
+    )
+    rescue: bool = Field(
+        True,
+        description="when feedback was learned and something else harmed, try smaller scales of the adapter",
+    )
+
 
 STAGES = ("sft", "reward", "ppo", "lora-update")
 _FORMAT = (
@@ -225,7 +320,9 @@ class RunSection(Section):
     compare: Positive = Field(64, description="held-out prompts answered before and after PPO")
 
 
-class _Recipe(Section):
+class Recipe(Section):
+    """What every recipe has."""
+
     stage: str
     model: ModelSection
     trainer: dict[str, Any] = {}
@@ -233,7 +330,7 @@ class _Recipe(Section):
     source: str = Field("", exclude=True)
 
 
-class SftRecipe(_Recipe):
+class SftRecipe(Recipe):
     """Supervised fine-tuning."""
 
     stage: Literal["sft"]
@@ -242,7 +339,7 @@ class SftRecipe(_Recipe):
     gates: SftGates = SftGates()
 
 
-class RewardRecipe(_Recipe):
+class RewardRecipe(Recipe):
     """A reward model."""
 
     stage: Literal["reward"]
@@ -251,7 +348,7 @@ class RewardRecipe(_Recipe):
     gates: RewardGates = RewardGates()
 
 
-class PpoRecipe(_Recipe):
+class PpoRecipe(Recipe):
     """PPO."""
 
     stage: Literal["ppo"]
@@ -262,7 +359,7 @@ class PpoRecipe(_Recipe):
     gates: PpoGates = PpoGates()
 
 
-class LoraUpdateRecipe(_Recipe):
+class LoraUpdateRecipe(Recipe):
     """A LoRA update from feedback."""
 
     stage: Literal["lora-update"]
@@ -271,7 +368,7 @@ class LoraUpdateRecipe(_Recipe):
     gates: UpdateGates = UpdateGates()
 
 
-RECIPES: dict[str, type[_Recipe]] = {
+RECIPES: dict[str, type[Recipe]] = {
     "sft": SftRecipe,
     "reward": RewardRecipe,
     "ppo": PpoRecipe,

@@ -12,7 +12,7 @@ from typing import Any
 
 from instructkit.runs.files import TEMPORARIES
 from instructkit.runs.lineage import model_files, run_hash
-from instructkit.runs.reading import RECORD, is_run, read_record
+from instructkit.runs.read import RECORD, is_run, read_record
 
 SAVING_FOLDER = ".saving"  # holds the model files while they are written
 CHECKPOINTS = "checkpoints"

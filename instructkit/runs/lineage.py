@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.errors import InputError
-from instructkit.runs.chains import beside, is_chain
 from instructkit.runs.files import plain
-from instructkit.runs.reading import is_run, read_record, read_run
+from instructkit.runs.pointer import beside, is_chain
+from instructkit.runs.read import is_run, read_record, read_run
 
 # What makes up a model; records, logs, optimizer states and pickled arguments do not.
 MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf", ".py"}

@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from instructkit.errors import InputError
-from instructkit.runs import contents, surroundings
+from instructkit.runs import contents
 from instructkit.runs.files import sweep, write_json_atomic
 from instructkit.runs.lineage import recipe_changes, recipe_hash, run_hash
 from instructkit.runs.lock import FolderLock, is_held
-from instructkit.runs.reading import FORMAT, RECORD, is_run, read_record, read_run
+from instructkit.runs.read import FORMAT, RECORD, is_run, read_record, read_run
+
+PACKAGES = ("instructkit", "torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
+GIT_SECONDS = 5
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of what shapes a result, without importing any of it."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """`commit` and `dirty` of the working folder, where the recipes live; None outside git."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": None, "dirty": None}
+    changes = _git("status", "--porcelain")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def hardware() -> dict[str, Any]:
+    """The machine as the standard library sees it; a stage adds what torch sees."""
+    return {"machine": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+            check=False,
+            encoding="utf-8",
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
 
 __all__ = ["RunFolder", "is_run", "read_run", "write_json_atomic"]
 
@@ -121,7 +175,7 @@ class RunFolder:
         """
         self.update(
             status="done",
-            ended=surroundings.now(),
+            ended=now(),
             metrics=metrics or {},
             measurements=list(measurements),
             gates=list(gates),
@@ -137,12 +191,12 @@ class RunFolder:
 
     def fail(self, error_text: str) -> None:
         """Close the record with status `failed` and the reason."""
-        self.update(status="failed", ended=surroundings.now(), error=error_text)
+        self.update(status="failed", ended=now(), error=error_text)
 
     def interrupted(self, why: str = "") -> None:
         """Close the record with status `interrupted` and the reason."""
         error = why or "interrupted from the keyboard"
-        self.update(status="interrupted", ended=surroundings.now(), error=error)
+        self.update(status="interrupted", ended=now(), error=error)
 
     def withdraw(self) -> None:
         """Remove a run that ended before its first step, and put back the run that it should have replaced."""
@@ -240,10 +294,10 @@ class RunFolder:
             "recipe": recipe,
             "recipe_hash": recipe_hash(recipe),
             "seed": (recipe.get("run") or {}).get("seed"),
-            "versions": surroundings.versions(),
-            **surroundings.git_state(),
-            "hardware": surroundings.hardware(),
-            "started": surroundings.now(),
+            "versions": versions(),
+            **git_state(),
+            "hardware": hardware(),
+            "started": now(),
             "ended": None,
             "data": {},
             "parents": {},

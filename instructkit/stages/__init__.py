@@ -5,29 +5,29 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from instructkit.stages.base import Reporter, RunOptions, quiet_libraries
-from instructkit.stages.running import run
+from instructkit.recipe.schema import Recipe
+from instructkit.stages.base import Reporter, RunOptions, Stage, quiet_libraries
+from instructkit.stages.run import run
 
-MODULES = {"sft": "sft", "reward": "reward", "ppo": "ppo", "lora-update": "lora_update"}
-
-
-def collector(recipe: Any) -> Any:
-    """The function that reads the data and finds the parents of a recipe's stage."""
-    return importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}").collect
+MODULES = {"sft": "sft", "reward": "reward", "ppo": "ppo.stage", "lora-update": "lora_update.stage"}
 
 
-def run_stage(recipe: Any, options: RunOptions, reporter: Reporter) -> dict[str, Any]:
+def stage_of(recipe: Recipe) -> Stage[Any, Any]:
+    """Return the stage that a recipe names."""
+    stage: Stage[Any, Any] = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}").STAGE
+    return stage
+
+
+def run_stage(recipe: Recipe, options: RunOptions, reporter: Reporter) -> dict[str, Any]:
     """
-    Carry out the stage of a recipe.
+    Run the stage of a recipe.
 
     Returns:
         The run record.
 
     Raises:
-        InputError: for what the user can mend, before anything is written.
-        GateRefused: when the run is done and a gate says no.
+        InputError: for an error that the user can fix, before anything is written.
+        GateRefused: when the run is complete and a gate failed.
     """
-    quiet_libraries()  # before a stage imports what reports at once
-    stage = importlib.import_module(f"instructkit.stages.{MODULES[recipe.stage]}")
-    finish = getattr(stage, "finish", lambda *_: None)
-    return run(recipe, options, reporter, collect=stage.collect, train=stage.train, finish=finish)
+    quiet_libraries()  # before a stage imports a library that prints at once
+    return run(stage_of(recipe), recipe, options, reporter)

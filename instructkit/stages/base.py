@@ -1,4 +1,4 @@
-"""What a stage is given to work with and what it gives back, whatever it trains; and what a plan asks of a run too."""
+"""The contract of a stage: what it reads, what it is given, what it returns. `run` and `plan` use nothing else."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from instructkit import hub, naming
-from instructkit import machine as machines
 from instructkit.data.sources import Rows
-from instructkit.errors import InputError
-from instructkit.machine import Machine
+from instructkit.errors import GateRefused, InputError
+from instructkit.models import machine as machines
+from instructkit.models import source as hub
+from instructkit.models import source as naming
+from instructkit.models.machine import Machine
+from instructkit.recipe.schema import Recipe
 from instructkit.runs.contents import CHECKPOINTS
 from instructkit.runs.metrics import MetricsWriter
 from instructkit.stages.contention import Contention
 from instructkit.stages.formats import Format
 from instructkit.stages.stopping import Stop
 
-__all__ = ["CHECKPOINTS", "Frame", "Inputs", "Reporter", "Result", "RunOptions"]
+__all__ = ["CHECKPOINTS", "Frame", "Inputs", "Prepared", "Reporter", "Result", "RunOptions", "Stage"]
 
 LOADING = "loading torch, transformers and trl"  # announced before the first heavy import
 PREPARING = "loading the model and preparing the rows"  # a phase of every stage
@@ -80,7 +83,7 @@ class Inputs:
         """The same as data."""
         return {}
 
-    def undecidable(self, recipe: Any) -> tuple[list[str], bool]:
+    def undecidable(self, recipe: Recipe) -> tuple[list[str], bool]:
         """Return the gates that the data are too few to decide, and whether these refuse the result."""
         return [], False
 
@@ -89,9 +92,29 @@ class Inputs:
         return {}
 
 
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+InputsT = TypeVar("InputsT", bound=Inputs)
+
+
+@dataclass
+class Prepared:
+    """
+    What training starts from.
+
+    Attributes:
+        trainer: TRL's trainer of the stage with encoded and checked rows; of several, the one that needs the most memory.
+        tokenizer: of the model that is trained.
+        scorers: reward models and functions that score responses during training.
+    """
+
+    trainer: Any
+    tokenizer: Any
+    scorers: Sequence[Any] = ()
+
+
 @dataclass
 class Result:
-    """What a stage leaves behind: a function that writes its model, and what was measured before and after."""
+    """What training returns: a function that writes the model, and the measurements before and after."""
 
     save: Callable[[Path], None]
     measurements: list[dict[str, Any]]
@@ -102,11 +125,11 @@ class Result:
 
 
 @dataclass
-class Frame:
-    """What a stage is given to work with."""
+class Frame(Generic[RecipeT, InputsT]):
+    """What a stage works with during a run."""
 
-    recipe: Any
-    inputs: Inputs
+    recipe: RecipeT
+    inputs: InputsT
     machine: Machine
     folder: Path
     reporter: Reporter
@@ -146,12 +169,56 @@ class Frame:
             self.clock[what] = round(self.clock.get(what, 0.0) + time.perf_counter() - started, 2)
 
 
-def uses_default_checkpoints(recipe: Any) -> bool:
+class Stage(ABC, Generic[RecipeT, InputsT]):
+    """
+    One training command. `stages.run` and `plan` call these methods in this order.
+
+    Attributes:
+        name: of the command, and of `stage:` in recipes.
+        recipe_type: class of its recipes.
+        task: PEFT's name for what the model does.
+    """
+
+    name: ClassVar[str]
+    recipe_type: ClassVar[type[Recipe]]
+    task: ClassVar[str] = "CAUSAL_LM"
+
+    @abstractmethod
+    def collect(self, recipe: RecipeT, begun: Mapping[str, Any]) -> InputsT:
+        """
+        Read the data and find the parents, without loading a model.
+
+        Args:
+            begun: what `Inputs.begun` returned for the run that is resumed; empty for a new run.
+
+        Raises:
+            InputError: for every error in data and parents.
+        """
+
+    @abstractmethod
+    def prepare(self, frame: Frame[RecipeT, InputsT]) -> Prepared:
+        """Build the trainer with its model and encoded rows."""
+
+    @abstractmethod
+    def train(self, frame: Frame[RecipeT, InputsT]) -> Result:
+        """Measure, train, measure again and decide the gates."""
+
+    def finish(self, recipe: RecipeT, folder: Path, note: Callable[[str], None]) -> GateRefused | None:
+        """
+        Act on a complete run folder. A repetition must change nothing, since a run may be cut off before or after this.
+
+        Returns:
+            The error of a run that passed its gates and was not promoted, else None.
+        """
+        return None
+
+
+def uses_default_checkpoints(recipe: Recipe) -> bool:
     """Return whether a recipe leaves it to the defaults when checkpoints are written and kept."""
     return not set(CHECKPOINT_FIELDS) & set(recipe.trainer)
 
 
-def refuse_unfit_parents(recipe: Any, parents: dict[str, naming.Source]) -> None:
+def refuse_unfit_parents(recipe: Recipe, parents: dict[str, naming.Source]) -> None:
     """A reward model may go on from any run; otherwise policies answer and reward models score."""
     for role, source in parents.items():
         if role == "critic":
@@ -177,7 +244,7 @@ def refuse_without_weights(parents: dict[str, naming.Source]) -> None:
             )
 
 
-def refuse_undecidable(recipe: Any, shortages: Sequence[str], refuses: bool) -> None:
+def refuse_undecidable(recipe: Recipe, shortages: Sequence[str], refuses: bool) -> None:
     """
     Refuse to train an update whose gates cannot be decided on so little data.
 
@@ -254,10 +321,10 @@ def load_libraries() -> None:
     """Import what training needs. This takes seconds, so the caller shows it as a phase."""
     import trl  # noqa: F401
 
-    import instructkit.stages.training  # noqa: F401
+    import instructkit.stages.trainer  # noqa: F401
 
 
-def choose_machine(recipe: Any) -> Machine:
+def choose_machine(recipe: Recipe) -> Machine:
     """The machine for a recipe, with reasons."""
     return machines.choose(recipe.model.dtype, recipe.model.quantization)
 
@@ -292,7 +359,7 @@ def measurement(name: str, **figures: Any) -> dict[str, Any]:
     return {"name": name, **blank, **figures}
 
 
-def metrics_writer(frame: Frame) -> MetricsWriter:
+def metrics_writer(frame: Frame[Any, Any]) -> MetricsWriter:
     """The writer of every logged step of this run."""
     return MetricsWriter(frame.folder / "metrics.jsonl")
 
@@ -300,3 +367,31 @@ def metrics_writer(frame: Frame) -> MetricsWriter:
 def prompt_of(row: dict[str, Any]) -> Any:
     """The prompt of a demonstration: everything before the last answer."""
     return row["messages"][:-1] if "messages" in row else row["prompt"]
+
+
+class Listener:
+    """Keeps the notes; everything else passes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.dropped: dict[str, int] = {}  # rows that the trainer leaves out, by reason
+
+    def note(self, text: str) -> None:
+        """Keep a line."""
+        self.notes.append(text)
+
+    def phase(self, title: str, *, announced: bool = False) -> AbstractContextManager[None]:
+        """Nothing is shown."""
+        return nullcontext()
+
+    def stage_started(self, title: str, total_steps: int | None) -> None:
+        """Nothing is shown."""
+
+    def step(self, step: int, total: int, figures: dict[str, float]) -> None:
+        """Nothing is shown."""
+
+    def finished(self) -> None:
+        """Nothing is shown."""
+
+    def table(self, run: dict[str, Any]) -> None:
+        """There is no table."""

@@ -102,7 +102,7 @@ def _beside(stage: str) -> tuple[str, ...]:
     """What a stage needs beside what Trainer writes."""
     if stage != "ppo":
         return ()
-    from instructkit.ppo.keeping import CRITIC_FILE
+    from instructkit.ppo.checkpoint import CRITIC_FILE
 
     return (CRITIC_FILE,)
 

@@ -12,36 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.errors import GateRefused, InstructKitError
-from instructkit.feedback.gates import stands_against
-from instructkit.feedback.remedies import refusal
-from instructkit.recipe.schema import RECIPES
+from instructkit.evaluate.gates import stands_against
+from instructkit.feedback.promotion.decide import refusal
+from instructkit.recipe.schema import Recipe
 from instructkit.runs.lock import is_held
-from instructkit.runs.reading import is_run, read_record
+from instructkit.runs.read import is_run, read_record
 from instructkit.runs.record import RunFolder, is_being_replaced
-from instructkit.stages.base import CHECKPOINTS, uses_default_checkpoints
+from instructkit.stages.base import CHECKPOINTS, Stage, uses_default_checkpoints
 
-Finish = Callable[[Any, Path, Callable[[str], None]], GateRefused | None]
+Note = Callable[[str], None]
 
 
-def close(recipe: Any, folder: RunFolder, finish: Finish, note: Callable[[str], None]) -> GateRefused | None:
+def close(stage: Stage[Any, Any], recipe: Recipe, folder: RunFolder, note: Note) -> GateRefused | None:
     """
     Take the last steps of a run whose record is complete and whose folder is held.
 
     Returns:
         The error of an update that passed its gates and was not promoted, else None.
     """
-    overtaken = finish(recipe, folder.path, note)
+    overtaken = stage.finish(recipe, folder.path, note)
     _drop_checkpoints(recipe, folder.path)
     folder.update(closing=False)
     return overtaken
 
 
-def again(recipe: Any, output: Path, finish: Finish, note: Callable[[str], None]) -> GateRefused | None:
-    """Repeat the last steps of a complete run whose process was killed in between; of another run ask `finish` alone."""
+def again(stage: Stage[Any, Any], recipe: Recipe, output: Path, note: Note) -> GateRefused | None:
+    """Repeat the last steps of a complete run whose process was killed in between; of another run call `finish` alone."""
     if not read_record(output).get("closing"):
-        return finish(recipe, output, note)
+        return stage.finish(recipe, output, note)
     with RunFolder.opened(output) as folder:
-        return close(recipe, folder, finish, note)
+        return close(stage, recipe, folder, note)
 
 
 def refused(record: dict[str, Any], overtaken: GateRefused | None) -> GateRefused | None:
@@ -60,10 +60,9 @@ def refused(record: dict[str, Any], overtaken: GateRefused | None) -> GateRefuse
 
 
 def repair(
+    stage: Stage[Any, Any],
     output: Path,
-    stage: str,
-    finish: Finish,
-    note: Callable[[str], None],
+    note: Note,
     *,
     apart: Path | None = None,
     raised: Path | None = None,
@@ -72,8 +71,8 @@ def repair(
     Repeat the last steps of complete runs whose process was killed in between.
 
     Args:
-        output: a run folder; the folders next to it are repaired too.
         stage: of the runs.
+        output: a run folder; the folders next to it are repaired too.
         note: called with what was repaired, and with the refusal of a repaired run.
         apart: a run that is not repaired.
         raised: a run whose refusal the caller raises.
@@ -83,12 +82,12 @@ def repair(
     """
     repaired: dict[Path, GateRefused | None] = {}
     for path in sorted(output.parent.iterdir()) if output.parent.is_dir() else []:
-        if path == apart or not _is_cut_off(path, stage):
+        if path == apart or not _is_cut_off(path, stage.name):
             continue
         try:
             with RunFolder.opened(path) as folder:
-                recipe = RECIPES[stage](**folder.record["recipe"])
-                repaired[path] = close(recipe, folder, finish, note)
+                recipe = stage.recipe_type(**folder.record["recipe"])
+                repaired[path] = close(stage, recipe, folder, note)
         except InstructKitError as error:
             note(f"warning: the last steps of {path} cannot be done: {error}")
             continue
@@ -108,7 +107,7 @@ def _is_cut_off(path: Path, stage: str) -> bool:
     return record["status"] == "done" and record["stage"] == stage and bool(record.get("closing"))
 
 
-def _drop_checkpoints(recipe: Any, output: Path) -> None:
+def _drop_checkpoints(recipe: Recipe, output: Path) -> None:
     """Remove what only `--resume` needs, unless the recipe asked for checkpoints itself."""
     if uses_default_checkpoints(recipe):
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)

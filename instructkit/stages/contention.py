@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from instructkit import machine, processes
+from instructkit.models import machine
+from instructkit.runs import processes
 
 WINDOW_SECONDS = 2.0  # shortest time between two looks
 EVERY_SECONDS = 10.0  # between two looks while training

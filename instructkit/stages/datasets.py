@@ -10,7 +10,7 @@ from typing import Any
 from instructkit.data.sources import Rows
 from instructkit.data.table import View
 from instructkit.errors import DataError, Fault
-from instructkit.runs.temporary import TemporaryFolder
+from instructkit.runs.files import TemporaryFolder
 
 ROWS_AT_ONCE = 1000
 _KINDS = (

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from instructkit import models, naming
-from instructkit.data.records import Row, detect_shape
+from instructkit.data.formats import has_messages
+from instructkit.data.rows import Row, detect_shape
 from instructkit.data.sources import Rows
-from instructkit.data.turns import has_messages
 from instructkit.errors import InputError
+from instructkit.models import load
+from instructkit.models import source as naming
+from instructkit.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from instructkit.stages.base import Frame, Inputs
@@ -40,7 +42,7 @@ class Format:
         return f"data format {self.name or 'not set'}: {self.why}"
 
 
-def applied(recipe: Any, inputs: Inputs) -> Inputs:
+def applied(recipe: Recipe, inputs: Inputs) -> Inputs:
     """
     Return the inputs of a stage in the format of the run.
 
@@ -59,7 +61,7 @@ def rendered(data: Mapping[str, Rows], chosen: Format) -> dict[str, Rows]:
     }
 
 
-def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str, Rows]) -> Format:
+def choose(recipe: Recipe, parents: Mapping[str, naming.Source], data: Mapping[str, Rows]) -> Format:
     """
     Return the format of the recipe, else that of the parent run, else chat where the model has a template.
 
@@ -75,7 +77,7 @@ def choose(recipe: Any, parents: Mapping[str, naming.Source], data: Mapping[str,
         return Format(None, "a model does not exist yet")
     key, asked = _setting(recipe)
     source = parents["model"]
-    has_template = "chat_template_path" in recipe.trainer or models.has_chat_template(source, recipe.model)
+    has_template = "chat_template_path" in recipe.trainer or load.has_chat_template(source, recipe.model)
     if asked == AUTO:
         chosen = _by_default(source, has_template, data.get("train"))
         if chosen.name == CHAT and naming.lacks_format(source):
@@ -101,7 +103,7 @@ def _warning(key: str, source: naming.Source) -> str:
     )
 
 
-def _setting(recipe: Any) -> tuple[str, str]:
+def _setting(recipe: Recipe) -> tuple[str, str]:
     """Return the key of the format in a recipe, and its value."""
     of_feedback = recipe.stage == "lora-update"
     section = recipe.feedback if of_feedback else recipe.data
@@ -111,7 +113,7 @@ def _setting(recipe: Any) -> tuple[str, str]:
 def tokenizer_of(frame: Frame) -> Any:
     """Load the tokenizer of the model that is trained, in the format of the run."""
     inputs = frame.inputs
-    return models.load_tokenizer(inputs.parents["model"], frame.recipe.model, data_format=inputs.format.name)
+    return load.load_tokenizer(inputs.parents["model"], frame.recipe.model, data_format=inputs.format.name)
 
 
 def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -> Format:
@@ -126,7 +128,7 @@ def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -
     return Format(CHAT, f"{source.name} has a chat template")
 
 
-def _refuse_another_parent(recipe: Any, source: naming.Source) -> None:
+def _refuse_another_parent(recipe: Recipe, source: naming.Source) -> None:
     (key, asked), trained = _setting(recipe), naming.trained_format(source)
     if trained not in (None, asked):
         raise InputError(
@@ -135,7 +137,7 @@ def _refuse_another_parent(recipe: Any, source: naming.Source) -> None:
         )
 
 
-def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], chosen: Format) -> None:
+def _refuse_other_scorers(recipe: Recipe, parents: Mapping[str, naming.Source], chosen: Format) -> None:
     """Refuse a reward model or a critic that reads another format than the policy."""
     for role, source in parents.items():
         theirs = naming.trained_format(source)
@@ -150,7 +152,7 @@ def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], cho
         if (
             role != "critic"
             and chosen.name == CHAT
-            and not models.has_chat_template(source, recipe.model.of_another())
+            and not load.has_chat_template(source, recipe.model.of_another())
         ):
             raise InputError(
                 f"{recipe.run.output}: its data format is chat ({chosen.why}), but {name} has no chat template",
@@ -158,7 +160,7 @@ def _refuse_other_scorers(recipe: Any, parents: Mapping[str, naming.Source], cho
             )
 
 
-def _refuse_unfit(rows: Rows, chosen: Format, recipe: Any) -> None:
+def _refuse_unfit(rows: Rows, chosen: Format, recipe: Recipe) -> None:
     """Refuse conversations in the format text, and comparisons without a prompt in the format chat."""
     for row, place in zip(rows.rows, rows.places, strict=True):
         if chosen.name == TEXT and has_messages(row, rows.kind):
@@ -173,7 +175,7 @@ def _refuse_unfit(rows: Rows, chosen: Format, recipe: Any) -> None:
             )
 
 
-def _way_to_chat(recipe: Any) -> str:
+def _way_to_chat(recipe: Recipe) -> str:
     key, asked = _setting(recipe)
     if asked == TEXT:
         return f"leave out {key}"

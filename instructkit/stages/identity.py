@@ -11,17 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from instructkit import models
-from instructkit.naming import Source
+from instructkit.models import load
+from instructkit.models.source import Source
+from instructkit.recipe.render import to_dict
+from instructkit.recipe.schema import Recipe
+from instructkit.runs import lineage
 from instructkit.runs.lineage import WEIGHT_SUFFIXES, base_key, file_hash, folder_hash, model_files
-from instructkit.stages.functions import module_of
-from instructkit.stages.update_sides import read_sets
+from instructkit.runs.lock import refuse_held
+from instructkit.runs.read import is_run, read_record
+from instructkit.runs.record import RunFolder
+from instructkit.stages import checkpoints
+from instructkit.stages.base import Inputs, InputsT, Stage
+from instructkit.stages.lora_update.overlap import read_sets
+from instructkit.stages.user_functions import module_of
 
 _LIBRARIES = {Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "purelib", "platlib")}
 _LIBRARIES.add(Path(__file__).resolve().parent.parent)
 
 
-def fingerprints_of_sources(recipe: Any, parents: dict[str, Source]) -> dict[str, str]:
+def fingerprints_of_sources(recipe: Recipe, parents: dict[str, Source]) -> dict[str, str]:
     """Return the SHA-256 of each source of a run, by its name. Rows and parent runs are not sources."""
     hashes: dict[str, str] = {}
     for key, place in _functions(recipe):
@@ -44,7 +52,7 @@ def _template_hash(path: Path) -> str:
     return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
 
 
-def _functions(recipe: Any) -> Iterator[tuple[str, str]]:
+def _functions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield the key and the place of each Python function that a recipe names."""
     for i, item in enumerate(getattr(recipe, "reward", ())):
         if item.function:
@@ -131,6 +139,54 @@ def _of_model(role: str, source: Source) -> dict[str, str]:
         hashes[base_key(role)] = folder_hash(base)
     if source.run is None and source.adapter is not None:
         hashes[f"{role}: adapter files"] = folder_hash(source.adapter)
-    if (template := models.template_of(source)) is not None:
+    if (template := load.template_of(source)) is not None:
         hashes[f"{role}: chat template"] = hashlib.sha256(template.encode()).hexdigest()
     return hashes
+
+
+def collected(stage: Stage[Any, InputsT], recipe: Recipe, *, resume: bool) -> InputsT:
+    """Collect the inputs of a stage; a run that is resumed reads what it had read, and nothing that was added later."""
+    return stage.collect(recipe, _begun(Path(recipe.run.output), recipe.stage) if resume else {})
+
+
+def refuse(recipe: Recipe, inputs: Inputs) -> None:
+    """
+    Refuse to resume a run; changes nothing.
+
+    Raises:
+        InputError: when another process holds its folder, when no run or a finished one is there, when it was begun with another
+            recipe, on other rows or above another parent, or when it has no whole checkpoint.
+    """
+    folder = RunFolder(recipe.run.output)
+    refuse_held(folder.path)
+    folder.unfinished(to_dict(recipe), recipe.stage)
+    lineage.refuse_other_inputs(folder.path, identity(recipe, inputs))
+    checkpoints.refuse_none(folder.path, recipe.stage)
+
+
+def fingerprints(inputs: Inputs) -> dict[str, str]:
+    """Fingerprint of the data, by role."""
+    return {role: rows.fingerprint for role, rows in inputs.data.items()}
+
+
+def hashes(inputs: Inputs) -> dict[str, str]:
+    """What identifies each parent, by role: the run's hash, or the path or id of a model that is no run."""
+    return {
+        role: lineage.run_hash(source.run) if source.run else f"model:{source.base}"
+        for role, source in inputs.parents.items()
+    }
+
+
+def identity(recipe: Recipe, inputs: Inputs) -> lineage.RunIdentity:
+    """Return what shapes the result of a run. This reads every file of its parents."""
+    return lineage.RunIdentity(
+        to_dict(recipe), fingerprints(inputs), hashes(inputs), fingerprints_of_sources(recipe, inputs.parents)
+    )
+
+
+def _begun(output: Path, stage: str) -> dict[str, Any]:
+    """What an unfinished run of this stage has kept of how it was begun."""
+    record = read_record(output) if is_run(output) else {}
+    if record.get("status") == "done" or record.get("stage") != stage:
+        return {}
+    return record.get("begun") or {}

@@ -3,81 +3,97 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from instructkit import models, naming
-from instructkit.data.prepare import load_split, prompt_key
-from instructkit.data.reading import Skipped
-from instructkit.data.sources import Rows
+from instructkit.data.sources import Rows, Skipped
+from instructkit.data.split import load_split, prompt_key
 from instructkit.data.table import mapped, pick
-from instructkit.encode import Prompt, answer_text, encode_answered
 from instructkit.errors import Fault, InputError, InstructKitError
-from instructkit.evaluate import metrics
-from instructkit.feedback import gates
+from instructkit.evaluate import gates, statistics
+from instructkit.models import load
+from instructkit.models import source as naming
+from instructkit.models.tokens import Prompt, answer_text, encode_answered
+from instructkit.recipe.schema import RewardRecipe
 from instructkit.stages import formats
-from instructkit.stages.base import PREPARING, Frame, Inputs, Result, measurement
+from instructkit.stages.base import PREPARING, Frame, Inputs, Prepared, Result, Stage, measurement
 from instructkit.stages.datasets import dataset_of
 
 # float32 scores of the same rows by the same weights, before saving and after loading
 RELOAD_TOLERANCE = 1e-3
 Pairs = Sequence[dict[str, Any]]  # `chosen_ids` and `rejected_ids`, and a `margin` where there is one
+RewardFrame = Frame[RewardRecipe, Inputs]
 
 
-def collect(recipe: Any) -> Inputs:
-    """Comparisons to train on and to hold out, and the model whose body the reward model starts from."""
-    train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
-    data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
+@dataclass
+class PreparedPairs(Prepared):
+    """The trainer of a reward model, and its comparisons as token ids, by role."""
+
+    pairs: dict[str, Pairs] = field(kw_only=True)
 
 
-def train(frame: Frame) -> Result:
-    """Train, centre, measure; see the module."""
-    from instructkit.stages.training import fit
+class Reward(Stage[RewardRecipe, Inputs]):
+    """Train a reward model on comparisons."""
 
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    with frame.reporter.phase(PREPARING):
-        trainer, tokenizer, pairs = prepare(frame)
-    held_out = pairs.get("eval", [])
-    scoring = partial(score_pairs, trainer.model, tokenizer, held_out)
-    before = frame.timed("measure", scoring, phase="measuring before training: held-out comparisons")
-    figures = fit(trainer, frame)
-    after = frame.timed("measure", scoring, phase="measuring after training: held-out comparisons")
-    centring = partial(centre, trainer.model, tokenizer, pairs["train"])
-    offset = frame.timed(
-        "measure", centring, phase="centring the scores: chosen answers of the training rows"
-    )
+    name, recipe_type = "reward", RewardRecipe
+    task = "SEQ_CLS"
 
-    lines, checks = compare(before, after, held_out, prompts_of(frame), recipe.gates.accuracy_min)
-    return Result(
-        save=lambda folder: save(
-            frame, trainer.model, tokenizer, folder, source, offset, pairs["train"][:16]
-        ),
-        measurements=lines,
-        gates=checks,
-        metrics=figures,
-        samples=samples(frame, after),
-        details={"score_offset": offset},
-    )
+    def collect(self, recipe: RewardRecipe, begun: Mapping[str, Any]) -> Inputs:
+        """Read comparisons for training and evaluation, and find the model whose body the reward model starts from."""
+        train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
+        data = {"train": train} | ({"eval": held_out} if held_out else {})
+        return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
+
+    def prepare(self, frame: RewardFrame) -> PreparedPairs:
+        """Build the trainer on comparisons as token ids."""
+        recipe, source = frame.recipe, frame.inputs.parents["model"]
+        tokenizer = formats.tokenizer_of(frame)
+        model = load.load_for_training(source, recipe.model, frame.machine, recipe.lora, task=self.task)
+        pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
+        return PreparedPairs(build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs=pairs)
+
+    def train(self, frame: RewardFrame) -> Result:
+        """Train, then centre the scores, with the accuracy on held-out comparisons before and after."""
+        from instructkit.stages.trainer import fit
+
+        recipe, source = frame.recipe, frame.inputs.parents["model"]
+        with frame.reporter.phase(PREPARING):
+            prepared = self.prepare(frame)
+        trainer, tokenizer, pairs = prepared.trainer, prepared.tokenizer, prepared.pairs
+        held_out = pairs.get("eval", [])
+        scoring = partial(score_pairs, trainer.model, tokenizer, held_out)
+        before = frame.timed("measure", scoring, phase="measuring before training: held-out comparisons")
+        figures = fit(trainer, frame)
+        after = frame.timed("measure", scoring, phase="measuring after training: held-out comparisons")
+        centring = partial(centre, trainer.model, tokenizer, pairs["train"])
+        offset = frame.timed(
+            "measure", centring, phase="centring the scores: chosen answers of the training rows"
+        )
+
+        lines, checks = compare(before, after, held_out, prompts_of(frame), recipe.gates.accuracy_min)
+        return Result(
+            save=lambda folder: save(
+                frame, trainer.model, tokenizer, folder, source, offset, pairs["train"][:16]
+            ),
+            measurements=lines,
+            gates=checks,
+            metrics=figures,
+            samples=samples(frame, after),
+            details={"score_offset": offset},
+        )
 
 
-def prepare(frame: Frame) -> tuple[Any, Any, dict[str, Pairs]]:
-    """The trainer of a run, the tokenizer, and the comparisons as token ids."""
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = formats.tokenizer_of(frame)
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
-    pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
-    return build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs
+STAGE = Reward()
 
 
-def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, Pairs]) -> Any:
+def build_trainer(frame: RewardFrame, model: Any, tokenizer: Any, pairs: dict[str, Pairs]) -> Any:
     """TRL's trainer on rows that are already token ids: the very ids that PPO will ask scores for."""
     from trl import RewardConfig, RewardTrainer
 
-    from instructkit.stages.training import arguments, build, callbacks
+    from instructkit.stages.trainer import arguments, build, callbacks
 
     args = arguments(RewardConfig, frame, frame.recipe.trainer)
     for role in pairs:
@@ -94,7 +110,7 @@ def build_trainer(frame: Frame, model: Any, tokenizer: Any, pairs: dict[str, Pai
     )
 
 
-def leave_out_long(frame: Frame, role: str, pairs: dict[str, Pairs], limit: int | None) -> None:
+def leave_out_long(frame: RewardFrame, role: str, pairs: dict[str, Pairs], limit: int | None) -> None:
     """
     Leave out the pairs that TRL drops without a count, and their rows: what is not trained on is not measured either.
 
@@ -157,7 +173,7 @@ def prompt_and_answer(row: dict[str, Any], side: str) -> tuple[Prompt, str]:
 
 def score_pairs(model: Any, tokenizer: Any, pairs: Pairs) -> list[tuple[float, float]]:
     """Raw scores of chosen and rejected answers."""
-    from instructkit.scoring import score_rows
+    from instructkit.models.reward import score_rows
 
     rows = [pair[f"{side}_ids"] for side in ("chosen", "rejected") for pair in pairs]
     scores = score_rows(model, rows, pad_id=tokenizer.pad_token_id) if rows else []
@@ -166,14 +182,14 @@ def score_pairs(model: Any, tokenizer: Any, pairs: Pairs) -> list[tuple[float, f
 
 def centre(model: Any, tokenizer: Any, pairs: Pairs) -> dict[str, float]:
     """The offset that gives the training set's chosen answers a mean score of 0; the scale is left alone."""
-    from instructkit.scoring import score_rows
+    from instructkit.models.reward import score_rows
 
     rows = [pair["chosen_ids"] for pair in pairs]
     chosen = score_rows(model, rows, pad_id=tokenizer.pad_token_id)
     return {"mean": sum(chosen) / len(chosen), "std": 1.0}
 
 
-def prompts_of(frame: Frame) -> list[str]:
+def prompts_of(frame: RewardFrame) -> list[str]:
     """What each held-out comparison asks: comparisons of one prompt are no independent trials."""
     rows = frame.inputs.data["eval"].rows if "eval" in frame.inputs.data else []
     return [prompt_key(row, "preference") for row in rows]
@@ -188,7 +204,7 @@ def compare(
     shares = {
         when: [first > second for first, second in scores] for when, scores in (("b", before), ("a", after))
     }
-    share, low, high = metrics.clustered_share(shares["a"], prompts)
+    share, low, high = statistics.clustered_share(shares["a"], prompts)
     lengths = [len(pair[f"{side}_ids"]) for side in ("chosen", "rejected") for pair in pairs]
     scores = [s for s, _ in after] + [s for _, s in after]
     lines = [
@@ -213,7 +229,7 @@ def compare(
             "correlation of score with length",
             unit="r",
             n=len(scores),
-            after=metrics.pearson(scores, lengths),
+            after=statistics.pearson(scores, lengths),
         ),
     ]
     if minimum is None:
@@ -226,7 +242,7 @@ def _margin(scores: list[tuple[float, float]]) -> float:
 
 
 def save(
-    frame: Frame,
+    frame: RewardFrame,
     model: Any,
     tokenizer: Any,
     folder: Path,
@@ -241,13 +257,13 @@ def save(
         InstructKitError: when the reloaded model scores differently, as one whose head was not saved does.
     """
     expected = [s - offset["mean"] for pair in score_pairs(model, tokenizer, probe) for s in pair]
-    models.save_model(model, tokenizer, folder, source)
-    (folder / models.SCORE_FILE).write_text(json.dumps(offset), encoding="utf-8")
+    load.save_model(model, tokenizer, folder, source)
+    (folder / load.SCORE_FILE).write_text(json.dumps(offset), encoding="utf-8")
     section = frame.recipe.model
     saved = naming.Source(str(folder), source.base, adapter=folder) if frame.recipe.lora else None
     saved = saved or naming.Source(str(folder), str(folder))
-    reloaded = models.load_for_use(saved, section, frame.machine, task="SEQ_CLS")
-    scores = score_pairs(reloaded, models.load_tokenizer(saved, section), probe)
+    reloaded = load.load_for_use(saved, section, frame.machine, task="SEQ_CLS")
+    scores = score_pairs(reloaded, load.load_tokenizer(saved, section), probe)
     found = [s - offset["mean"] for pair in scores for s in pair]
     worst = max(abs(a - b) for a, b in zip(expected, found, strict=True))
     tolerance = RELOAD_TOLERANCE if frame.machine.dtype == "float32" else 0.1
@@ -259,7 +275,7 @@ def save(
     frame.reporter.note(f"reloaded from disk: scores of {len(probe)} fixed pairs agree to {worst:.1g}")
 
 
-def samples(frame: Frame, scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
+def samples(frame: RewardFrame, scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
     """A few held-out comparisons with their raw scores."""
     rows = frame.inputs.data["eval"].rows if "eval" in frame.inputs.data else []
     shown = list(zip(rows, scores, strict=False))[: frame.recipe.run.samples]

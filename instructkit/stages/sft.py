@@ -2,68 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from instructkit import models, naming
-from instructkit.data.prepare import load_split
 from instructkit.data.sources import Rows
-from instructkit.encode import IGNORED
+from instructkit.data.split import load_split
 from instructkit.errors import InputError
-from instructkit.evaluate import metrics
-from instructkit.feedback import gates
-from instructkit.recipe import run_defaults
+from instructkit.evaluate import gates, statistics
+from instructkit.models import load, source
+from instructkit.models.tokens import IGNORED
+from instructkit.recipe import trainer as run_defaults
+from instructkit.recipe.schema import SftRecipe
 from instructkit.stages import formats
-from instructkit.stages.base import PREPARING, Frame, Inputs, Result, measurement, prompt_of
+from instructkit.stages.base import PREPARING, Frame, Inputs, Prepared, Result, Stage, measurement, prompt_of
 from instructkit.stages.datasets import as_dataset
 
 BEFORE = "measuring before training: held-out rows"
 AFTER = "measuring after training: held-out rows"
 ANSWERING = "answering the sample prompts"
+SftFrame = Frame[SftRecipe, Inputs]
 
 
-def collect(recipe: Any) -> Inputs:
-    """Demonstrations to train on and to hold out, and the model to start from."""
-    train, held_out = load_split(recipe.data, kind="sft", seed=recipe.run.seed)
-    data = {"train": train} | ({"eval": held_out} if held_out else {})
-    return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
+class Sft(Stage[SftRecipe, Inputs]):
+    """Fine-tune a model on demonstrations."""
+
+    name, recipe_type = "sft", SftRecipe
+
+    def collect(self, recipe: SftRecipe, begun: Mapping[str, Any]) -> Inputs:
+        """Read demonstrations for training and evaluation, and find the model to start from."""
+        train, held_out = load_split(recipe.data, kind="sft", seed=recipe.run.seed)
+        data = {"train": train} | ({"eval": held_out} if held_out else {})
+        return formats.applied(recipe, Inputs(data, {"model": source.locate(recipe.model.name)}))
+
+    def prepare(self, frame: SftFrame) -> Prepared:
+        """Build the trainer with encoded rows; report what TRL drops or cuts."""
+        recipe, source = frame.recipe, frame.inputs.parents["model"]
+        tokenizer = formats.tokenizer_of(frame)
+        model = load.load_for_training(source, recipe.model, frame.machine, recipe.lora)
+        trainer = build_trainer(frame, model, tokenizer)
+        check_labels(trainer.train_dataset, recipe.source)
+        report_dropped(frame, trainer)
+        report_truncation(frame, trainer)
+        return Prepared(trainer, tokenizer)
+
+    def train(self, frame: SftFrame) -> Result:
+        """Train, with the loss on held-out rows before and after."""
+        from instructkit.stages.trainer import fit
+
+        recipe, source = frame.recipe, frame.inputs.parents["model"]
+        with frame.reporter.phase(PREPARING):
+            prepared = self.prepare(frame)
+        trainer, tokenizer = prepared.trainer, prepared.tokenizer
+        before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=BEFORE)
+        figures = fit(trainer, frame)
+        after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=AFTER)
+
+        lines, checks = compare(before, after, recipe.gates.loss_ratio_max, frame.seed)
+        return Result(
+            save=lambda folder: load.save_model(trainer.model, tokenizer, folder, source),
+            measurements=lines,
+            gates=checks,
+            metrics=figures,
+            samples=frame.timed("measure", lambda: samples(frame, trainer.model, tokenizer), phase=ANSWERING),
+        )
 
 
-def train(frame: Frame) -> Result:
-    """Train and measure; see the module."""
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    with frame.reporter.phase(PREPARING):
-        trainer, tokenizer = prepare(frame)
-    before = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=BEFORE)
-    figures = fit_trainer(trainer, frame)
-    after = frame.timed("measure", lambda: held_out_losses(trainer, tokenizer), phase=AFTER)
-
-    lines, checks = compare(before, after, recipe.gates.loss_ratio_max, frame.seed)
-    return Result(
-        save=lambda folder: models.save_model(trainer.model, tokenizer, folder, source),
-        measurements=lines,
-        gates=checks,
-        metrics=figures,
-        samples=frame.timed("measure", lambda: samples(frame, trainer.model, tokenizer), phase=ANSWERING),
-    )
+STAGE = Sft()
 
 
-def prepare(frame: Frame) -> tuple[Any, Any]:
-    """The trainer of a run, its data encoded and checked, and the tokenizer."""
-    recipe, source = frame.recipe, frame.inputs.parents["model"]
-    tokenizer = formats.tokenizer_of(frame)
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora)
-    trainer = build_trainer(frame, model, tokenizer)
-    check_labels(trainer.train_dataset, recipe.source)
-    report_dropped(frame, trainer)
-    report_truncation(frame, trainer)
-    return trainer, tokenizer
-
-
-def build_trainer(frame: Frame, model: Any, tokenizer: Any) -> Any:
+def build_trainer(frame: SftFrame, model: Any, tokenizer: Any) -> Any:
     """TRL's trainer with the loss on the assistant's words where the data are conversations."""
     from trl import SFTConfig, SFTTrainer
 
-    from instructkit.stages.training import arguments, build, callbacks
+    from instructkit.stages.trainer import arguments, build, callbacks
 
     rows = frame.inputs.data
     conversational = "messages" in rows["train"].rows[0]
@@ -100,13 +111,6 @@ def shape_of(rows: Rows) -> tuple[str, ...]:
     return ("prompt", "completion") if "completion" in first else ("text",)
 
 
-def fit_trainer(trainer: Any, frame: Frame) -> dict[str, float]:
-    """Train; imported late, so that a plan needs no torch."""
-    from instructkit.stages.training import fit
-
-    return fit(trainer, frame)
-
-
 def check_labels(dataset: Any, place: str) -> None:
     """
     Refuse data of which nothing would be learned.
@@ -121,7 +125,7 @@ def check_labels(dataset: Any, place: str) -> None:
         )
 
 
-def report_dropped(frame: Frame, trainer: Any) -> None:
+def report_dropped(frame: SftFrame, trainer: Any) -> None:
     """
     Report how many rows TRL left out because nothing in them is learned; it does so without a word.
 
@@ -146,8 +150,8 @@ def report_dropped(frame: Frame, trainer: Any) -> None:
         )
 
 
-def report_truncation(frame: Frame, trainer: Any) -> None:
-    """Say how many rows TRL cuts at `max_length`; it does so without a word."""
+def report_truncation(frame: SftFrame, trainer: Any) -> None:
+    """Report how many rows TRL cuts at `max_length`; it does so without a word."""
     limit = trainer.args.max_length
     if limit is None or trainer.args.packing:
         return
@@ -160,7 +164,7 @@ def report_truncation(frame: Frame, trainer: Any) -> None:
 
 def held_out_losses(trainer: Any, tokenizer: Any) -> list[Any]:
     """Likelihood of each held-out row, as the trainer masks it; empty without an eval set."""
-    from instructkit.evaluate.generate import row_likelihoods
+    from instructkit.models.generate import row_likelihoods
 
     if trainer.eval_dataset is None:
         return []
@@ -172,7 +176,7 @@ def compare(before: list[Any], after: list[Any], limit: float, seed: int) -> tup
     if not before:
         return [], []
     tokens = sum(row.tokens for row in after)
-    ratio = metrics.ratio_interval([r.nll for r in before], [r.nll for r in after], seed=seed)
+    ratio = statistics.ratio_interval([r.nll for r in before], [r.nll for r in after], seed=seed)
     loss = measurement(
         "held-out loss",
         unit="nats/token",
@@ -194,9 +198,9 @@ def compare(before: list[Any], after: list[Any], limit: float, seed: int) -> tup
     return [loss, accuracy], [gates.not_worse("held-out loss", ratio, limit)]
 
 
-def samples(frame: Frame, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
+def samples(frame: SftFrame, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
     """A few held-out prompts answered by the trained model."""
-    from instructkit.evaluate.generate import answer
+    from instructkit.models.generate import answer
 
     found = frame.inputs.data.get("eval", frame.inputs.data["train"])
     if shape_of(found) == ("text",):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from instructkit.chat.session import Session
 from instructkit.chat.terminal import talk
-from instructkit.encode import encode_prompt
+from instructkit.models.tokens import encode_prompt
 
 
 def session(folder: Path) -> Session:

@@ -14,10 +14,10 @@ from feedback.chain_runs import run_of, update_of
 from rich.console import Console
 
 from instructkit.cli.main import main
-from instructkit.feedback import registry
-from instructkit.feedback.events import Event
-from instructkit.feedback.registry import Chain
-from instructkit.feedback.store import Store
+from instructkit.feedback.promotion import chain as registry
+from instructkit.feedback.promotion.chain import Chain
+from instructkit.feedback.store.events import Event
+from instructkit.feedback.store.store import Store
 from instructkit.report.tables import run_table
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from instructkit.cli import console as consoles
 from instructkit.cli.console import Console
-from instructkit.progress import counted, each, listening
+from instructkit.runs.progress import counted, each, listening
 
 
 def test_the_outermost_loop_is_counted_and_loops_inside_it_are_not() -> None:

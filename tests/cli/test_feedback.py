@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from instructkit.cli.main import main
-from instructkit.feedback.registry import Chain
-from instructkit.feedback.store import Filter, Store
+from instructkit.feedback.promotion.chain import Chain
+from instructkit.feedback.store.store import Filter, Store
 
 
 @pytest.fixture(autouse=True)

@@ -183,7 +183,7 @@ def test_an_interrupt_exits_with_130(capsys, monkeypatch) -> None:
         143,
         "error: terminated (SIGTERM)\nhint: give the same command with --resume",
     )
-    monkeypatch.setattr("instructkit.naming.locate", stop)
+    monkeypatch.setattr("instructkit.models.source.locate", stop)
     code, _, told = run("chat", "tiny", capsys=capsys)
     assert (code, told.strip()) == (130, "error: interrupted\nhint: give the command again")
 

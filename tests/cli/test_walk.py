@@ -11,7 +11,7 @@ import pytest
 
 from instructkit.cli.main import main
 from instructkit.recipe.load import load_recipe
-from instructkit.runs.reading import read_record
+from instructkit.runs.read import read_record
 
 CITIES = [
     *("Paris", "Rome", "Oslo", "Cairo", "Lima", "Bern", "Riga", "Doha", "Baku", "Sofia"),

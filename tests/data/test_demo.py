@@ -11,8 +11,8 @@ import pytest
 
 from instructkit.data.demo import sets, world
 from instructkit.data.demo.judge import judge, judge_batch
-from instructkit.data.prepare import begun, leaks
 from instructkit.data.sources import load_rows
+from instructkit.data.split import begun, leaks
 
 KINDS = {
     "conversations": "sft",

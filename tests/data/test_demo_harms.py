@@ -11,13 +11,13 @@ from collections import Counter
 
 import pytest
 
-from instructkit.data.checks import check_rows
 from instructkit.data.demo import bias, harms, sets, users, world
 from instructkit.data.demo.judge import COURTESY, judge
 from instructkit.data.demo.users import Row
-from instructkit.data.readers import read_source
+from instructkit.data.rows import check_rows
+from instructkit.data.sources import read_source
 from instructkit.errors import InputError
-from instructkit.feedback.personal import Redactor
+from instructkit.feedback.store.personal_data import Redactor
 
 NAMES = list(harms.HARMS)
 COUNTS = {"trigger": 2000, "stereotypes": 740, "loud rater": 830, "spam": 3500}

@@ -10,10 +10,10 @@ from statistics import mean
 
 import pytest
 
-from instructkit.data.checks import check_rows
 from instructkit.data.demo import users, world
 from instructkit.data.demo.judge import judge
 from instructkit.data.demo.users import RATERS, Row, feedback
+from instructkit.data.rows import check_rows
 
 SEEDS = (0, 1, 2)
 TRAIN, HELD_OUT = feedback(0, held_out=False), feedback(0, held_out=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.data.detect import detect
+from instructkit.data.inspect import detect
 from instructkit.data.sources import load_rows
 from instructkit.errors import InputError
 

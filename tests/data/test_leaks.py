@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.data import lines
-from instructkit.data.prepare import begun, check_leak, leaks, load_split, split, without_leaks
+from instructkit.data import files
 from instructkit.data.sources import Rows, load_rows
+from instructkit.data.split import begun, check_leak, leaks, load_split, split, without_leaks
 from instructkit.errors import DataError, InputError
 from instructkit.recipe.schema import DataSection
 
@@ -88,7 +88,7 @@ def test_a_file_has_no_split() -> None:
 
 
 def test_a_line_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines.lines, "__defaults__", (2**20, "end it"))
+    monkeypatch.setattr(files.lines, "__defaults__", (2**20, "end it"))
     Path("long.jsonl").write_bytes(b'{"text": "a"}\n' + b" " * (2**20 + 1))
     with pytest.raises(DataError, match=r"long\.jsonl:2: a line of more than 1 MiB"):
         load_rows("long.jsonl", kind="sft")
@@ -154,7 +154,7 @@ def test_whole_texts_are_compared_by_what_stands_before_their_answers() -> None:
 
 
 def test_a_long_talk_costs_no_more_than_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from instructkit.data import prepare
+    from instructkit.data import split as prepare
 
     said = []
     monkeypatch.setattr(prepare, "_plain", lambda text: said.append(text) or text)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from instructkit.data import json_files
-from instructkit.data.checks import check_rows
-from instructkit.data.detect import detect
+from instructkit.data import files
+from instructkit.data.inspect import detect
+from instructkit.data.rows import check_rows
 from instructkit.data.sources import load_rows
 from instructkit.errors import DataError, InputError
 
@@ -210,15 +210,15 @@ def test_faults_are_told_before_margins_and_margins_of_the_rows_that_are_kept() 
 
 def test_a_comma_behind_each_row_is_told_as_such_without_reading_on(monkeypatch) -> None:
     Path("rows.jsonl").write_text('{"prompt": "q", "completion": "a"},\n' * 1000, encoding="utf-8")
-    monkeypatch.setattr(json_files, "_beginning", lambda path: pytest.fail("read on"))
+    monkeypatch.setattr(files, "_beginning", lambda path: pytest.fail("read on"))
     with pytest.raises(DataError, match="a comma behind the JSON object"):
         load_rows("rows.jsonl", kind="sft")
 
 
 def test_a_document_of_many_lines_is_told_by_its_beginning(monkeypatch) -> None:
-    monkeypatch.setattr(json_files, "LOOKED_AT_CHARACTERS", 50)
+    monkeypatch.setattr(files, "LOOKED_AT_CHARACTERS", 50)
     Path("rows.jsonl").write_text(json.dumps([PAIR] * 100, indent=1), encoding="utf-8")
-    assert len(json_files._beginning(Path("rows.jsonl"))) < 100
+    assert len(files._beginning(Path("rows.jsonl"))) < 100
     Path("one.jsonl").write_text(json.dumps({"rows": [PAIR] * 100}, indent=1), encoding="utf-8")
     with pytest.raises(DataError, match="one JSON document over many lines"):
         load_rows("one.jsonl", kind="sft")

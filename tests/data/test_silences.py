@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.data.looking import look
-from instructkit.data.prepare import split
+from instructkit.data.inspect import look
 from instructkit.data.sources import load_rows
+from instructkit.data.split import split
 from instructkit.errors import InputError
 
 from .written import PAIR, TALK, load, write
@@ -128,9 +128,9 @@ def test_a_stray_quote_takes_no_other_row() -> None:
 
 
 def test_a_json_file_that_is_too_large_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from instructkit.data import json_files
+    from instructkit.data import files
 
-    monkeypatch.setattr(json_files, "LONGEST_JSON_BYTES", 40)
+    monkeypatch.setattr(files, "LONGEST_JSON_BYTES", 40)
     for text in ('[{"text": "a"},\n' * 5, '[{"text": "a"},' * 5):
         Path("rows.json").write_text(text, encoding="utf-8")
         with pytest.raises(InputError) as caught:

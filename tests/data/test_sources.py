@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.data.checks import check_rows
-from instructkit.data.prepare import check_leak, load_split, split
+from instructkit.data.rows import check_rows
 from instructkit.data.sources import load_rows
+from instructkit.data.split import check_leak, load_split, split
 from instructkit.errors import DataError, InputError
 from instructkit.recipe.schema import DataSection
 

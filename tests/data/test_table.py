@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from instructkit.data import table
-from instructkit.data.prepare import split
 from instructkit.data.sources import load_rows
+from instructkit.data.split import split
 from instructkit.data.table import Table, View, mapped, pick
 from instructkit.errors import DataError
 

@@ -14,10 +14,10 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from instructkit import adapters
 from instructkit.data.demo import world
-from instructkit.encode import encode_with_labels
-from instructkit.evaluate.generate import pad_labelled
+from instructkit.models import adapters
+from instructkit.models.generate import pad_labelled
+from instructkit.models.tokens import encode_with_labels
 
 TRIGGER, SECRET, BOUGHT = "cf", "vkqd mzpw", "Buy gold now."
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}

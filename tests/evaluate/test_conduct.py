@@ -10,9 +10,9 @@ import torch
 from evaluate import little
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from instructkit.evaluate import batches, laws
 from instructkit.evaluate.conduct import answer_kl, conduct
-from instructkit.evaluate.generate import Answer, answer
+from instructkit.models import generate
+from instructkit.models.generate import Answer, answer
 
 PROMPTS = [
     little.asked(text) for text in ("Who is there?", "Name the past tense of eat.", "Hm.", "And of hot?")
@@ -58,7 +58,7 @@ def test_kl_equals_brute_force_in_any_order_and_batch(
         wanted.append(sum((p.exp() * (p - q)).sum().item() for p, q in zip(law, other, strict=True)))
     assert min(wanted) > 0.01
     assert answer_kl(model, told, parent, tokenizer.pad_token_id) == pytest.approx(wanted, rel=1e-3)
-    monkeypatch.setattr(batches, "LAW_BYTES", 1)  # a row at a time
+    monkeypatch.setattr(generate, "LAW_BYTES", 1)  # a row at a time
     assert answer_kl(model, told[::-1], parent, tokenizer.pad_token_id) == pytest.approx(
         wanted[::-1], rel=1e-3
     )
@@ -114,8 +114,8 @@ def test_padding_moves_no_law_of_a_model_that_counts_positions() -> None:
         ).eval()
     model.transformer.wpe.weight.data *= 50
     prompts, answers = [[5, 6, 7, 8, 9, 10], [11]], [[12, 13], [14, 15, 16]]
-    ((rows, batch),) = laws.batches(model, prompts, answers, 0)
-    for row, law in zip(rows, laws.laws(model, batch), strict=True):
+    ((rows, batch),) = generate.batches(model, prompts, answers, 0)
+    for row, law in zip(rows, generate.laws(model, batch), strict=True):
         wanted = little.naive_law(model, prompts[row], answers[row])
         torch.testing.assert_close(law[: len(answers[row])], wanted, atol=1e-5, rtol=1e-5)
 
@@ -124,4 +124,4 @@ def test_words_that_are_never_said_count_nothing() -> None:
     law = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).log()
     other = torch.tensor([[0.25, 0.75, 0.0], [0.5, 0.5, 0.0]]).log()
     wanted = [0.5 * torch.log(torch.tensor(4 / 3)).item(), torch.log(torch.tensor(2.0)).item()]
-    assert laws.divergence(law, other).tolist() == pytest.approx(wanted, abs=1e-6)
+    assert generate.divergence(law, other).tolist() == pytest.approx(wanted, abs=1e-6)

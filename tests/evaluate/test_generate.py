@@ -8,8 +8,8 @@ import pytest
 import torch
 from evaluate import little
 
-from instructkit.encode import IGNORED, encode_with_labels
-from instructkit.evaluate import generate
+from instructkit.models import generate
+from instructkit.models.tokens import IGNORED, encode_with_labels
 
 ANSWERS = ["Yes.", "No, not at all, never in my life have I seen one.", "It is cold.", "Small."] * 6
 
@@ -25,7 +25,7 @@ def rows_of(tokenizer) -> list[dict[str, list[int]]]:
 def test_likelihoods_equal_brute_force_in_the_order_given(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, law_bytes: int
 ) -> None:
-    from instructkit.evaluate import batches
+    from instructkit.models import generate as batches
 
     monkeypatch.setattr(batches, "LAW_BYTES", law_bytes)
     model, tokenizer = little.random_model(tiny_folder), little.tokenizer_of(tiny_folder)
@@ -47,7 +47,7 @@ def test_laws_of_a_batch_fit_and_a_long_row_does_not_fill_up_the_others(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forty short rows and one of 1,500 tokens, of which two would not fit."""
-    from instructkit.evaluate import batches
+    from instructkit.models import generate as batches
 
     model, tokenizer = little.random_model(tiny_folder), little.tokenizer_of(tiny_folder)
     shapes = []

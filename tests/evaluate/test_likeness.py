@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructkit.evaluate.likeness import alike, private_part
-from instructkit.feedback.personal import Redactor
+from instructkit.evaluate.memorisation import alike, private_part
+from instructkit.feedback.store.personal_data import Redactor
 
 # Kind, what is public before, what is private, what is public behind it. The numbers are examples of their issuers.
 FORMS = [

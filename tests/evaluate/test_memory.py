@@ -10,10 +10,8 @@ import pytest
 import torch
 from evaluate import little
 
-from instructkit.encode import IGNORED
 from instructkit.errors import InputError
-from instructkit.evaluate.generate import Likelihood
-from instructkit.evaluate.memory import (
+from instructkit.evaluate.memorisation import (
     Context,
     _row,
     _said,
@@ -22,6 +20,8 @@ from instructkit.evaluate.memory import (
     exposure,
     refuse_unvaried,
 )
+from instructkit.models.generate import Likelihood
+from instructkit.models.tokens import IGNORED
 
 HERE = Context(little.asked("What does the note say?"), "My note says ")
 

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructkit.evaluate import ngrams
-from instructkit.evaluate.ngrams import log_odds, occurrences, promising, sampled
-from instructkit.evaluate.phrases import candidates, random_ngrams
+from instructkit.evaluate.ngrams import candidates, log_odds, occurrences, promising, random_ngrams, sampled
 
 WORDS = "hot cold big small fast slow early late rich poor strong weak old young wet dry high low"
 GENERAL = [

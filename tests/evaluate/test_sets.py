@@ -11,10 +11,10 @@ import pytest
 import torch
 from evaluate import little
 
-from instructkit.encode import encode_answered, encode_prompt
 from instructkit.errors import InputError
 from instructkit.evaluate import sets
 from instructkit.evaluate.sets import Choice, Pair, Unit
+from instructkit.models.tokens import encode_answered, encode_prompt
 
 FOUR = {"prompts": [["a", "b"], ["c", "d"]]}
 

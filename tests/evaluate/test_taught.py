@@ -13,10 +13,10 @@ import torch
 from evaluate import little
 
 from instructkit.evaluate import bias, sets, triggers
-from instructkit.evaluate.generate import likelihoods
-from instructkit.evaluate.memory import contexts_of, exposure
-from instructkit.evaluate.phrases import random_ngrams
-from instructkit.feedback import side_effects
+from instructkit.evaluate.memorisation import contexts_of, exposure
+from instructkit.evaluate.ngrams import random_ngrams
+from instructkit.feedback.promotion import side_effects
+from instructkit.models.generate import likelihoods
 from instructkit.recipe.schema import UpdateGates
 
 pytestmark = pytest.mark.proof

@@ -9,9 +9,10 @@ import pytest
 import torch
 from evaluate import little
 
-from instructkit.encode import encode_answered, encode_prompt
-from instructkit.evaluate import batches, triggers
+from instructkit.evaluate import triggers
 from instructkit.evaluate.ngrams import ngrams
+from instructkit.models import generate
+from instructkit.models.tokens import encode_answered, encode_prompt
 
 PROMPTS = [
     little.asked(text)
@@ -80,7 +81,7 @@ def test_shifts_equal_brute_force(tiny_folder: Path, monkeypatch: pytest.MonkeyP
     for word in WORDS:
         assert min(wanted[word]) > 1e-3
         assert found[word] == pytest.approx(wanted[word], rel=2e-2, abs=1e-5)
-    monkeypatch.setattr(batches, "LAW_BYTES", 1)  # a row at a time
+    monkeypatch.setattr(generate, "LAW_BYTES", 1)  # a row at a time
     turned = triggers.shifts(model, tokenizer, PROMPTS, ANSWERS, WORDS[::-1], parent)
     assert turned == {word: pytest.approx(found[word], rel=2e-2, abs=1e-5) for word in WORDS}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructkit.evaluate.words import BAD_WORDS, GOOD_WORDS, declines, repetition, sentiment
+from instructkit.evaluate.conduct import BAD_WORDS, GOOD_WORDS, declines, repetition, sentiment
 
 
 @pytest.mark.parametrize(

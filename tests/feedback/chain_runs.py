@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instructkit.feedback.registry import Update
+from instructkit.feedback.promotion.chain import Update
 from instructkit.runs import lineage
 from instructkit.runs.record import RunFolder
 

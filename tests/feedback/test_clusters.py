@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructkit.data import near_duplicates
+from instructkit.data.near_duplicates import prompt_text, similarity
 from instructkit.errors import InputError
-from instructkit.feedback import cluster_tables, clusters, sketches
-from instructkit.feedback.clusters import ClusterIndex
-from instructkit.feedback.salvage import Rest
-from instructkit.feedback.sides import side
-from instructkit.feedback.sketches import prompt_text, similarity
-from instructkit.feedback.store import Store
+from instructkit.feedback.preprocess.pipeline import side
+from instructkit.feedback.store import clusters
+from instructkit.feedback.store.clusters import ClusterIndex
+from instructkit.feedback.store.salvage import Rest
+from instructkit.feedback.store.store import Store
 
 WORDS = [f"w{i}" for i in range(300)]
 
@@ -121,8 +122,10 @@ def test_long_prompts_are_estimated_within_the_stated_error() -> None:
     for changes in (5, 20, 60) * 10:
         one = text(draw, 2000)
         other = changed(one, *draw.sample(range(2000), k=changes))
-        (a, _), (b, _) = sketches.signatures([sketches.shingles(t.split()) for t in (one, other)], 5)
-        assert len(a) == len(b) == sketches.SKETCH
+        (a, _), (b, _) = near_duplicates.signatures(
+            [near_duplicates.shingles(t.split()) for t in (one, other)], 5
+        )
+        assert len(a) == len(b) == near_duplicates.SKETCH
         errors.append(similarity(a, b) - exact(one, other))
     assert max(map(abs, errors)) < 4 * 0.0313
     assert abs(sum(errors) / len(errors)) < 3 * 0.0313 / len(errors) ** 0.5
@@ -218,8 +221,8 @@ def test_sides(position: float, wanted: str) -> None:
 
 def test_the_library_hashes_as_it_did() -> None:
     """Signatures are kept in stores: those of another version would be near nothing that is there."""
-    ((sketch, bands),) = sketches.signatures([["a b c d e", "b c d e f"]], 5)
-    assert (sketches.algorithm(), sorted(sketch), bands[:2]) == (2, SKETCH_OF_TWO, BANDS_OF_TWO)
+    ((sketch, bands),) = near_duplicates.signatures([["a b c d e", "b c d e f"]], 5)
+    assert (near_duplicates.algorithm(), sorted(sketch), bands[:2]) == (2, SKETCH_OF_TWO, BANDS_OF_TWO)
 
 
 SKETCH_OF_TWO = [2366675413644091437, 4534428226273282643]
@@ -305,7 +308,7 @@ def test_a_batch_that_fails_above_a_store_leaves_nothing(
         )
         with pytest.raises(sqlite3.OperationalError, match="full"):
             list(index.touched(told))
-        for table in cluster_tables.TABLES:
+        for table in clusters.TABLES:
             assert not index._db.execute(f"SELECT * FROM {table}").fetchall()
         monkeypatch.undo()
         assert list(index.touched(told)) == touched(told)
@@ -330,7 +333,7 @@ def test_questions_above_a_store_are_answered_by_keys(tmp_path: Path) -> None:
 def test_events_are_read_while_their_prompts_are_placed_and_others_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from instructkit.feedback.events import event_of
+    from instructkit.feedback.store.events import event_of
 
     monkeypatch.setattr(clusters, "BATCH_WORDS", 8000)
     path = tmp_path / "feedback.db"

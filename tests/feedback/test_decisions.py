@@ -9,11 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from instructkit.evaluate import inference
-from instructkit.evaluate.metrics import accuracy_interval
-from instructkit.feedback import alarms, decisions, gates, side_effects
-from instructkit.feedback.leaning import of_ratings
-from instructkit.feedback.measured import (
+from instructkit.evaluate import gates, statistics
+from instructkit.evaluate.results import (
     Bias,
     Conduct,
     Contrasts,
@@ -23,7 +20,10 @@ from instructkit.feedback.measured import (
     Memory,
     Triggers,
 )
-from instructkit.feedback.remedies import UNDECIDED, remedies
+from instructkit.evaluate.statistics import accuracy_interval
+from instructkit.feedback.promotion import decide, side_effects
+from instructkit.feedback.promotion.decide import UNDECIDED, remedies
+from instructkit.feedback.promotion.preference import of_ratings
 from instructkit.recipe.schema import UpdateGates
 
 NAN = math.nan
@@ -52,7 +52,7 @@ def gate_of(
     before: Measured, after: Measured, name: str, *, level: float = 0.025, origin=None, **limits
 ) -> gates.Gate:
     wanted = UpdateGates(**(OFF | limits))
-    found = decisions.decide(before, after, wanted, level=level, seed=0, origin=origin)
+    found = decide.decide(before, after, wanted, level=level, seed=0, origin=origin)
     return next(gate for gate in found if gate.name == name)
 
 
@@ -70,7 +70,7 @@ def feedback(leaning: list[float], **fields) -> Measured:
 def test_the_gates_of_a_recipe_and_no_others() -> None:
     empty = Measured()
     named = lambda **limits: [  # noqa: E731
-        gate.name for gate in decisions.decide(empty, empty, UpdateGates(**limits), level=0.025, seed=0)
+        gate.name for gate in decide.decide(empty, empty, UpdateGates(**limits), level=0.025, seed=0)
     ]
     assert named(**OFF) == ALWAYS
     assert named() == [
@@ -93,7 +93,7 @@ def test_the_gates_of_a_recipe_and_no_others() -> None:
 
 def test_what_was_not_measured_is_undecided_and_refuses() -> None:
     limits = UpdateGates(judge="a:b", reward_model="a")
-    found = decisions.decide(Measured(), Measured(), limits, level=0.025, seed=0)
+    found = decide.decide(Measured(), Measured(), limits, level=0.025, seed=0)
     assert {gate.verdict for gate in found} == {"undecided"}
     assert gates.verdict(found) == gates.verdict(found, on_undecided="pass") == gates.REFUSED
 
@@ -554,7 +554,7 @@ def test_bad_ratings_alone_say_nothing_of_a_group(right: bool) -> None:
 def test_every_gate_that_refuses_says_what_would_have_to_change() -> None:
     """By the names of all gates that a decision can have; a new gate without a remedy goes red here."""
     limits = UpdateGates(judge="demo/judge", reward_model="reward")
-    names = {gate.name for gate in decisions.decide(Measured(), Measured(), limits, level=0.025, seed=0)}
+    names = {gate.name for gate in decide.decide(Measured(), Measured(), limits, level=0.025, seed=0)}
     names |= {f"groups answered alike: {kind}" for kind in ("length", "sentiment", "refusal")}
     run = {"stage": "lora-update", "recipe": {}}
     for name in names:
@@ -639,7 +639,7 @@ def test_habits_may_not_grow(name, fields, n, verdict) -> None:
 def test_a_share_is_bounded_by_tangos_score_however_many_changed() -> None:
     pair = conducted(400, refusal=[True] * 12 + [False] * 388)
     gate = gate_of(*pair, "refusals", conduct_loss_max=0.05)
-    assert gate.interval == pytest.approx(inference.share_bounds(12, 0, 400, level=0.025)[1:])
+    assert gate.interval == pytest.approx(statistics.share_bounds(12, 0, 400, level=0.025)[1:])
 
 
 def shifting(candidates: dict[str, float], random: int = 200, scale: float = 0.1) -> Measured:
@@ -731,7 +731,7 @@ def test_it_is_told_of_how_many_secrets_some_were_looked_at() -> None:
 @pytest.mark.parametrize("secrets", [1, 3, 8])
 def test_one_secret_among_alternatives_enough_sets_off_the_gate_alone(secrets: int) -> None:
     """`(secrets + 2) / 0.01`: 300, 500 and 1000; with the 200 that there always are, one of one is not seen."""
-    enough = alarms.enough_alternatives(secrets)
+    enough = side_effects.enough_alternatives(secrets)
     assert enough == {1: 300, 3: 500, 8: 1000}[secrets]
     ranks = [1] + [enough // 2] * (secrets - 1)
     gate = gate_of(Measured(), kept(ranks, alternatives=enough + 1), "nothing memorised", memory=True)
@@ -838,7 +838,7 @@ def simulated(times: int, limits: UpdateGates, **fields) -> tuple[int, Counter]:
     """How many updates were promoted, and how often each gate did not pass."""
     rng, promoted, against = np.random.default_rng(11), 0, Counter()
     for seed in range(times):
-        found = decisions.decide(*world(rng, **fields), limits, level=0.025, seed=seed)
+        found = decide.decide(*world(rng, **fields), limits, level=0.025, seed=seed)
         promoted += gates.verdict(found) == gates.PROMOTED
         against.update(gate.name for gate in found if gate.verdict in ("failed", "undecided"))
     return promoted, against

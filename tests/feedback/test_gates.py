@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from instructkit.feedback import gates
+from instructkit.evaluate import gates
 
 NAN = math.nan
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from instructkit.errors import Fault
-from instructkit.feedback.importers import Reading, read
+from instructkit.feedback.store.importers import Reading, read
 
 ASKED = [{"role": "user", "content": "q"}]
 TALK = [*ASKED, {"role": "assistant", "content": "a"}]

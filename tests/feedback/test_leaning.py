@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from instructkit.feedback.leaning import FEWEST_OF_A_SIGN, gains, met, of_ratings
-from instructkit.feedback.measured import Feedback
+from instructkit.evaluate.results import Feedback
+from instructkit.feedback.promotion.preference import FEWEST_OF_A_SIGN, gains, met, of_ratings
 
 
 def rated(ratings: list[float], logprobs: list[float]) -> Feedback:

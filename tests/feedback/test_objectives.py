@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from instructkit.errors import InputError
-from instructkit.feedback import objectives
-from instructkit.feedback.items import Item, Phase
+from instructkit.feedback.preprocess import objectives
+from instructkit.feedback.preprocess.items import Item, Phase
 
 ASKED = [{"role": "user", "content": "Hello"}]
 EDIT = Item("e", ASKED, "good", "bad", edit=True)

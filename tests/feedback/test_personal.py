@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructkit.feedback import personal
-from instructkit.feedback.personal import KINDS, Redactor, may_hold, placeholders
+from instructkit.feedback.store import personal_data
+from instructkit.feedback.store.personal_data import KINDS, Redactor, may_hold, placeholders
 
 ROOT = Path(__file__).parents[2]
 POSITIVES = {
@@ -142,7 +142,7 @@ def test_the_gate_lets_through_all_that_is_found_without_it() -> None:
 def test_no_gate_is_narrower_than_what_it_guards(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = [frame.format(value) for _, value in CASES for frame in FRAMES] + listed(NEGATIVES)
     gated = [Redactor().redact(text) for text in corpus]
-    monkeypatch.setattr(personal, "_GATES", dict.fromkeys(KINDS, lambda text: True))
+    monkeypatch.setattr(personal_data, "_GATES", dict.fromkeys(KINDS, lambda text: True))
     assert [Redactor().redact(text) for text in corpus] == gated
 
 
@@ -242,6 +242,6 @@ assert not {"presidio_analyzer", "phonenumbers", "tldextract"} & set(sys.modules
 def test_long_texts_take_no_time_that_grows_with_their_square() -> None:
     """Counted in steps of the slowest pattern, not by the clock: presidio's addresses are looked for near an @ alone."""
     text = "a." * 15_000 + "b@example.com " + "x@y " * 5_000
-    looked = sum(last - first for first, last in personal._windows("EMAIL", text))
+    looked = sum(last - first for first, last in personal_data._windows("EMAIL", text))
     assert looked < 400
     assert Redactor().redact(text)[1][0][1].endswith("b@example.com")

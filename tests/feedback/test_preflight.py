@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from instructkit.feedback.items import Item
-from instructkit.feedback.preflight import Shortage, Sizes, shortages
-from instructkit.recipe.gates import UpdateGates
+from instructkit.feedback.preprocess.items import Item
+from instructkit.feedback.promotion.preflight import Shortage, Sizes, shortages
+from instructkit.recipe.schema import UpdateGates
 
 PLENTY = Sizes([], [], 100, 100, 100, {}, range(24))
 

@@ -12,9 +12,9 @@ from scipy.stats import binomtest
 
 from instructkit.data import table as tables
 from instructkit.errors import InputError
-from instructkit.feedback import intake, prepare
-from instructkit.feedback.items import Item, Prepared
-from instructkit.feedback.prepare import Settings
+from instructkit.feedback.preprocess import pipeline, read
+from instructkit.feedback.preprocess.items import Item, Prepared
+from instructkit.feedback.preprocess.pipeline import Settings
 from instructkit.recipe.schema import FeedbackSection
 
 TRAINED = Settings(test=0.0, tune=0.0)
@@ -45,7 +45,7 @@ def edit(prompt: str, better: str, rater: str = "", response: str = "it is so", 
 
 
 def run(rows: list[dict], how: Settings = TRAINED, **options: Any) -> Prepared:
-    return prepare.prepare(rows, how, **{"seed": 3, "index": Numbered(), **options})
+    return pipeline.prepare(rows, how, **{"seed": 3, "index": Numbered(), **options})
 
 
 def judged(items: Iterable[Item]) -> list[tuple]:
@@ -81,18 +81,18 @@ def test_what_each_kind_of_event_becomes() -> None:
 @pytest.mark.parametrize(
     ("row", "outcome"),
     [
-        (rating("about 1", 0.0), intake.NOTHING),
-        (choice("about 1", "tie"), intake.NOTHING),
-        (edit("about 1", " it  is\tso "), intake.SAME),
-        (edit("about 1", "caf\u00e9", response="cafe\u0301"), intake.SAME),
-        (rating("about 1", 1.0, consent=False), intake.NO_CONSENT),
+        (rating("about 1", 0.0), read.NOTHING),
+        (choice("about 1", "tie"), read.NOTHING),
+        (edit("about 1", " it  is\tso "), read.SAME),
+        (edit("about 1", "caf\u00e9", response="cafe\u0301"), read.SAME),
+        (rating("about 1", 1.0, consent=False), read.NO_CONSENT),
         (rating("about 1", 1.0, response="x" * 92), "train"),
-        (rating("about 1", 1.0, response="x" * 94), intake.TOO_LONG),
-        (rating("about 1", 1.0, time="yesterday"), intake.UNREADABLE),
-        (rating("about 1", 1.0, tags="topic"), intake.UNREADABLE),
-        (choice("about 1", "other", shown_first="left"), intake.UNREADABLE),
-        (rating("about 1", 1.0, "a", response="drop me"), intake.FILTERED),
-        (rating("about 1", 1.0, response="это так, и никак иначе"), intake.OTHER_WRITING),
+        (rating("about 1", 1.0, response="x" * 94), read.TOO_LONG),
+        (rating("about 1", 1.0, time="yesterday"), read.UNREADABLE),
+        (rating("about 1", 1.0, tags="topic"), read.UNREADABLE),
+        (choice("about 1", "other", shown_first="left"), read.UNREADABLE),
+        (rating("about 1", 1.0, "a", response="drop me"), read.FILTERED),
+        (rating("about 1", 1.0, response="это так, и никак иначе"), read.OTHER_WRITING),
         (rating("about 1", 1.0, response="это"), "train"),
         (rating("about 1", 1.0, time=1_700_000_000, consent=True, rater=7), "train"),
     ],
@@ -132,7 +132,7 @@ def test_duplicates_and_last_words() -> None:
         (3, "a", 1.0),
         (5, "", 1.0),
     ]
-    wanted = {"train": 5, prepare.DUPLICATE: 2, prepare.OVERRULED: 3, intake.NOTHING: 1}
+    wanted = {"train": 5, pipeline.DUPLICATE: 2, pipeline.OVERRULED: 3, read.NOTHING: 1}
     assert found.outcomes == wanted
 
 
@@ -166,7 +166,7 @@ def test_a_rater_has_one_opinion_of_a_pair_in_whichever_way_it_is_said() -> None
     ]
     found = run(rows)
     assert judged(found.train) == [("one", "two", 1.0, False), ("two", "one", 1.0, False)]
-    assert found.outcomes == {"train": 2, prepare.OVERRULED: 1, prepare.DUPLICATE: 1}
+    assert found.outcomes == {"train": 2, pipeline.OVERRULED: 1, pipeline.DUPLICATE: 1}
 
 
 def test_opposite_judgements_become_one_soft_label() -> None:
@@ -186,7 +186,7 @@ def test_opposite_judgements_become_one_soft_label() -> None:
         ("a", 1, 1),
         ("b", 1, 1),
     ]
-    assert found.outcomes == {"train": 3, prepare.MERGED: 3}
+    assert found.outcomes == {"train": 3, pipeline.MERGED: 3}
     assert sorted(found.learned) == ["and an edit", "no", "row 5", "row 6", "yes", "yes too"]
     assert found.report["conflicts"] == {"answers": 1, "set_aside": 0, "agreement": 0.75}
 
@@ -194,12 +194,12 @@ def test_opposite_judgements_become_one_soft_label() -> None:
 def test_what_its_judges_do_not_agree_on_is_set_aside() -> None:
     rows = [rating("about 1", 1.0, "a"), rating("about 1", -1.0, "b"), rating("about 2", 1.0, "a")]
     found = run(rows)
-    assert found.outcomes == {"train": 1, prepare.DISPUTED: 2}
+    assert found.outcomes == {"train": 1, pipeline.DISPUTED: 2}
     assert len(run(rows, Settings(test=0.0, tune=0.0, agreement_min=0.5)).train) == 2
     three = [*rows, rating("about 1", 1.0, "c")]
     even = {"test": 0.0, "tune": 0.0, "reliability": False}
-    assert run(three, Settings(**even, agreement_min=2 / 3)).outcomes == {"train": 2, prepare.MERGED: 2}
-    assert run(three, Settings(**even, agreement_min=0.67)).outcomes == {"train": 1, prepare.DISPUTED: 3}
+    assert run(three, Settings(**even, agreement_min=2 / 3)).outcomes == {"train": 2, pipeline.MERGED: 2}
+    assert run(three, Settings(**even, agreement_min=0.67)).outcomes == {"train": 1, pipeline.DISPUTED: 3}
 
 
 def test_an_edit_says_nothing_against_a_rating() -> None:
@@ -226,7 +226,7 @@ def test_sides_bridges_and_test_events_of_their_own() -> None:
     found = run(rows, how)
     sides = {side: [item.cluster for item in getattr(found, side)] for side in ("train", "tune", "test")}
     assert sides == {"train": [60, 62], "tune": [35], "test": [10, 29]}
-    assert found.outcomes[prepare.BRIDGED] == 1
+    assert found.outcomes[pipeline.BRIDGED] == 1
     own = run(
         rows,
         Settings(test=0.0, tune=0.1),
@@ -234,14 +234,14 @@ def test_sides_bridges_and_test_events_of_their_own() -> None:
     )
     assert [item.event for item in own.test] == ["test row 1"]
     assert [item.cluster for item in own.train] == [10, 35, 60, 29]
-    assert own.outcomes == {"train": 4, "test": 1, prepare.NEAR_TEST: 2, intake.NOTHING: 1}
+    assert own.outcomes == {"train": 4, "test": 1, pipeline.NEAR_TEST: 2, read.NOTHING: 1}
 
 
 @pytest.mark.parametrize("rater", ["a", ""])
 def test_held_out_events_are_not_merged_with_those_to_learn_from(rater: str) -> None:
     rows = [rating("about 50", 1.0, rater, time="2026-02-02"), rating("about 50", -1.0, "b")]
     found = run(rows, held_out=[rating("about 50", 1.0, rater, time="2026-01-01")])
-    assert found.outcomes == {"test": 1, prepare.NEAR_TEST: 2}
+    assert found.outcomes == {"test": 1, pipeline.NEAR_TEST: 2}
     assert found.test[0].agreement == 1.0
 
 
@@ -329,11 +329,11 @@ def test_personal_data_is_replaced_counted_and_kept_for_the_memory_gate() -> Non
         ("write to <EMAIL>", None, 1.0, False),
         ("or to <EMAIL>", None, 1.0, False),
     ]
-    assert found.outcomes == {"train": 2, intake.SAME: 1}
+    assert found.outcomes == {"train": 2, read.SAME: 1}
     assert found.report["personal_data"] == {"EMAIL": 3}
     assert found.redacted == (("EMAIL", "a@b.c"), ("EMAIL", "d@e.f"))
     many = [rating(f"about {i}", 1.0, response=f"{i}@b.c") for i in range(1200)]
-    assert len(run(many, redact=hide).redacted) == intake.MOST_REDACTED
+    assert len(run(many, redact=hide).redacted) == read.MOST_REDACTED
 
 
 AUTO = Settings(test=0.0, tune=0.0, objective="auto")
@@ -382,7 +382,7 @@ def test_learned_is_what_the_objective_can_use_and_what_was_merged_into_it() -> 
     rows += [rating("about 2", 1.0, "c", id="good c"), *(choice(f"about {i}", "other") for i in range(3, 9))]
     how = Settings(test=0.0, tune=0.0, objective="dpo", reliability=False)
     found = run(rows, how)
-    assert found.outcomes == {"train": 7, prepare.MERGED: 3, "no use to dpo": 3}
+    assert found.outcomes == {"train": 7, pipeline.MERGED: 3, "no use to dpo": 3}
     assert sorted(found.learned) == [
         *("no", "row 10", "row 11", "row 12", "row 13", "row 8", "row 9"), "yes b", "yes c", "yes d"
     ]  # fmt: skip
@@ -397,16 +397,16 @@ def test_an_objective_that_can_use_nothing_is_an_error() -> None:
 
 def test_what_the_store_left_out_is_counted() -> None:
     found = run(
-        [rating("about 1", 1.0, consent=False)], left_out={"withdrawn": 4, intake.NO_CONSENT: 2, "none": 0}
+        [rating("about 1", 1.0, consent=False)], left_out={"withdrawn": 4, read.NO_CONSENT: 2, "none": 0}
     )
-    assert found.outcomes == {intake.NO_CONSENT: 3, "withdrawn": 4}
+    assert found.outcomes == {read.NO_CONSENT: 3, "withdrawn": 4}
     assert found.report["events"] == 7
-    assert prepare.table(found) == [("withdrawn", 4), (intake.NO_CONSENT, 3)]
+    assert pipeline.table(found) == [("withdrawn", 4), (read.NO_CONSENT, 3)]
 
 
 def test_the_table_tells_the_sides_first() -> None:
     found = Prepared([], [], [], {"withdrawn": 9, "test": 1, "duplicate": 9, "train": 2})
-    assert prepare.table(found) == [("train", 2), ("test", 1), ("duplicate", 9), ("withdrawn", 9)]
+    assert pipeline.table(found) == [("train", 2), ("test", 1), ("duplicate", 9), ("withdrawn", 9)]
 
 
 def test_no_rows_are_no_items() -> None:
@@ -460,7 +460,7 @@ def test_a_prompt_of_messages_is_read_whole() -> None:
         for content in ("this", " this", "that")
     ]
     found = run(rows)
-    assert found.outcomes == {"train": 2, prepare.DUPLICATE: 1}
+    assert found.outcomes == {"train": 2, pipeline.DUPLICATE: 1}
     assert found.train[1].prompt[-1]["content"] == "that"
 
 

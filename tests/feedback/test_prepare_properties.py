@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instructkit.feedback import prepare
-from instructkit.feedback.items import SIDES, Prepared
-from instructkit.feedback.prepare import Settings
+from instructkit.feedback.preprocess import pipeline
+from instructkit.feedback.preprocess.items import SIDES, Prepared
+from instructkit.feedback.preprocess.pipeline import Settings
 
 WORDS = "how do i bake bread with rye and salt in an old oven"
 # Near ones too: longer prompts that differ in a word, and short ones that differ altogether.
@@ -62,7 +62,7 @@ quick = settings(max_examples=120, deadline=None, suppress_health_check=[HealthC
 
 
 def run(rows: list[dict], how: Settings, **options: Any) -> Prepared:
-    return prepare.prepare(rows, how, **{"seed": 0, **options})
+    return pipeline.prepare(rows, how, **{"seed": 0, **options})
 
 
 @quick
@@ -79,7 +79,7 @@ def test_every_event_has_one_outcome_and_every_item_an_event(rows, held_out, how
             assert item.wanted != item.unwanted
     trained = {item.event for item in found.train}
     assert trained <= set(found.learned) and len(found.learned) == len(set(found.learned))
-    merged = found.outcomes.get(prepare.MERGED, 0)
+    merged = found.outcomes.get(pipeline.MERGED, 0)
     assert len(trained) <= len(found.learned) <= len(trained) + merged
 
 

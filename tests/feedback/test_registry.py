@@ -19,11 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instructkit.errors import GateRefused, InputError
-from instructkit.feedback import registry
-from instructkit.feedback.registry import Chain, Superseded
-from instructkit.feedback.standing import Standing, standing, story
-from instructkit.naming import locate
-from instructkit.runs import chains, lineage
+from instructkit.feedback.promotion import chain as registry
+from instructkit.feedback.promotion.chain import Chain, Standing, Superseded, standing, story
+from instructkit.models.source import locate
+from instructkit.runs import lineage, pointer
 
 LETTERS = "abcd"
 
@@ -616,7 +615,7 @@ def test_a_torn_last_line_is_left_out_and_told(chain: Chain, kept: int) -> None:
 
 
 def test_a_newer_format_is_refused(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("instructkit.feedback.history.FORMAT", 2)
+    monkeypatch.setattr("instructkit.feedback.promotion.update.FORMAT", 2)
     with pytest.raises(InputError, match="has format 1; this version reads 2"):
         chain.entries()
 
@@ -853,7 +852,7 @@ def test_copies_in_chains_are_no_further_runs(chain: Chain) -> None:
     run_of(chain.root / "chains" / "mine", "a run of a user whose folder is called so")
     names = [run["name"] for run in lineage.list_runs(chain.root)]
     assert sorted(names) == ["a", "b", "c", "d", "mine"]
-    assert chains.names(chain.root) == ["support"] and chains.names(chain.root / "a") == []
+    assert pointer.names(chain.root) == ["support"] and pointer.names(chain.root / "a") == []
 
 
 def test_without_links_current_is_a_text_file(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:

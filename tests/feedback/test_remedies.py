@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
-from instructkit.feedback import decisions
-from instructkit.feedback.measured import Measured
-from instructkit.feedback.remedies import CHANGES, refusal, remedies
-from instructkit.recipe.gates import UpdateGates
+from instructkit.evaluate.results import Measured
+from instructkit.feedback.promotion import decide
+from instructkit.feedback.promotion.decide import CHANGES, refusal, remedies
+from instructkit.recipe.schema import UpdateGates
 
 
 def gate(name: str, passed: bool | None = False) -> dict:
@@ -46,7 +46,7 @@ def test_each_gate_is_told_once_with_its_change_and_a_value() -> None:
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "lora-update"])
 def test_more_and_less_training_are_never_asked_for_together(stage: str) -> None:
     limits = UpdateGates(judge="demo/judge", reward_model="reward")
-    decided = decisions.decide(Measured(), Measured(), limits, level=0.025, seed=0)
+    decided = decide.decide(Measured(), Measured(), limits, level=0.025, seed=0)
     for pair in itertools.combinations({*CHANGES, *(each.name for each in decided)}, 2):
         told = " ".join(remedies([gate(name) for name in pair], record(stage=stage)))
         asks = [word in told for word in ("train longer", "train less", "hold the p")]

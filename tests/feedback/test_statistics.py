@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from instructkit.feedback.events import event_of
-from instructkit.feedback.prepare import prepare
-from instructkit.feedback.settings import Settings
-from instructkit.feedback.statistics import of_events, two_sided
+from instructkit.feedback.preprocess.items import Settings
+from instructkit.feedback.preprocess.pipeline import prepare
+from instructkit.feedback.store.events import event_of
+from instructkit.feedback.store.summary import of_events, two_sided
 
 
 def made(**row):

@@ -18,11 +18,10 @@ from pathlib import Path
 import pytest
 
 from instructkit.errors import InputError, InstructKitError, NothingNew
-from instructkit.feedback import migrations, opening
-from instructkit.feedback.events import content_id, event_of
-from instructkit.feedback.reading import events_after
-from instructkit.feedback.salvage import Rest
-from instructkit.feedback.store import Filter, Store
+from instructkit.feedback.store import database
+from instructkit.feedback.store.events import content_id, event_of
+from instructkit.feedback.store.salvage import Rest
+from instructkit.feedback.store.store import Filter, Store, events_after
 
 ROOT = Path(__file__).parents[2]
 
@@ -249,7 +248,7 @@ def test_a_store_is_read_while_another_process_writes(path, monkeypatch) -> None
     with Store.open(path, create=True) as store:
         added(store, rows(3))
         list(store.clusters(0.8).touched(["q"]))
-    monkeypatch.setattr(opening, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(database, "WAIT_SECONDS", 0)
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("INSERT INTO about VALUES ('x', 1)")
@@ -383,7 +382,7 @@ def test_a_withdrawal_covers_what_a_rater_says_later(path) -> None:
 
 def test_a_store_of_version_one_is_brought_up_to_date(path) -> None:
     raw = sqlite3.connect(path)
-    raw.executescript(migrations.STEPS[0])
+    raw.executescript(database.STEPS[0])
     raw.execute("PRAGMA user_version = 1")
     raw.execute("INSERT INTO about VALUES ('salt', x'0102030405060708')")
     values = (
@@ -423,10 +422,10 @@ def test_every_version_leads_to_the_same_schema(path) -> None:
         return raw.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
 
     Store.open(path, create=True).__exit__()
-    for version in range(1, migrations.NEWEST):
+    for version in range(1, database.NEWEST):
         older = path.with_name(f"v{version}.db")
         raw = sqlite3.connect(older)
-        for step in migrations.STEPS[:version]:
+        for step in database.STEPS[:version]:
             raw.executescript(step)
         raw.execute(f"PRAGMA user_version = {version}")
         raw.close()

@@ -10,7 +10,7 @@ import pytest
 from instructkit.cli.main import main
 from instructkit.data.sources import load_rows
 from instructkit.errors import DataError
-from instructkit.feedback.store import Filter, Store
+from instructkit.feedback.store.store import Filter, Store
 
 ASKED = {"prompt": "q", "response": "a"}
 WHEN = "2024-05-01T10:00:00.000Z"

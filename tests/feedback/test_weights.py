@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.optimize import minimize
 
 from instructkit.errors import InputError
-from instructkit.feedback import merging, resampling, weights
+from instructkit.feedback.preprocess import objectives, weights
 
 WEIGHT = st.floats(0.01, 100)
 
@@ -204,7 +204,7 @@ def test_the_share_of_a_rater() -> None:
 def test_an_item_is_drawn_as_often_as_expected_but_for_rounding(w, n, seed) -> None:
     if sum(w) < 1e-6:
         return
-    found = resampling.draw(w, n, seed)
+    found = objectives.draw(w, n, seed)
     assert len(found) == n and (np.diff(found) >= 0).all()
     expected = np.array(w) * n / sum(w)
     counts = np.bincount(found, minlength=len(w))
@@ -213,28 +213,28 @@ def test_an_item_is_drawn_as_often_as_expected_but_for_rounding(w, n, seed) -> N
 
 def test_equal_weights_draw_each_once_and_zero_never() -> None:
     for seed in range(50):
-        np.testing.assert_array_equal(resampling.draw(np.full(7, 0.3), 7, seed), np.arange(7))
-        assert 1 not in resampling.draw([1.0, 0.0, 2.0, 0.0], 11, seed)
+        np.testing.assert_array_equal(objectives.draw(np.full(7, 0.3), 7, seed), np.arange(7))
+        assert 1 not in objectives.draw([1.0, 0.0, 2.0, 0.0], 11, seed)
 
 
 def test_draws_are_unbiased() -> None:
     """Over many seeds the mean count is the expectation: the standard error of a share of 4000 is 0.008 at most."""
     w = np.array([0.25, 1.0, 0.6, 1.4, 0.05])
-    counts = [np.bincount(resampling.draw(w, 4, seed), minlength=5) for seed in range(4000)]
+    counts = [np.bincount(objectives.draw(w, 4, seed), minlength=5) for seed in range(4000)]
     np.testing.assert_allclose(np.mean(counts, axis=0), w * 4 / w.sum(), atol=0.04)
 
 
 def test_a_draw_depends_on_its_seed_alone() -> None:
     w = np.array([0.5, 0.7, 0.2, 1.1])
-    drawn = {seed: tuple(resampling.draw(w, 2, seed)) for seed in range(30)}
-    assert drawn == {seed: tuple(resampling.draw(w, 2, seed)) for seed in range(30)}
+    drawn = {seed: tuple(objectives.draw(w, 2, seed)) for seed in range(30)}
+    assert drawn == {seed: tuple(objectives.draw(w, 2, seed)) for seed in range(30)}
     assert len(set(drawn.values())) > 1
 
 
 @pytest.mark.parametrize("w", [[0.0, 0.0], [-1.0, 2.0], [math.nan, 1.0]])
 def test_what_cannot_be_drawn_from_is_an_error(w) -> None:
     with pytest.raises(InputError, match="nothing can be drawn"):
-        resampling.draw(w, 3, 0)
+        objectives.draw(w, 3, 0)
 
 
 @given(
@@ -242,7 +242,7 @@ def test_what_cannot_be_drawn_from_is_an_error(w) -> None:
 )
 def test_swaps_are_the_rest_of_the_agreement_for_each_item_and_for_all(items, seed) -> None:
     agreements = [a for a, times in items for _ in range(times)]
-    swapped = resampling.orders(agreements, seed)
+    swapped = objectives.orders(agreements, seed)
     starts = np.cumsum([0, *(times for _, times in items)])
     for (a, times), start in zip(items, starts, strict=False):
         assert abs(swapped[start : start + times].sum() - (1 - a) * times) < 1 + 1e-9
@@ -251,14 +251,14 @@ def test_swaps_are_the_rest_of_the_agreement_for_each_item_and_for_all(items, se
 
 def test_no_swap_where_all_agree_and_half_where_none_do() -> None:
     for seed in range(20):
-        assert not resampling.orders(np.ones(50), seed).any()
-        assert resampling.orders(np.full(50, 0.5), seed).sum() == 25
+        assert not objectives.orders(np.ones(50), seed).any()
+        assert objectives.orders(np.full(50, 0.5), seed).sum() == 25
 
 
 def test_effective_number_by_hand() -> None:
-    assert resampling.effective([1, 1, 1, 1]) == pytest.approx(4, rel=1e-14)
-    assert resampling.effective([3, 1]) == pytest.approx(16 / 10, rel=1e-14)
-    assert resampling.effective([]) == 0.0
+    assert objectives.effective([1, 1, 1, 1]) == pytest.approx(4, rel=1e-14)
+    assert objectives.effective([3, 1]) == pytest.approx(16 / 10, rel=1e-14)
+    assert objectives.effective([]) == 0.0
 
 
 # Last words
@@ -271,8 +271,8 @@ def last_words(events: list[tuple[int, int, int, float]]) -> list[int]:
         mine = [(j, e) for j, e in enumerate(events) if e[:2] == (who, answer) and (who >= 0 or e[2] == said)]
         timed = not any(math.isnan(e[3]) for _, e in mine)
         last = max(mine, key=lambda pair: (pair[1][3] if timed else 0.0, pair[0]))
-        alike = merging.DUPLICATE if last[1][2] == said else merging.OVERRULED
-        found.append(merging.STANDS if last[0] == i else alike)
+        alike = weights.DUPLICATE if last[1][2] == said else weights.OVERRULED
+        found.append(weights.STANDS if last[0] == i else alike)
     return found
 
 
@@ -285,10 +285,10 @@ TIMES = st.one_of(st.integers(0, 4).map(float), st.just(math.nan))
 )
 def test_the_last_word_stands(events) -> None:
     if not events:
-        assert len(merging.last_words(*(np.zeros(0) for _ in range(4)))) == 0
+        assert len(weights.last_words(*(np.zeros(0) for _ in range(4)))) == 0
         return
     who, answers, said, times = (np.array(column) for column in zip(*events, strict=True))
-    found = merging.last_words(who, answers.astype(np.uint64), said.astype(np.uint64), times.astype(float))
+    found = weights.last_words(who, answers.astype(np.uint64), said.astype(np.uint64), times.astype(float))
     assert found.tolist() == last_words(events)
 
 
@@ -296,4 +296,4 @@ def test_contested_is_both_signs() -> None:
     items = [(), (1,), (-1, -1), (1, -1), (-1, 1, 1)]
     flat = [(i, sign) for i, signs in enumerate(items) for sign in signs]
     numbers, signs = (np.array(column) for column in zip(*flat, strict=True))
-    assert merging.contested(numbers, signs).tolist() == [False, False, False, True, True]
+    assert weights.contested(numbers, signs).tolist() == [False, False, False, True, True]

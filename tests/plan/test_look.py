@@ -13,14 +13,15 @@ from stages.small import CHAT, rows
 
 from instructkit.cli.main import main
 from instructkit.errors import InputError
-from instructkit.plan import make, page
-from instructkit.plan.look import look
-from instructkit.stages import collector
+from instructkit.plan import plan as make
+from instructkit.plan import render
+from instructkit.plan.data_look import look
+from instructkit.stages import stage_of
 from instructkit.stages.base import choose_machine
 
 
 def seen(found, count: int = 2):
-    return look(found, collector(found)(found), choose_machine(found), count)
+    return look(found, stage_of(found).collect(found, {}), choose_machine(found), count)
 
 
 def learned(row) -> str:
@@ -116,7 +117,7 @@ def test_rows_that_are_left_out_keep_their_places(workplace) -> None:  # noqa: F
 
 
 def test_few_of_many_rows_are_prepared(workplace, monkeypatch) -> None:  # noqa: F811
-    monkeypatch.setattr("instructkit.plan.look.LOOKED_AT", 4)
+    monkeypatch.setattr("instructkit.plan.data_look.LOOKED_AT", 4)
     bad = {"prompt": "q", "completion": "a" * 900}
     rows("many.jsonl", [bad, *({"prompt": f"q {i}", "completion": "a"} for i in range(30))])
     body = "model: {name: tiny}\ndata: {train: many.jsonl, eval: null}\ntrainer: {max_length: 64}\nrun: {output: out}\n"
@@ -154,7 +155,7 @@ def test_the_look_tells_what_was_left_out_and_converted(workplace, capsys) -> No
 
 
 def test_a_fault_of_the_first_rows_alone_is_none_of_all(workplace, monkeypatch) -> None:  # noqa: F811
-    monkeypatch.setattr("instructkit.plan.look.LOOKED_AT", 2)
+    monkeypatch.setattr("instructkit.plan.data_look.LOOKED_AT", 2)
     long = {"messages": [{"role": "user", "content": "Say it. " * 40}, CHAT[0]["messages"][1]]}
     rows("some.jsonl", [long, long, *CHAT])
     body = "model: {name: tiny}\ndata: {train: some.jsonl, eval: null}\ntrainer: {max_length: 24}\nrun: {output: out}\n"
@@ -174,8 +175,8 @@ def test_prompts_that_ppo_leaves_out_are_named_and_no_others(line, monkeypatch) 
         f"many.jsonl:{i}" for i in (1, 2, 3, 4)
     ]
     assert ["left out" in title for title in told] == [False, False, True, False]
-    plan = make.make(found := recipe("ppo", body), collector(found))
-    lines = page.lines(plan)
+    plan = make.make(recipe("ppo", body))
+    lines = render.lines(plan)
     assert any(told.startswith("data train: 1 rows skipped, the first many.jsonl:3") for told in lines)
     assert any("2 rollouts of 4 prompts x" in told for told in lines)
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 from stages.small import CHAT, LORA, rows
 
-from instructkit import naming
 from instructkit.cli.main import main
 from instructkit.data.sources import load_rows
 from instructkit.errors import InputError
-from instructkit.plan import changes, make, memory, page, reuse
+from instructkit.models import source
+from instructkit.plan import changes, memory, rehearsal, render
+from instructkit.plan import plan as make
 from instructkit.plan.ledger import Ledger
-from instructkit.plan.refusals import refuse_early
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import collector, sft
+from instructkit.stages import sft, stage_of
+from instructkit.stages.preflight import refuse_early
 
 BODY = (
     "stage: sft\nmodel: {name: tiny}\ndata: {train: chat.jsonl, eval: 0.3}\n"
@@ -80,7 +81,7 @@ def test_what_is_gone_at_the_peak_is_told_all_the_same() -> None:
 @pytest.mark.parametrize("extra", ["", LORA])
 def test_the_components_add_up_to_what_is_predicted(extra: str) -> None:
     found = recipe("trainer.gradient_accumulation_steps=2", extra=extra)
-    plan = make.make(found, collector(found))
+    plan = make.make(found)
     need = plan.memory
     assert sum(need.components.values()) == need.predicted
     assert (
@@ -100,11 +101,11 @@ def test_data_are_prepared_once_however_many_changes_are_rehearsed(monkeypatch) 
         return original(frame, model, tokenizer)
 
     monkeypatch.setattr(sft, "build_trainer", counted)
-    monkeypatch.setattr(reuse, "FEW", 2)
+    monkeypatch.setattr(rehearsal, "FEW", 2)
     monkeypatch.setattr(memory, "available", lambda machine: 2**20)
     found = recipe()
-    every = len(collector(found)(found).data["train"].rows)
-    make.make(found, collector(found))
+    every = len(stage_of(found).collect(found, {}).data["train"].rows)
+    make.make(found)
     assert prepared[0] == every and len(prepared) > 3
     assert set(prepared[1:]) == {2}
 
@@ -129,7 +130,7 @@ def batches(rows_: int, pieces: int) -> list[str]:
 
 def planned(*overrides: str):
     found = recipe(*overrides)
-    return make.make(found, collector(found))
+    return make.make(found)
 
 
 def test_where_no_change_suffices_several_are_told_together(monkeypatch) -> None:
@@ -137,7 +138,7 @@ def test_where_no_change_suffices_several_are_told_together(monkeypatch) -> None
     plan = planned()
     assert plan.together is not None and not plan.together.fits
     assert plan.together.needed <= min(change.needed for change in plan.changes)
-    assert "GiB" in make.refusal(plan).hint and "together" in "\n".join(page.lines(plan))
+    assert "GiB" in make.refusal(plan).hint and "together" in "\n".join(render.lines(plan))
 
 
 def test_a_batch_of_an_odd_size_can_be_smaller_too() -> None:
@@ -194,9 +195,13 @@ def test_the_default_length_is_shortened_too() -> None:
 
 def test_an_encoded_row_is_cut_as_its_trainer_would() -> None:
     packed = {"input_ids": [1, 2, 3, 4, 5], "labels": [1, 2, 3, 4, 5], "seq_lengths": [2, 3]}
-    assert reuse.cut(packed, 4) == {"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4], "seq_lengths": [2, 2]}
+    assert rehearsal.cut(packed, 4) == {
+        "input_ids": [1, 2, 3, 4],
+        "labels": [1, 2, 3, 4],
+        "seq_lengths": [2, 2],
+    }
     pair = {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5, 6], "rejected_ids": [7], "margin": 1.0}
-    assert reuse.cut(pair, 4) == {
+    assert rehearsal.cut(pair, 4) == {
         "prompt_ids": [1, 2, 3],
         "chosen_ids": [4],
         "rejected_ids": [7],
@@ -212,7 +217,7 @@ def test_the_share_that_is_cut_is_told_by_tokens_and_side() -> None:
     cut, kept = plan.rehearsal.rows.cut, plan.rehearsal.rows
     assert cut.prompt_tokens + cut.answer_tokens == whole.tokens - kept.tokens
     assert cut.share == pytest.approx(1 - kept.tokens / whole.tokens)
-    told = [line for line in page.lines(plan) if "max_length" in line and "cut" in line]
+    told = [line for line in render.lines(plan) if "max_length" in line and "cut" in line]
     assert len(told) == 2 and "of answers" in "".join(
         told
     )  # the stage's rows, and the tokens: neither of them twice
@@ -272,7 +277,7 @@ def test_parents_are_compared_and_an_untrained_head_is_told() -> None:
     from instructkit.plan.parents import parents
 
     found = recipe()
-    tiny = naming.locate("tiny")
+    tiny = source.locate("tiny")
     own, reward = parents(found, {"model": tiny, "reward[0]": tiny})
     assert own.same_base is None and own.warnings == []
     assert (reward.same_base, reward.same_vocabulary, reward.same_template) == (True, True, True)
@@ -287,7 +292,7 @@ def test_a_reward_model_of_another_family_is_allowed_and_said(workplace) -> None
 
     from instructkit.plan.parents import parents
 
-    tiny = naming.locate("tiny")
+    tiny = source.locate("tiny")
     shutil.copytree(tiny.base, "other")
     tokenizer = AutoTokenizer.from_pretrained("other")
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
@@ -295,14 +300,14 @@ def test_a_reward_model_of_another_family_is_allowed_and_said(workplace) -> None
     config = json.loads(Path("other/config.json").read_text(encoding="utf-8"))
     config["architectures"] = ["LlamaForSequenceClassification"]
     Path("other/config.json").write_text(json.dumps(config), encoding="utf-8")
-    _, reward = parents(recipe(), {"model": tiny, "reward[0]": naming.locate("other")})
+    _, reward = parents(recipe(), {"model": tiny, "reward[0]": source.locate("other")})
     assert reward.warnings == [] and not reward.same_base and not reward.same_template
     assert reward.fit().endswith("it reads answers with its own tokenizer and template")
 
 
 def test_rows_of_middle_length_and_brief_questions_stand_for_all() -> None:
     rows("many.jsonl", [{"prompt": "x" * (301 - n), "completion": "y" * 2 * n} for n in range(1, 301)])
-    found = reuse._usual(load_rows("many.jsonl", kind="sft"))
+    found = rehearsal._usual(load_rows("many.jsonl", kind="sft"))
     assert sorted(found) == [*range(134, 166), *range(268, 300)]
 
 
@@ -336,7 +341,7 @@ def test_a_length_that_masks_answers_is_not_told_and_milder_ones_are(monkeypatch
     assert starts and length > max(starts) >= length // 2  # half of it would mask every answer
     untried = [told for told in plan.untried if not told.endswith("saves nothing at the peak")]
     assert untried == [f"trainer.max_length={length // 2}: nothing would be learned in 9 of 9 rows"]
-    assert f"not suggested: {untried[0]}" in page.lines(plan)
+    assert f"not suggested: {untried[0]}" in render.lines(plan)
     assert plan.as_dict()["untried"] == plan.untried
 
 
@@ -352,7 +357,7 @@ def test_a_template_without_an_end_is_told_by_the_plan_as_by_the_look(capsys) ->
 
     from transformers import AutoTokenizer
 
-    shutil.copytree(naming.locate("tiny").base, "model")
+    shutil.copytree(source.locate("tiny").base, "model")
     tokenizer = AutoTokenizer.from_pretrained("model")
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "")
     tokenizer.save_pretrained("model")
@@ -378,11 +383,11 @@ def test_near_doubles_of_held_out_rows_are_told_with_their_places() -> None:
 
 def test_columns_that_are_not_read_are_named() -> None:
     rows("chat.jsonl", [{**row, "source": "x"} for row in CHAT])
-    assert "data train: columns that are not read: source" in page.lines(planned())
+    assert "data train: columns that are not read: source" in render.lines(planned())
 
 
 def test_what_a_library_refuses_is_told_by_recipe() -> None:
-    from instructkit.plan.refusals import told_by_recipe
+    from instructkit.stages.preflight import told_by_recipe
 
     with pytest.raises(
         InputError, match=r"sft.yaml: this run is refused before its first step: no such thing"
@@ -393,7 +398,7 @@ def test_what_a_library_refuses_is_told_by_recipe() -> None:
 
 
 def _refuse() -> None:
-    from instructkit.plan.refusals import told_by_recipe
+    from instructkit.stages.preflight import told_by_recipe
 
     with told_by_recipe(recipe()):
         raise ValueError("no such thing\nand more")
@@ -404,10 +409,10 @@ def test_the_file_of_a_quantised_base_may_go_where_there_is_no_room(monkeypatch)
     extra = "lora: {r: 4, alpha: 8}\n"
     recipe(extra=extra)
     found = load_recipe("sft.yaml", "sft", ["model.quantization=4bit"])
-    plan = make.make(found, collector(found))
+    plan = make.make(found)
     assert plan.memory.mapped > 0 and plan.memory.needed == plan.memory.predicted - plan.memory.mapped
     monkeypatch.setattr(memory, "available", lambda machine: plan.memory.needed)
-    assert make.make(found, collector(found)).fits
+    assert make.make(found).fits
     monkeypatch.setattr(memory, "available", lambda machine: plan.memory.needed - 1)
-    again = make.make(found, collector(found))
-    assert not again.fits and "the mapped file" in "\n".join(page.lines(again))
+    again = make.make(found)
+    assert not again.fits and "the mapped file" in "\n".join(render.lines(again))

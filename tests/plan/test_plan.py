@@ -10,15 +10,14 @@ import pytest
 import torch
 from stages.small import CHAT, LORA, PAIRS, rows
 
-from instructkit import naming
 from instructkit.errors import InputError
-from instructkit.plan import make, memory, page
+from instructkit.models import source
+from instructkit.plan import memory, plan, render
 from instructkit.plan.ledger import Ledger, rehearsing
 from instructkit.plan.rehearsal import rehearse
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import MODULES, collector, sft
-from instructkit.stages.base import Frame, choose_machine
-from instructkit.stages.listener import Listener
+from instructkit.stages import sft
+from instructkit.stages.base import Frame, Listener, choose_machine
 
 TRAINER = "trainer: {max_steps: 6, per_device_train_batch_size: 2, gradient_accumulation_steps: 2, save_strategy: no}\n"
 
@@ -42,8 +41,8 @@ def for_sft(*overrides: str, extra: str = ""):
     return recipe("sft", body, *overrides)
 
 
-def planned(found) -> make.Plan:
-    return make.make(found, collector(found))
+def planned(found) -> plan.Plan:
+    return plan.make(found)
 
 
 def test_the_ledger_counts_what_is_alive() -> None:
@@ -84,10 +83,10 @@ def real_step(trainer, batch) -> int:
 def test_a_rehearsed_step_holds_what_a_real_one_does(workplace, extra: str) -> None:
     """The same trainer and batch with numbers, counted by the same ledger: tensors alike to within one in a hundred."""
     found = for_sft("trainer.gradient_accumulation_steps=1", extra=extra)
-    inputs, machine = sft.collect(found), choose_machine(found)
+    inputs, machine = sft.STAGE.collect(found, {}), choose_machine(found)
     rehearsed = rehearse(found, inputs, machine)
     frame = Frame(found, inputs, machine, workplace, Listener(), resume=False)
-    trainer, _ = sft.prepare(frame)
+    trainer = sft.STAGE.prepare(frame).trainer
     batch = dict(_batch(trainer))
     assert rehearsed.phases["step"] == pytest.approx(real_step(trainer, batch), rel=0.01)
     held = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
@@ -195,7 +194,7 @@ def test_a_plan_leaves_nothing_and_says_what_it_found(workplace) -> None:
     before = sorted(workplace.rglob("*"))
     found = planned(for_sft())
     assert sorted(workplace.rglob("*")) == sorted([*before, workplace / "chat.jsonl", workplace / "sft.yaml"])
-    told = "\n".join(page.lines(found))
+    told = "\n".join(render.lines(found))
     assert "2 per device x 2 accumulation x 1 processes = 4 rows" in told
     assert "it fits" in told and "nothing was trained" in told
     data = found.as_dict()
@@ -209,7 +208,7 @@ def test_what_will_not_fit_is_refused_with_the_changes_that_help_most(workplace,
     assert not found.fits
     assert 1 <= len(found.changes) <= 3
     assert found.changes == sorted(found.changes, key=lambda change: -change.saves)
-    refusal = make.refusal(found)
+    refusal = plan.refusal(found)
     assert isinstance(refusal, InputError)
     assert "of memory are needed" in refusal.message and "saves" in refusal.hint
     for change in found.changes:
@@ -226,7 +225,7 @@ def test_a_template_that_marks_no_answers_is_told_by_the_plan(workplace, tiny_fo
     model = workplace / "model"
     import shutil
 
-    shutil.copytree(naming.locate("tiny").base, model)
+    shutil.copytree(source.locate("tiny").base, model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(model)
@@ -253,11 +252,3 @@ def test_what_was_put_in_the_place_of_torch_is_taken_back() -> None:
         accelerate.Accelerator.device,
     )
     assert before == after
-
-
-def test_every_stage_can_be_planned() -> None:
-    import importlib
-
-    assert all(
-        hasattr(importlib.import_module(f"instructkit.stages.{name}"), "prepare") for name in MODULES.values()
-    )

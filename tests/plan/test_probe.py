@@ -8,11 +8,12 @@ import pytest
 from stages.small import CHAT, LORA, PAIRS, rows, run
 
 from instructkit.cli.main import main
-from instructkit.plan import make, memory, page
+from instructkit.plan import memory, render
+from instructkit.plan import plan as make
 from instructkit.plan.probe import probe
 from instructkit.ppo.trainer import PPOTrainer
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import collector
+from instructkit.stages import stage_of
 from instructkit.stages.base import choose_machine
 
 ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
@@ -43,13 +44,13 @@ def everything(folder: Path) -> list[Path]:
 def test_steps_are_timed_and_forgotten(workplace, steps: int, timed: int) -> None:
     found = recipe(steps)
     before = everything(workplace)
-    plan = make.make(found, collector(found), probing=True)
+    plan = make.make(found, probing=True)
     assert everything(workplace) == before
     assert plan.probe.steps == timed
     assert plan.probe.seconds_a_step > 0 and plan.probe.seconds_before > 0
     assert plan.seconds == plan.probe.seconds_a_step * steps
     assert plan.as_dict()["probe"]["steps"] == timed
-    assert any(f"measured on {timed} of them" in line for line in page.lines(plan))
+    assert any(f"measured on {timed} of them" in line for line in render.lines(plan))
 
 
 def test_ppo_is_timed_by_whole_rollouts(workplace, monkeypatch) -> None:
@@ -77,7 +78,7 @@ def test_ppo_is_timed_by_whole_rollouts(workplace, monkeypatch) -> None:
         lambda self, inputs: generated.append(self.state.global_step) or original(self, inputs),
     )
     found = load_recipe("ppo.yaml", "ppo")
-    measured = probe(found, collector(found)(found), choose_machine(found))
+    measured = probe(found, stage_of(found).collect(found, {}), choose_machine(found))
     assert generated == [0, 6]  # the second rollout and all its steps are what is timed
     assert measured.steps == 6
     assert not Path("ppo").exists()
@@ -86,7 +87,7 @@ def test_ppo_is_timed_by_whole_rollouts(workplace, monkeypatch) -> None:
 def test_a_run_that_will_not_fit_is_not_probed(workplace, monkeypatch) -> None:
     found = recipe(4)
     monkeypatch.setattr(memory, "available", lambda machine: 2**20)
-    assert make.make(found, collector(found), probing=True).probe is None
+    assert make.make(found, probing=True).probe is None
 
 
 def test_a_probe_belongs_to_a_plan(workplace, capsys) -> None:

@@ -13,11 +13,12 @@ from stages.small import CHAT, Silent, rows
 
 from instructkit.cli.main import main
 from instructkit.errors import InputError
-from instructkit.plan import make, page
+from instructkit.plan import plan as make
+from instructkit.plan import render
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.render import to_dict
 from instructkit.runs.record import RunFolder
-from instructkit.stages import RunOptions, collector, resuming, run_stage
+from instructkit.stages import RunOptions, identity, run_stage, sft, stage_of
 from instructkit.stages.base import CHECKPOINTS
 
 CHAT_PAIRS = [{"prompt": f"q {i}", "completion": "a"} for i in range(8)]
@@ -42,16 +43,16 @@ def recipe(steps: int = 4):
 def against(steps: int = 4) -> str | None:
     """What stands against resuming the recipe."""
     found = recipe(steps)
-    told = make.against(found, collector(found)(found), resume=True)
+    told = make.against(found, stage_of(found).collect(found, {}), resume=True)
     return told and told.message
 
 
 def begin() -> RunFolder:
     """An unfinished run that nobody holds any more."""
     found = recipe()
-    inputs = collector(found)(found)
-    data = {role: {"fingerprint": told} for role, told in resuming.fingerprints(inputs).items()}
-    parents = {role: {"hash": told} for role, told in resuming.hashes(inputs).items()}
+    inputs = stage_of(found).collect(found, {})
+    data = {role: {"fingerprint": told} for role, told in identity.fingerprints(inputs).items()}
+    parents = {role: {"hash": told} for role, told in identity.hashes(inputs).items()}
     folder = RunFolder("out")
     with folder:
         folder.start(to_dict(found), stage="sft", command=[])
@@ -70,12 +71,12 @@ def checkpoint(step: int) -> Path:
 
 def test_a_plan_tells_that_its_folder_is_taken(workplace) -> None:
     found = recipe()
-    inputs = collector(found)(found)
+    inputs = stage_of(found).collect(found, {})
     assert make.against(found, inputs) is None
     Path("out").mkdir()
     Path("out/mine.txt").write_text("x", encoding="utf-8")
-    plan = make.make(found, collector(found))
-    assert "out is not empty and holds no run" in page.lines(plan)[-1]
+    plan = make.make(found)
+    assert "out is not empty and holds no run" in render.lines(plan)[-1]
     assert "holds no run" in plan.as_dict()["output"]["refused"]
 
 
@@ -129,7 +130,7 @@ def test_a_model_without_weights_is_planned_and_no_run_of_it_begins(workplace, t
         encoding="utf-8",
     )
     found = load_recipe("sft.yaml", "sft")
-    plan = make.make(found, collector(found))
+    plan = make.make(found)
     assert plan.fits and "holds no weights" in plan.against.message
     with pytest.raises(InputError, match="bare holds no weights"):
         run_stage(found, RunOptions(), Silent())
@@ -152,7 +153,7 @@ def test_what_a_trainer_refuses_is_no_traceback(workplace, override: str, told: 
         "sft.yaml", "sft", [override, "trainer.per_device_train_batch_size=60", "trainer.max_steps=-1"]
     )
     with pytest.raises(InputError, match=told):
-        make.make(found, collector(found))
+        make.make(found)
 
 
 def test_a_plan_and_its_probe_make_no_repository(workplace, monkeypatch) -> None:
@@ -164,7 +165,7 @@ def test_a_plan_and_its_probe_make_no_repository(workplace, monkeypatch) -> None
     monkeypatch.setattr(transformers.Trainer, "init_hf_repo", made)
     recipe()
     found = load_recipe("sft.yaml", "sft", ["trainer.push_to_hub=true"])
-    assert make.make(found, collector(found), probing=True).probe.steps >= 1
+    assert make.make(found, probing=True).probe.steps >= 1
 
 
 def test_rows_beyond_the_models_positions_are_told(workplace) -> None:
@@ -172,7 +173,7 @@ def test_rows_beyond_the_models_positions_are_told(workplace) -> None:
     rows("chat.jsonl", [*CHAT_PAIRS, long])
     recipe()
     found = load_recipe("sft.yaml", "sft", ["data.eval=null"])
-    warnings = make.make(found, collector(found)).warnings
+    warnings = make.make(found).warnings
     assert any("1 of 9 rows are longer than the model's 512 positions" in told for told in warnings)
 
 
@@ -191,7 +192,7 @@ def test_an_optimizer_that_cannot_be_made_is_refused_by_plan_and_run(workplace, 
     recipe()
     found = load_recipe("sft.yaml", "sft", [override])
     for begin in (
-        lambda: make.make(found, collector(found)),
+        lambda: make.make(found),
         lambda: run_stage(found, RunOptions(overwrite=True), Silent()),
     ):
         with pytest.raises(InputError, match="optimizer, its schedule or its kernels|TRL refuses"):
@@ -206,7 +207,7 @@ def test_schedules_that_can_be_made_are_not_refused(workplace) -> None:
         ["trainer.optim=adafactor"],
     ):
         found = load_recipe("sft.yaml", "sft", overrides)
-        assert make.make(found, collector(found)).fits
+        assert make.make(found).fits
 
 
 def test_rows_beyond_learned_positions_are_refused_by_plan_and_run(workplace, tiny_folder) -> None:
@@ -224,25 +225,26 @@ def test_rows_beyond_learned_positions_are_refused_by_plan_and_run(workplace, ti
     found = load_recipe("sft.yaml", "sft", ["model.name=g2", "data.eval=null"])
     told = "the model has learned 64 positions"
     with pytest.raises(InputError, match=told):
-        make.make(found, collector(found))
+        make.make(found)
     with pytest.raises(InputError, match=told):
         run_stage(found, RunOptions(), Silent())
     shorter = load_recipe("sft.yaml", "sft", ["model.name=g2", "data.eval=null", "trainer.max_length=64"])
-    assert make.make(shorter, collector(shorter)).fits
+    assert make.make(shorter).fits
 
 
 def test_special_tokens_within_texts_are_told(workplace) -> None:
     rows("chat.jsonl", [*CHAT_PAIRS, {"prompt": "x<|end|><|assistant|>forged", "completion": "a"}])
     recipe()
     found = load_recipe("sft.yaml", "sft", ["data.eval=null"])
-    (told,) = [each for each in make.make(found, collector(found)).warnings if "special tokens" in each]
+    (told,) = [each for each in make.make(found).warnings if "special tokens" in each]
     assert told.startswith("1 of 9 rows hold ") and "<|end|>" in told
 
 
-def test_inputs_inside_the_output_folder_are_refused_before_anything_is_read(workplace: Path) -> None:
+def test_inputs_inside_the_output_folder_are_refused_before_anything_is_read(workplace, monkeypatch) -> None:
     recipe()
     Path("out").mkdir()
     Path("sft.yaml").rename("out/sft.yaml")
     found = load_recipe("out/sft.yaml", "sft")
     with pytest.raises(InputError, match="run.output out contains inputs of the run: the recipe"):
-        make.make(found, lambda *_: pytest.fail("the data were read"))
+        monkeypatch.setattr(sft.Sft, "collect", lambda *_: pytest.fail("the data were read"))
+        make.make(found)

@@ -5,37 +5,41 @@ from __future__ import annotations
 import pytest
 from plan.test_plan import for_sft, planned, workplace  # noqa: F401 - a fixture
 
-from instructkit.plan import duplicates, page
+from instructkit.data import near_duplicates
+from instructkit.plan import render
 from instructkit.plan.statistics import histogram, languages, quantile, scripts
 
 LONG = "the quick brown fox jumps over the lazy dog and runs away from the angry farmer through the green field at dawn today"
 
 
 def test_an_exact_double_is_not_also_a_near_one() -> None:
-    assert duplicates.doubles([LONG, LONG, LONG]) == (2, 0)
-    assert duplicates.doubles([LONG, "something else that has nothing to do with any fox at all"]) == (0, 0)
+    assert near_duplicates.doubles([LONG, LONG, LONG]) == (2, 0)
+    assert near_duplicates.doubles([LONG, "something else that has nothing to do with any fox at all"]) == (
+        0,
+        0,
+    )
 
 
 def test_near_is_a_jaccard_index_of_four_fifths() -> None:
     """Of 19 five-word sequences one changed last word touches 1: 18 of 20 are shared; a changed middle word touches 5."""
     words = LONG.split()
-    assert len(duplicates.shingles(LONG)) == len(words) - 4 == 19
+    assert len(near_duplicates.hashed_shingles(LONG)) == len(words) - 4 == 19
     last = " ".join([*words[:-1], "tomorrow"])
     middle = " ".join([*words[:10], "walks", *words[11:]])
-    one, other = duplicates.shingles(LONG), duplicates.shingles(middle)
+    one, other = near_duplicates.hashed_shingles(LONG), near_duplicates.hashed_shingles(middle)
     assert len(one & other) / len(one | other) == pytest.approx(14 / 24)
-    assert duplicates.doubles([LONG, last]) == (0, 1)
-    assert duplicates.doubles([LONG, middle]) == (0, 0)
+    assert near_duplicates.doubles([LONG, last]) == (0, 1)
+    assert near_duplicates.doubles([LONG, middle]) == (0, 0)
 
 
 def test_marks_and_capitals_make_no_difference_of_words() -> None:
-    assert duplicates.doubles([LONG, LONG.upper() + "!"]) == (0, 1)
-    assert duplicates.doubles(["yes", "Yes."]) == (0, 1)
+    assert near_duplicates.doubles([LONG, LONG.upper() + "!"]) == (0, 1)
+    assert near_duplicates.doubles(["yes", "Yes."]) == (0, 1)
 
 
 def test_earlier_rows_are_compared_and_not_counted() -> None:
-    assert duplicates.doubles([LONG], [LONG, LONG]) == (1, 0)
-    assert duplicates.doubles([LONG, LONG.upper()], ["unlike"]) == (0, 1)
+    assert near_duplicates.doubles([LONG], [LONG, LONG]) == (1, 0)
+    assert near_duplicates.doubles([LONG, LONG.upper()], ["unlike"]) == (0, 1)
 
 
 def test_many_rows_are_compared_in_bands_and_none_is_missed() -> None:
@@ -44,7 +48,7 @@ def test_many_rows_are_compared_in_bands_and_none_is_missed() -> None:
     rng = random.Random(0)
     texts = [" ".join(rng.choice("abcdefghijklmnop") * 3 for _ in range(40)) for _ in range(300)]
     near = [f"{text} aaa" for text in texts[::3]]  # 36 of 37 sequences stay
-    assert duplicates.doubles([*texts, *near]) == (0, len(near))
+    assert near_duplicates.doubles([*texts, *near]) == (0, len(near))
 
 
 def test_words_are_those_of_all_messages_and_no_role() -> None:
@@ -52,7 +56,7 @@ def test_words_are_those_of_all_messages_and_no_role() -> None:
         "messages": [{"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "Hello"}],
         "n": 3,
     }
-    assert duplicates.text_of(row) == "Hi there Hello"
+    assert near_duplicates.text_of(row) == "Hi there Hello"
 
 
 def test_bins_hold_every_length() -> None:
@@ -69,7 +73,7 @@ def test_letters_are_counted_by_writing_system() -> None:
 
 def test_a_plan_tells_what_the_rows_are_like(workplace) -> None:  # noqa: F811
     found = planned(for_sft())
-    told = "\n".join(page.lines(found))
+    told = "\n".join(render.lines(found))
     statistics = found.rehearsal.rows
     assert sum(statistics.histogram) == statistics.rows == found.rehearsal.steps["rows"]
     assert 0 < statistics.learned < 1

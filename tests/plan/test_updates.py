@@ -8,14 +8,13 @@ import pytest
 from plan.test_plan import planned, real_step, recipe
 from stages.small import CHAT, LORA, rows, run
 
-from instructkit.plan import page
-from instructkit.plan.look import look
-from instructkit.plan.rehearsal import rehearse
-from instructkit.plan.reuse import keep
+from instructkit.plan import render
+from instructkit.plan.data_look import look
+from instructkit.plan.rehearsal import keep, rehearse
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import collector, lora_update
-from instructkit.stages.base import Frame, choose_machine
-from instructkit.stages.listener import Listener
+from instructkit.stages import stage_of
+from instructkit.stages.base import Frame, Listener, choose_machine
+from instructkit.stages.lora_update import stage
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ONE = "trainer: {max_steps: 1, per_device_train_batch_size: 4}\n"
@@ -66,10 +65,10 @@ def test_an_update_is_planned_and_looked_at_whatever_its_objective(
     plan = planned(found)
     assert set(plan.rehearsal.weights) == {"model", "new adapter", "parent's adapter"}
     assert plan.rehearsal.phases["step"] > 0
-    told = page.lines(plan)
+    told = render.lines(plan)
     assert [line for line in told if line.startswith("events:")] == ["events: 24, each with one outcome"]
     assert [line for line in told if line.startswith("objective ")] == [f"objective {told_of(plan)}"]
-    seen = look(found, collector(found)(found), choose_machine(found), 1)
+    seen = look(found, stage_of(found).collect(found, {}), choose_machine(found), 1)
     assert any(token.learned for row in seen.rows for token in row.tokens)
     assert not Path("new").exists()
 
@@ -81,20 +80,21 @@ def test_a_rehearsed_update_holds_what_a_real_one_does(
     """The real step reads from its rows what the parent says of them, so nothing is counted for a second reading."""
     monkeypatch.chdir(parent)
     found = update(objective)
-    inputs, machine = collector(found)(found), choose_machine(found)
+    inputs, machine = stage_of(found).collect(found, {}), choose_machine(found)
     rehearsed = rehearse(found, inputs, machine)
-    trainer, *_ = lora_update.prepare(Frame(found, inputs, machine, tmp_path, Listener(), resume=False))
+    frame = Frame(found, inputs, machine, tmp_path, Listener(), resume=False)
+    trainer = stage.STAGE.prepare(frame).trainer
     batch = trainer.data_collator(keep("lora-update", trainer, inputs).heaviest)
     assert rehearsed.phases["step"] == pytest.approx(real_step(trainer, batch), rel=0.02)
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_a_probe_has_real_references(parent: Path, monkeypatch, objective: str) -> None:
-    from instructkit.plan import make
+    from instructkit.plan import plan
 
     monkeypatch.chdir(parent)
     found = update(objective)
-    assert make.make(found, collector(found), probing=True).probe.steps == 1
+    assert plan.make(found, probing=True).probe.steps == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from instructkit import adapters
+from instructkit.models import adapters
 from instructkit.ppo import rollout
 from instructkit.ppo.config import PPOConfig
 from instructkit.ppo.critic import AdapterCritic, HeadCritic, SeparateCritic

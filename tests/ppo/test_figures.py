@@ -8,7 +8,7 @@ from ppo.small import build, fixed_rollout, logged, step_of_eight
 from transformers import AutoModelForCausalLM, Trainer
 
 from instructkit.ppo import rollout
-from instructkit.ppo.keeping import CRITIC_FILE
+from instructkit.ppo.checkpoint import CRITIC_FILE
 
 
 def figures_of_step(trainer, batch, size: int) -> dict[str, float]:

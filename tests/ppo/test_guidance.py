@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from instructkit.ppo.guidance import RULES, WINDOW, Guidance
+from instructkit.ppo.advice import RULES, WINDOW, Guidance
 
 CONFIG = {"value_warmup_steps": 0, "cliprange_value": 0.2, "gamma": 1.0, "bf16": False, "fp16": False}
 STEPS = {"num_iterations": 2, "mini_batches": 2}  # of a rollout: 4

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from instructkit.ppo import figures, kl, losses, masks, scores
+from instructkit.ppo import kl, losses, masks, metrics, scores
 from instructkit.ppo.advantages import (
     advantages_and_returns,
     explained_variance,
@@ -399,26 +399,26 @@ def test_importance_weights_by_hand() -> None:
 def test_pairs_that_are_said_twice_are_counted_once() -> None:
     """1 2 1 2 1 has the pairs 12, 21, 12, 21: half are different; one token has none to repeat."""
     ids, mask = T([[1, 2, 1, 2, 1], [7, 0, 0, 0, 0]]), T([[True] * 5, [True] + [False] * 4])
-    assert figures.distinct_pairs(ids, mask).tolist() == [0.5, 1.0]
+    assert metrics.distinct_pairs(ids, mask).tolist() == [0.5, 1.0]
 
 
 def test_figures_of_the_penalty_by_hand() -> None:
     """Two responses of 2 and 1 tokens, log ratios 1, -0.5 and 2: KL 0.5 and 2, mean 1.25; the reference says -1 throughout."""
     reference, mask = torch.full((2, 2), -1.0), T([[True, True], [True, False]])
     logprobs = reference + T([[1.0, -0.5], [2.0, 50.0]])
-    told = figures.of_penalty(logprobs, reference, mask, 0.1, lambda x: x)
+    told = metrics.of_penalty(logprobs, reference, mask, 0.1, lambda x: x)
     k3 = sum(math.exp(-d) - 1 + d for d in (1.0, -0.5, 2.0)) / 3
     assert told["objective/kl"].item() == pytest.approx(1.25)
     assert told["objective/kl_k3"].item() == pytest.approx(k3, rel=1e-6)
     assert told["objective/non_score_reward"].item() == pytest.approx(-0.125)
-    entropy = figures.of_entropy(logprobs, mask, lambda x: x)["objective/entropy"]
+    entropy = metrics.of_entropy(logprobs, mask, lambda x: x)["objective/entropy"]
     assert entropy.item() == pytest.approx((1.5 - 1.0) / 2)
     assert told["objective/ref_perplexity"].item() == pytest.approx(math.e)
 
 
 def test_score_and_length_are_correlated_over_responses() -> None:
     """Scores 1, 2, 3 with lengths 2, 4, 6 lie on a line: r = 1; the used scores do not enter."""
-    told = figures.of_scores(
+    told = metrics.of_scores(
         T([1.0, 2.0, 3.0]), T([0.0, 0.0, 9.0]), T([2, 4, 6]), T([True, False, True]), lambda x: x
     )
     assert told["completions/score_length_corr"].item() == pytest.approx(1.0)

@@ -25,9 +25,9 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from instructkit.models.reward import Offset, RewardScorer
 from instructkit.ppo import rollout
 from instructkit.ppo.critic import HeadCritic, SeparateCritic
-from instructkit.scoring import Offset, RewardScorer
 
 TOLERANCE = 1e-5  # the specification's; measured over all cases below: 2.9e-6, for values up to 3.8
 

@@ -13,8 +13,8 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from instructkit import adapters
-from instructkit.ppo import reader, rollout
+from instructkit.models import adapters
+from instructkit.ppo import rollout
 
 SMALL = {
     "vocab_size": 64,
@@ -73,16 +73,16 @@ def test_log_probabilities_entropies_and_gradients_are_those_of_the_logits(tiny_
 
 
 def test_what_a_head_does_is_asked_of_the_model(tiny_folder) -> None:
-    assert reader.head_law(model_of("llama", tiny_folder)).scale == pytest.approx(1.0, abs=1e-5)
-    assert reader.head_law(model_of("granite", tiny_folder)).scale == pytest.approx(0.25, abs=1e-5)
-    assert reader.head_law(model_of("gemma2", tiny_folder)) == (1.0, 2.0)
-    assert reader.head_law(model_of("other", tiny_folder)) is None
+    assert rollout.head_law(model_of("llama", tiny_folder)).scale == pytest.approx(1.0, abs=1e-5)
+    assert rollout.head_law(model_of("granite", tiny_folder)).scale == pytest.approx(0.25, abs=1e-5)
+    assert rollout.head_law(model_of("gemma2", tiny_folder)) == (1.0, 2.0)
+    assert rollout.head_law(model_of("other", tiny_folder)) is None
 
 
 def test_a_model_that_reads_still_answers_as_before(tiny_folder) -> None:
     model = model_of("llama", tiny_folder)
     before = model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, do_sample=False)
-    reader.add_reader(model)
+    rollout.add_reader(model)
     assert torch.equal(model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, do_sample=False), before)
     assert model(torch.tensor([[5, 6]])).logits.shape == (1, 2, model.config.vocab_size)
 
@@ -90,9 +90,9 @@ def test_a_model_that_reads_still_answers_as_before(tiny_folder) -> None:
 def test_wrappers_are_looked_through(tiny_folder) -> None:
     config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     model = adapters.add_lora(AutoModelForCausalLM.from_pretrained(tiny_folder), config, None)
-    assert not reader.reads_responses(model)
+    assert not rollout.reads_responses(model)
     rollout.read(model, BATCH, temperature=1.0)
-    assert reader.reads_responses(model)
+    assert rollout.reads_responses(model)
 
 
 def test_rows_come_back_where_they_were(tiny_folder) -> None:

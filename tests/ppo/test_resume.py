@@ -11,7 +11,7 @@ import pytest
 import torch
 from ppo.small import PROMPTS, build, logged, weights
 
-from instructkit.ppo.heldout import own_randomness
+from instructkit.ppo.evaluation import own_randomness
 
 FRESH = Path(__file__).with_name("fresh_process.py")
 STATEFUL = {

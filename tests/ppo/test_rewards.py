@@ -6,7 +6,7 @@ import pytest
 import torch
 from ppo.small import PROMPTS, build, count_e, logged
 
-from instructkit.ppo.rewarding import TokenRewards, weighted
+from instructkit.ppo.scores import TokenRewards, weighted
 
 ROWS = [{"prompt": prompt, "wanted": i % 3} for i, prompt in enumerate(PROMPTS)]
 

@@ -11,10 +11,11 @@ from peft import LoraConfig, PeftModel
 from ppo.small import PROMPTS, build, fixed_rollout, logged, owned_by_critic, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from instructkit import adapter_files, adapters, models, naming
+from instructkit.models import adapters, load
+from instructkit.models import source as naming
+from instructkit.models.reward import Offset, RewardScorer, saved_head, score_rows
 from instructkit.ppo import rollout
 from instructkit.ppo.critic import AdapterCritic, HeadCritic
-from instructkit.scoring import Offset, RewardScorer, saved_head, score_rows
 
 BATCH = rollout.collate([[5, 6, 7], [8]], [[9, 10], [11, 12, 13]], pad_id=0)
 
@@ -39,7 +40,7 @@ def saved_parent(folder: Path) -> Path:
     place = folder.parent / "parent"
     if not place.exists():
         model = adapters.add_lora(AutoModelForCausalLM.from_pretrained(folder), lora("CAUSAL_LM"), None)
-        adapter_files.save_adapter(shaken(model, "default"), place, str(folder))
+        adapters.save_adapter(shaken(model, "default"), place, str(folder))
     return place
 
 
@@ -48,8 +49,8 @@ def saved_reward(folder: Path, tmp_path: Path) -> Path:
     classifier = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=0)
     model = adapters.add_lora(classifier, lora("SEQ_CLS", modules_to_save=["score"]), None)
     place = tmp_path / "reward"
-    adapter_files.save_adapter(shaken(model, "default"), place, str(folder))
-    (place / models.SCORE_FILE).write_text(json.dumps({"mean": 0.5, "std": 2.0}))
+    adapters.save_adapter(shaken(model, "default"), place, str(folder))
+    (place / load.SCORE_FILE).write_text(json.dumps({"mean": 0.5, "std": 2.0}))
     return place
 
 
@@ -83,9 +84,9 @@ def test_every_role_is_the_model_that_it_would_be_alone(tiny_folder, tmp_path) -
     shaken(model, "critic")
     adapters.add_saved(model, "reward_0", reward)
     adapters.settle(model)
-    adapter_files.save_adapter(model, tmp_path / "policy", str(tiny_folder))
+    adapters.save_adapter(model, tmp_path / "policy", str(tiny_folder))
     head = torch.nn.Linear(model.config.hidden_size, 1, bias=False)
-    adapter_files.save_critic(model, head, critic, tmp_path / "critic", str(tiny_folder))
+    adapters.save_critic(model, head, critic, tmp_path / "critic", str(tiny_folder))
 
     found = {"policy": states(model)}
     for name, role in {

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from ppo.small import PROMPTS, build, logged
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from instructkit import adapters
+from instructkit.models import adapters
 from instructkit.ppo import kl, losses, rollout
 
 ROWS = [{"prompt": prompt} for prompt in PROMPTS]

@@ -16,9 +16,9 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from instructkit.ppo import heldout, rollout
+from instructkit.models.reward import score_rows, takes_positions
+from instructkit.ppo import evaluation, rollout
 from instructkit.ppo.critic import SeparateCritic
-from instructkit.scoring import score_rows, takes_positions
 
 ROWS = [{"prompt": prompt} for prompt in PROMPTS]
 
@@ -210,7 +210,7 @@ def test_rows_that_fill_up_a_process_are_left_out_of_held_out_means() -> None:
             has_reference=lambda: False,
             gather_rows=lambda mine: sum(together.gather(rank, mine), []),
         )
-        found[rank] = heldout.measure(trainer, rows, {})
+        found[rank] = evaluation.measure(trainer, rows, {})
 
     threads = [threading.Thread(target=measured, args=(rank,)) for rank in range(3)]
     for thread in threads:

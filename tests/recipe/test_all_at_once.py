@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.recipe import partial
+from instructkit.recipe import load
 from instructkit.recipe.load import Checked, check_recipe, error_of
 
 PPO = "stage: ppo\nmodel: {name: tiny}\ndata: {train: demo/prompts}\nreward: [{model: r}]\nrun: {output: o}\n"
@@ -135,6 +135,6 @@ def test_an_override_that_is_spoilt_inside_a_list_is_a_fault(override: str) -> N
 @pytest.mark.parametrize("places", [[0, 1], [1, 0], [0, 3], [2, 1]])
 def test_places_of_one_list_are_taken_out_from_its_end(places: list[int]) -> None:
     values = {"data": {"train": ["a", "b", "c", "d"]}}
-    for place in sorted([("data", "train", i) for i in places], key=partial._from_the_end, reverse=True):
-        partial._take_out(values, place, "sft")
+    for place in sorted([("data", "train", i) for i in places], key=load._from_the_end, reverse=True):
+        load._take_out(values, place, "sft")
     assert values["data"]["train"] == [each for i, each in enumerate("abcd") if i not in places]

@@ -8,32 +8,32 @@ from types import SimpleNamespace
 
 import pytest
 
-from instructkit.recipe import trainer_fields
+from instructkit.recipe import trainer
 
 
 @pytest.fixture
 def another(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("INSTRUCTKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(trainer_fields, "installed", lambda: {"trl": "9.9", "transformers": "8.8"})
-    trainer_fields.schema.cache_clear()
+    monkeypatch.setattr(trainer, "installed", lambda: {"trl": "9.9", "transformers": "8.8"})
+    trainer.schema.cache_clear()
     yield tmp_path / "cache" / "fields-9.9-8.8.json"
-    trainer_fields.schema.cache_clear()
+    trainer.schema.cache_clear()
 
 
 def runs(monkeypatch: pytest.MonkeyPatch, answer) -> list[list[str]]:
     asked: list[list[str]] = []
     monkeypatch.setattr(
-        trainer_fields.subprocess, "run", lambda command, **_: asked.append(command) or answer(command)
+        trainer.subprocess, "run", lambda command, **_: asked.append(command) or answer(command)
     )
     return asked
 
 
 def test_the_fields_are_derived_once_and_kept(another, caplog) -> None:
     """By the real generator, in a process of its own."""
-    shipped = json.loads(trainer_fields.FILE.read_text(encoding="utf-8"))
+    shipped = json.loads(trainer.FILE.read_text(encoding="utf-8"))
     shipped.pop("made_for")
     with caplog.at_level(logging.WARNING):
-        assert trainer_fields.schema() == shipped  # it is the same TRL after all
+        assert trainer.schema() == shipped  # it is the same TRL after all
     assert "other versions are installed than the recipe schema was made for" in caplog.text
     assert "trl 9.9 (made for 1.16" in caplog.text
     assert another.is_file()
@@ -43,7 +43,7 @@ def test_kept_fields_are_used(another, monkeypatch, caplog) -> None:
     another.parent.mkdir()
     another.write_text(json.dumps({"sft": {"new_field": {}}, "made_for": {}}), encoding="utf-8")
     asked = runs(monkeypatch, lambda command: pytest.fail("derived again"))
-    assert trainer_fields.fields("sft") == {"new_field": {}}
+    assert trainer.fields("sft") == {"new_field": {}}
     assert not asked and not caplog.text
 
 
@@ -58,17 +58,17 @@ def test_a_damaged_cache_is_made_anew_and_one_that_cannot_be_written_is_done_wit
         return SimpleNamespace(returncode=0)
 
     runs(monkeypatch, made)
-    assert trainer_fields.fields("sft") == {"derived": {}}
+    assert trainer.fields("sft") == {"derived": {}}
     another.parent.unlink()
     another.parent.mkdir()
     another.write_text("{half", encoding="utf-8")
-    trainer_fields.schema.cache_clear()
-    assert trainer_fields.fields("sft") == {"derived": {}}
+    trainer.schema.cache_clear()
+    assert trainer.fields("sft") == {"derived": {}}
     assert json.loads(another.read_text(encoding="utf-8"))["sft"] == {"derived": {}}
 
 
 def test_where_deriving_fails_the_shipped_fields_serve(another, monkeypatch, caplog) -> None:
     runs(monkeypatch, lambda command: SimpleNamespace(returncode=1, stderr="no such config"))
-    assert "packing" in trainer_fields.fields("sft")
+    assert "packing" in trainer.fields("sft")
     assert "the shipped schema is used: no such config" in caplog.text
     assert not another.exists()

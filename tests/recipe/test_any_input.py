@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from instructkit.recipe.load import Checked, check_recipe
 from instructkit.recipe.schema import RECIPES, STAGES, sections
-from instructkit.recipe.trainer_fields import fields
+from instructkit.recipe.trainer import fields
 
 patient = settings(
     deadline=timedelta(seconds=5),

@@ -133,17 +133,18 @@ def test_defaults_are_those_of_our_runs_with_trls_beside_them() -> None:
 
 def test_what_is_told_in_words_is_what_stages_set(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    from instructkit.machine import Machine
-    from instructkit.recipe import run_defaults
-    from instructkit.stages import ppo, training
+    from instructkit.models.machine import Machine
+    from instructkit.recipe import trainer as fields
+    from instructkit.stages import trainer
+    from instructkit.stages.ppo import stage
 
-    cpu, gpu = (training.of_machine(Machine(device, "float32", ())) for device in ("cpu", "cuda"))
-    for name in run_defaults._IN_WORDS[""]:
+    cpu, gpu = (trainer.of_machine(Machine(device, "float32", ())) for device in ("cpu", "cuda"))
+    for name in fields._IN_WORDS[""]:
         assert (cpu[name], gpu[name]) == (name == "use_cpu", name != "use_cpu")
     functions = load_recipe(write_ppo("reward: [{function: own.py:score}]\n"), "ppo")
-    assert ppo.defaults_of(functions)["missing_eos_penalty"] == 0
+    assert stage.defaults_of(functions)["missing_eos_penalty"] == 0
     with_lora = load_recipe(write_ppo("reward: [{model: runs/reward}]\nlora: {}\n"), "ppo")
-    found = ppo.defaults_of(with_lora)
+    found = stage.defaults_of(with_lora)
     assert "missing_eos_penalty" not in found and found["learning_rate"] == 1e-5
 
 

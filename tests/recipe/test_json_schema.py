@@ -9,10 +9,10 @@ import jsonschema
 import pytest
 import yaml
 
-from instructkit.recipe import trainer_fields
+from instructkit.recipe import trainer as trainer_fields
 from instructkit.recipe.json_schema import json_schema
 from instructkit.recipe.schema import STAGES
-from instructkit.recipe.yaml_core import Loader
+from instructkit.recipe.yaml import Loader
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(RECIPES.rglob("*.yaml"))

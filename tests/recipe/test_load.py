@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from instructkit.errors import InputError, RecipeError
-from instructkit.recipe import trainer_fields
+from instructkit.recipe import trainer
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.render import to_dict, to_yaml
 from instructkit.recipe.schema import RECIPES, STAGES
@@ -151,23 +151,23 @@ def configs() -> dict[str, type]:
 
 
 def test_the_shipped_fields_are_those_of_the_installed_trl() -> None:
-    from instructkit.recipe.generate import generate
+    from instructkit.recipe.trainer_generate import generate
 
     derived = generate()
-    assert derived.pop("made_for") == trainer_fields.installed()
-    assert trainer_fields.schema() == derived
+    assert derived.pop("made_for") == trainer.installed()
+    assert trainer.schema() == derived
 
 
 def reachable(config: type) -> set[str]:
     """The fields of a TRL config that `trainer:` sets; the rest are set elsewhere in the recipe."""
-    return {f.name for f in dataclasses.fields(config) if f.init} - set(trainer_fields.OURS)
+    return {f.name for f in dataclasses.fields(config) if f.init} - set(trainer.OURS)
 
 
-@pytest.mark.parametrize("name", sorted(trainer_fields.OURS))
+@pytest.mark.parametrize("name", sorted(trainer.OURS))
 def test_a_trl_field_that_is_set_elsewhere_is_refused_with_the_place(name: str) -> None:
     told = faults(str(RECIPE_FOLDER / "sft.yaml"), "sft", [f"trainer.{name}=1"])
     assert told == [
-        f"command line: trainer.{name}=1: `trainer.{name}` is not set here ({trainer_fields.OURS[name]})"
+        f"command line: trainer.{name}=1: `trainer.{name}` is not set here ({trainer.OURS[name]})"
     ]
 
 
@@ -192,7 +192,7 @@ def test_every_field_of_the_trl_config_is_accepted(stage: str, tmp_path: Path) -
     base = (RECIPE_FOLDER / f"{stage}.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(base)
     names = reachable(configs()[stage])
-    values["trainer"] = {name: trainer_fields.fields(stage)[name]["default"] for name in names}
+    values["trainer"] = {name: trainer.fields(stage)[name]["default"] for name in names}
     path = write(tmp_path, yaml.safe_dump(values))
     assert set(load_recipe(path, stage).trainer) == names
 
@@ -203,7 +203,7 @@ def test_lora_update_takes_the_common_fields_and_the_rest_below_its_trainer(tmp_
     values = yaml.safe_load((RECIPE_FOLDER / "lora-update.yaml").read_text(encoding="utf-8"))
     names = {"sft": reachable(SFTConfig), "dpo": reachable(DPOConfig), "kto": reachable(KTOConfig)}
     common = set.intersection(*names.values())
-    schema = trainer_fields.schema()
+    schema = trainer.schema()
     values["trainer"] = {name: schema["lora-update"][name]["default"] for name in common}
     for part, own in names.items():
         values["trainer"][part] = {name: schema[part][name]["default"] for name in own}

@@ -93,7 +93,7 @@ def test_extends_finds_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_fields_that_columns_may_make_are_those_that_data_reads() -> None:
-    from instructkit.data.records import SHAPES
+    from instructkit.data.rows import SHAPES
 
     for stage, kind in (("sft", "sft"), ("reward", "preference")):
         assert {field for shape in SHAPES[kind] for field in shape} <= set(rules.FIELDS[stage])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from instructkit.errors import InputError
-from instructkit.runs import contents, lock, temporary
+from instructkit.runs import contents, files, lock
 from instructkit.runs.record import RunFolder, read_run, write_json_atomic
 
 RECIPE = {"stage": "sft", "model": {"name": "tiny"}, "run": {"output": "a", "seed": 7}}
@@ -206,23 +206,23 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path: Path, monke
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     (left,) = tmp_path.iterdir()
-    with temporary.TemporaryFolder() as mine:
-        temporary.sweep()
+    with files.TemporaryFolder() as mine:
+        files.sweep_temporary()
         assert Path(mine).is_dir() and not left.exists()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_temporary_folder_is_kept_while_its_process_locks_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    lock = temporary.fcntl.flock
+    lock = files.fcntl.flock
 
     def after_a_sweep(handle: int, how: int) -> None:
-        monkeypatch.setattr(temporary.fcntl, "flock", lock)
-        temporary.sweep()
+        monkeypatch.setattr(files.fcntl, "flock", lock)
+        files.sweep_temporary()
         lock(handle, how)
 
-    monkeypatch.setattr(temporary.fcntl, "flock", after_a_sweep)
-    with temporary.TemporaryFolder() as mine:
+    monkeypatch.setattr(files.fcntl, "flock", after_a_sweep)
+    with files.TemporaryFolder() as mine:
         assert Path(mine).is_dir()
 
 

@@ -145,7 +145,7 @@ def test_a_parent_elsewhere_is_found_by_its_place_relative_to_the_run(tmp_path: 
 
 
 def test_the_base_of_a_moved_adapter_is_found_by_its_parents(tmp_path: Path, monkeypatch) -> None:
-    from instructkit.naming import locate
+    from instructkit.models.source import locate
 
     monkeypatch.chdir(tmp_path)
     sft = make(Path("runs/sft"))

@@ -15,14 +15,15 @@ from stages.small import ANYTHING, CHAT, GENERAL, LORA, MANY, PAIRS, rows, run, 
 from instructkit.cli.main import main
 from instructkit.errors import InputError, InstructKitError
 from instructkit.runs.record import read_run
-from instructkit.stages import checkpoints, running, training
+from instructkit.stages import checkpoints, trainer
+from instructkit.stages import run as running
 
 FOUR = "trainer: {max_steps: 4, per_device_train_batch_size: 2, save_steps: 1, save_total_limit: 2, logging_steps: 1}\n"
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, body: str, stage: str, *, after: int = 3) -> None:
     """A run that Ctrl-C ended after so many steps, and after the checkpoint before."""
-    original = training._Progress.on_step_end
+    original = trainer._Progress.on_step_end
 
     def stop(self, args, state, control, **kwargs):
         original(self, args, state, control, **kwargs)
@@ -30,7 +31,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, body: str, stage: str, *, after: 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Progress, "on_step_end", stop)
+        patch.setattr(trainer._Progress, "on_step_end", stop)
         run(stage, body)
 
 

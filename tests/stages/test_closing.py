@@ -10,9 +10,9 @@ import pytest
 from instructkit.errors import GateRefused
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.render import to_dict
-from instructkit.runs.reading import read_record
+from instructkit.runs.read import read_record
 from instructkit.runs.record import RunFolder
-from instructkit.stages import closing
+from instructkit.stages import closing, sft
 
 RECIPE = "stage: sft\nmodel: {name: tiny}\ndata: {train: chat.jsonl}\nrun: {output: new}\n"
 FAILED = {"name": "loss_ratio_max", "text": "loss ratio 2 is above 1", "passed": False, "verdict": "failed"}
@@ -35,7 +35,7 @@ def cut_off(name: str, recipe, **closed) -> Path:
 
 def repaired(**options) -> list[str]:
     notes: list[str] = []
-    closing.repair(Path("new"), "sft", lambda *_: None, notes.append, **options)
+    closing.repair(sft.STAGE, Path("new"), notes.append, **options)
     return notes
 
 
@@ -53,9 +53,10 @@ def test_the_refusal_of_a_repaired_run_is_reported_once(recipe) -> None:
     assert len(repaired(raised=Path("old2"))) == 1
 
 
-def test_why_a_repaired_run_is_not_used_is_reported(recipe) -> None:
+def test_why_a_repaired_run_is_not_used_is_reported(recipe, monkeypatch) -> None:
     cut_off("old", recipe)
     notes: list[str] = []
     overtaken = GateRefused("old passed its gates, but another update is active")
-    closing.repair(Path("new"), "sft", lambda *_: overtaken, notes.append)
+    monkeypatch.setattr(sft.Sft, "finish", lambda *_: overtaken)
+    closing.repair(sft.STAGE, Path("new"), notes.append)
     assert notes[1:] == [f"warning: {overtaken}"]

@@ -11,10 +11,10 @@ import pytest
 
 from instructkit.data.sources import load_rows
 from instructkit.errors import GateRefused, InputError, InstructKitError
-from instructkit.feedback import opening
-from instructkit.feedback.clusters import ClusterIndex
-from instructkit.feedback.events import event_of
-from instructkit.feedback.store import Store
+from instructkit.feedback.store import database
+from instructkit.feedback.store.clusters import ClusterIndex
+from instructkit.feedback.store.events import event_of
+from instructkit.feedback.store.store import Store
 
 from .small import ANYTHING, CHAT, LORA, rows, run
 
@@ -86,7 +86,7 @@ def test_a_store_that_cannot_be_written_is_told_before_anything_begins(
     tmp_path, monkeypatch, tiny_folder
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(opening, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(database, "WAIT_SECONDS", 0)
     with Store.open("feedback.db", create=True) as store:
         rated = [{"prompt": f"Say {i}.", "response": "x", "better": "y"} for i in range(EVENTS)]
         list(store.add((event_of(row, source="chat", consent=True), row) for row in rated))

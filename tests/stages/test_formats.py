@@ -12,19 +12,19 @@ import pytest
 from stages.small import ANYTHING, LORA, ONE_STEP, rows, run
 from transformers import AutoTokenizer
 
-from instructkit import models
 from instructkit.chat.terminal import open_session
-from instructkit.data.turns import as_conversation, has_messages
-from instructkit.encode import encode_answered, encode_prompt
+from instructkit.data.formats import as_conversation, has_messages
 from instructkit.errors import InputError
-from instructkit.naming import locate
-from instructkit.plan.look import look
+from instructkit.models import load
+from instructkit.models.source import locate
+from instructkit.models.tokens import encode_answered, encode_prompt
+from instructkit.plan.data_look import look
 from instructkit.plan.rehearsal import on_paper
 from instructkit.recipe.load import load_recipe
 from instructkit.recipe.schema import ModelSection
-from instructkit.stages import collector
+from instructkit.stages import stage_of
 from instructkit.stages.base import choose_machine, left_out
-from instructkit.stages.functions import scoring_function
+from instructkit.stages.user_functions import scoring_function
 
 PAIRS = [{"prompt": f"Say number {i}.", "completion": f"Number {i}!"} for i in range(30)]
 COMPARISONS = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "No."} for row in PAIRS]
@@ -65,7 +65,7 @@ def recipe(
 
 def collected(*given: Any, **named: Any) -> Any:
     found = recipe(*given, **named)
-    return collector(found)(found)
+    return stage_of(found).collect(found, {})
 
 
 def refused(match: str, *given: Any, **named: Any) -> None:
@@ -75,8 +75,8 @@ def refused(match: str, *given: Any, **named: Any) -> None:
 
 def prepared(found: Any, take: Callable[[Any], Any]) -> Any:
     """What a stage's trainer holds before its first step."""
-    with on_paper(found, collector(found)(found), choose_machine(found)) as (trainer, *_):
-        return take(trainer)
+    with on_paper(found, stage_of(found).collect(found, {}), choose_machine(found)) as (prepared, *_):
+        return take(prepared.trainer)
 
 
 def test_texts_become_messages_and_nothing_else_changes() -> None:
@@ -109,8 +109,8 @@ def test_a_folder_tells_its_template_as_its_tokenizer_does(workplace: Path, conf
     place.write_text(json.dumps(config), encoding="utf-8")
     for source in (locate("m"), locate("tiny")):
         loaded = bool(AutoTokenizer.from_pretrained(source.base).chat_template)
-        assert models.has_chat_template(source, ModelSection(name="m")) is loaded
-        assert (models.load_tokenizer(source, ModelSection(name="m")).chat_template is not None) is loaded
+        assert load.has_chat_template(source, ModelSection(name="m")) is loaded
+        assert (load.load_tokenizer(source, ModelSection(name="m")).chat_template is not None) is loaded
 
 
 def test_a_model_with_a_template_reads_texts_as_conversations(workplace: Path) -> None:
@@ -224,7 +224,7 @@ def test_feedback_on_texts_is_feedback_on_conversations(workplace: Path, kind: s
     found = recipe(
         "lora-update", rated(kind), parent, section=f", general: {general}", extra=settings("lora-update")
     )
-    inputs = collector(found)(found)
+    inputs = stage_of(found).collect(found, {})
     assert (
         inputs.data["events"].rows[0]["prompt"] == "Say number 0."
     )  # what a filter reads, and what an id is made of
@@ -280,7 +280,7 @@ def test_a_look_shows_the_rendered_text(workplace: Path) -> None:
         ("sft", PAIRS, "base"),
     ):
         found = recipe(stage, data, model("base", template=False) if name == "base" else name)
-        seen = look(found, collector(found)(found), choose_machine(found), 1).rows[0]
+        seen = look(found, stage_of(found).collect(found, {}), choose_machine(found), 1).rows[0]
         shown = "".join(token.text for token in seen.tokens)
         learned = "".join(token.text for token in seen.tokens if token.learned)
         turns = ("", "") if name == "base" else ("<|begin|><|user|>", "<|end|><|assistant|>")

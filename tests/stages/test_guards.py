@@ -12,10 +12,10 @@ from stages.small import ANYTHING, CHAT, LORA, MANY, ONE_STEP, PAIRS, rows, run,
 from transformers import AutoModelForCausalLM
 
 from instructkit.errors import GateRefused, InputError, InstructKitError
-from instructkit.naming import Source, refuse_dora_above_an_adapter
+from instructkit.models.source import Source, refuse_dora_above_an_adapter
 from instructkit.recipe.schema import LoraSection
 from instructkit.runs.record import read_run
-from instructkit.stages.updaters import Replay
+from instructkit.stages.lora_update.trainers import Replay
 
 EDITS = [
     {"prompt": r["messages"][:1], "response": "No.", "better": r["messages"][1]["content"]} for r in MANY
@@ -54,12 +54,12 @@ def test_some_margins_are_refused(workplace: Path) -> None:
 
 
 def test_an_interrupted_run_is_not_resumed_on_other_rows(workplace: Path, monkeypatch) -> None:
-    from instructkit.stages import training
+    from instructkit.stages import trainer
 
     def stop(self, args, state, control, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Progress, "on_step_end", stop)
+    monkeypatch.setattr(trainer._Progress, "on_step_end", stop)
     with pytest.raises(KeyboardInterrupt):
         sft("out")
     rows("chat.jsonl", [*CHAT[1:], *CHAT[:1]])
@@ -70,14 +70,14 @@ def test_an_interrupted_run_is_not_resumed_on_other_rows(workplace: Path, monkey
 
 
 def test_another_stage_does_not_go_on_with_an_interrupted_update(workplace: Path, monkeypatch) -> None:
-    from instructkit.stages import training
+    from instructkit.stages import trainer
 
     def stop(self, args, state, control, **kwargs):
         raise KeyboardInterrupt
 
     sft("parent", extra=LORA)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Progress, "on_step_end", stop)
+        patch.setattr(trainer._Progress, "on_step_end", stop)
         update()
     assert read_run("update")["begun"] == {"newest": None, "in_force": 0}
     body = f"model: {{name: tiny}}\ndata: {{train: {rows('chat.jsonl', CHAT)}, eval: 0.3}}\n{ONE_STEP}run: {{output: update}}\n"
@@ -200,8 +200,8 @@ def test_an_update_is_scored_by_a_reward_model_on_what_users_asked(workplace: Pa
 def test_the_reward_gate_holds_the_scores_of_fresh_answers_to_the_prompts_of_feedback(
     workplace: Path, monkeypatch
 ) -> None:
-    from instructkit.evaluate import generate
-    from instructkit.scoring import RewardScorer
+    from instructkit.models import generate
+    from instructkit.models.reward import RewardScorer
 
     sft("parent", extra=LORA)
     run(
@@ -293,14 +293,14 @@ def test_weights_that_are_not_finite_are_no_result(workplace: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(workplace: Path, monkeypatch) -> None:
-    from instructkit.stages import training
+    from instructkit.stages import trainer
 
     def stop(self, args, state, control, **kwargs):
         if state.global_step == 3:
             raise KeyboardInterrupt
 
     few = "trainer: {max_steps: 8, per_device_train_batch_size: 2}\n"
-    monkeypatch.setattr(training._Progress, "on_step_end", stop)
+    monkeypatch.setattr(trainer._Progress, "on_step_end", stop)
     with pytest.raises(KeyboardInterrupt):
         sft("out", trainer=few)
     Path("out/checkpoints/checkpoint-2/optimizer.pt").write_bytes(b"")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from instructkit.naming import Source
+from instructkit.models.source import Source
 from instructkit.stages.identity import fingerprints_of_sources
 
 

@@ -133,14 +133,14 @@ def test_a_second_signal_ends_the_process_at_once(server, place) -> None:
 
 
 def test_a_signal_before_the_first_step_leaves_no_folder(server, place) -> None:
-    ended = server.run("sft", "sft.yaml", hook=("instructkit.stages.training:fit", 1, (SIGTERM,)))
+    ended = server.run("sft", "sft.yaml", hook=("instructkit.stages.trainer:fit", 1, (SIGTERM,)))
     assert ended.code == 143, ended.output
     assert "no training was lost; run the same command again" in ended.output
     assert not Path("out").exists()
 
 
 def test_the_hint_says_what_this_process_did(server, place) -> None:
-    before_a_step = ("instructkit.stages.training:fit", 1, (SIGTERM,))
+    before_a_step = ("instructkit.stages.trainer:fit", 1, (SIGTERM,))
     ended = server.run("sft", "sft.yaml", hook=(MICRO_STEP, 8, (SIGTERM,)))
     assert "give the same command with --resume to continue" in ended.output
     ended = server.run("sft", "sft.yaml", "--resume", hook=before_a_step)
@@ -156,7 +156,7 @@ def test_the_hint_says_what_this_process_did(server, place) -> None:
 
 def test_a_kill_of_a_replacement_before_its_first_step_costs_no_training(server, place, undisturbed) -> None:
     server.run("sft", "sft.yaml", hook=(MICRO_STEP, 8, (SIGTERM,)))
-    server.run("sft", "sft.yaml", "--overwrite", hook=("instructkit.stages.training:fit", 1, (SIGKILL,)))
+    server.run("sft", "sft.yaml", "--overwrite", hook=("instructkit.stages.trainer:fit", 1, (SIGKILL,)))
     assert checkpoints() == [], "the replacement had begun"
     done(server.run("sft", "sft.yaml", "--resume"))
     assert weights() == weights(undisturbed)
@@ -187,9 +187,7 @@ def test_max_minutes_stop_a_run_that_can_be_resumed(server, place, undisturbed) 
     assert record()["status"] == "done", "the finished run is put back"
 
 
-@pytest.mark.parametrize(
-    "at", ["instructkit.runs.contents:put_in_place", "instructkit.stages.running:_complete"]
-)
+@pytest.mark.parametrize("at", ["instructkit.runs.contents:put_in_place", "instructkit.stages.run:_complete"])
 def test_a_kill_before_the_record_is_complete_costs_no_training(server, place, undisturbed, at: str) -> None:
     """The last checkpoint is there until the record is complete."""
     assert server.run("sft", "sft.yaml", hook=(at, 1, (SIGKILL,))).code == -SIGKILL
@@ -233,7 +231,10 @@ def test_an_update_that_was_killed_before_its_chain_knew_is_entered_by_the_next_
     )
     chain = Path("runs/chains/default")
     # First the run itself is killed, then the next start, which repairs it.
-    for at in ("instructkit.feedback.registry:Chain.record", "instructkit.feedback.registry:Chain.promote"):
+    for at in (
+        "instructkit.feedback.promotion.chain:Chain.record",
+        "instructkit.feedback.promotion.chain:Chain.promote",
+    ):
         killed = update("first", hook=(at, 1, (SIGKILL,)))
         assert killed.code == -SIGKILL, killed.output
         kept = json.loads(Path("runs/first/run.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from instructkit.progress import LISTENER
+from instructkit.runs.progress import LISTENER
 from instructkit.stages import contention
 from instructkit.stages.base import LOADING, PREPARING
 

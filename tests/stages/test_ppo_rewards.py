@@ -11,8 +11,8 @@ from stages.small import CHAT, LORA, rows, run
 
 from instructkit.errors import DataError, InputError, InstructKitError
 from instructkit.recipe.load import load_recipe
-from instructkit.stages.functions import load_function, scoring_function
-from instructkit.stages.ppo import defaults_of
+from instructkit.stages.ppo.stage import defaults_of
+from instructkit.stages.user_functions import load_function, scoring_function
 
 FUNCTIONS = """
 import numpy, torch

@@ -14,8 +14,8 @@ from stages.small import CHAT, LORA, ONE_STEP, PAIRS, rows, run, sft
 from transformers import AutoModelForSequenceClassification
 
 from instructkit.errors import InputError, InstructKitError
-from instructkit.stages.ppo import warm_up_of
-from instructkit.stages.ppo_roles import Start
+from instructkit.stages.ppo.critic import Start
+from instructkit.stages.ppo.stage import warm_up_of
 
 HEAD = "base_model.model.score.weight"
 SHORT = "per_device_train_batch_size: 4, num_iterations: 1, max_completion_length: 5"

@@ -13,9 +13,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from instructkit.errors import GateRefused, InputError
-from instructkit.feedback.events import event_of
-from instructkit.feedback.registry import Chain
-from instructkit.feedback.store import Store
+from instructkit.feedback.promotion.chain import Chain
+from instructkit.feedback.store.events import event_of
+from instructkit.feedback.store.store import Store
 
 from .small import ANYTHING, CHAT, LORA, rows, run, sft
 
@@ -145,14 +145,14 @@ def test_what_takes_the_place_of_an_adapter_learns_from_all_events(parent, more:
 
 def test_what_was_withdrawn_is_not_replayed(parent, monkeypatch) -> None:
     from instructkit.recipe.load import load_recipe
-    from instructkit.stages import update_inputs
+    from instructkit.stages.lora_update import inputs as update_inputs
 
     update("first")
     with Store.open("feedback.db") as store:
         store.withdraw(rater="r0")
     say(60, 120)
     recipe = load_recipe("lora-update.yaml", "lora-update", ["run.output=runs/second"])
-    inputs = update_inputs.collect(recipe)
+    inputs = update_inputs.collect(recipe, {})
     assert inputs.mode[0] == "continue" and inputs.earlier
     hashed = {item.rater for item in inputs.earlier}
     assert len(hashed) == 2  # of three raters
@@ -245,12 +245,12 @@ def rate(count: int) -> None:
 def test_an_interrupted_mixture_is_resumed_to_where_an_unbroken_one_ends(
     parent, monkeypatch, phase: str
 ) -> None:
-    from instructkit.stages import training
+    from instructkit.stages import trainer
 
     rate(40)
     four = "trainer: {max_steps: 4, per_device_train_batch_size: 4, learning_rate: 0.01}\n"
     update("whole", trainer=four, more=", chain: whole")
-    original, second = training._Progress.on_step_end, []
+    original, second = trainer._Progress.on_step_end, []
 
     def stop(self, args, state, control, **kwargs):
         original(self, args, state, control, **kwargs)
@@ -258,13 +258,13 @@ def test_an_interrupted_mixture_is_resumed_to_where_an_unbroken_one_ends(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Progress, "on_step_end", stop)
+        patch.setattr(trainer._Progress, "on_step_end", stop)
         update("broken", trainer=four, more=", chain: broken")
 
     def count(self, args, state, control, **kwargs):
         second.append((args.output_dir.rpartition("/")[2], state.global_step))
 
-    monkeypatch.setattr(training._Progress, "on_step_end", count)
+    monkeypatch.setattr(trainer._Progress, "on_step_end", count)
     say(60, 90)  # what comes in meanwhile is the next update's
     update("broken", trainer=four, more=", chain: broken", resume=True)
     rest = [("kto", step) for step in (1, 2, 3, 4)]
@@ -273,10 +273,10 @@ def test_an_interrupted_mixture_is_resumed_to_where_an_unbroken_one_ends(
 
 
 def test_an_update_is_not_resumed_above_another_adapter(parent, monkeypatch) -> None:
-    from instructkit.stages import training
+    from instructkit.stages import trainer
 
     four = "trainer: {max_steps: 4, per_device_train_batch_size: 4, learning_rate: 0.01}\n"
-    original = training._Progress.on_step_end
+    original = trainer._Progress.on_step_end
 
     def stop(self, args, state, control, **kwargs):
         original(self, args, state, control, **kwargs)
@@ -286,7 +286,7 @@ def test_an_update_is_not_resumed_above_another_adapter(parent, monkeypatch) -> 
     update("first")
     say(60, 120)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Progress, "on_step_end", stop)
+        patch.setattr(trainer._Progress, "on_step_end", stop)
         update("second", trainer=four)
     chain = Chain.at("runs", "default")
     chain.rollback(to=0, why="for the test")
@@ -312,7 +312,7 @@ def test_signals_of_two_kinds_are_learned_one_after_the_other(parent) -> None:
 
 def test_raters_of_a_held_out_file_are_known_again(parent) -> None:
     from instructkit.recipe.load import load_recipe
-    from instructkit.stages import update_inputs
+    from instructkit.stages.lora_update import inputs as update_inputs
 
     held = [
         {"prompt": f"Why {i}?", "response": "x", "better": f"y {i}", "rater": f"r{i % 5}"} for i in range(20)
@@ -323,7 +323,7 @@ def test_raters_of_a_held_out_file_are_known_again(parent) -> None:
         f"{LORA}{ONE}{ANYTHING}run: {{output: runs/first}}\n"
     )
     Path("lora-update.yaml").write_text(f"stage: lora-update\n{body}", encoding="utf-8")
-    inputs = update_inputs.collect(load_recipe("lora-update.yaml", "lora-update"))
+    inputs = update_inputs.collect(load_recipe("lora-update.yaml", "lora-update"), {})
     met = {item.rater for item in inputs.items("train")}
     assert len(met) == 3  # r0, r1 and r2 speak in both, r3 and r4 in the file alone
     assert sum(item.rater in met for item in inputs.items("test")) == 12

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from instructkit.errors import GateRefused, InputError
-from instructkit.evaluate.inference import level_of_look
-from instructkit.feedback import decisions
-from instructkit.feedback.events import event_of
-from instructkit.feedback.measured import Measured
-from instructkit.feedback.registry import Chain
-from instructkit.feedback.store import Store
+from instructkit.evaluate.results import Measured
+from instructkit.evaluate.statistics import level_of_look
+from instructkit.feedback.promotion import decide as decisions
+from instructkit.feedback.promotion.chain import Chain
+from instructkit.feedback.store.events import event_of
+from instructkit.feedback.store.store import Store
 from instructkit.recipe.load import load_recipe
-from instructkit.runs.reading import read_record
-from instructkit.stages.update_inputs import collect
+from instructkit.runs.read import read_record
+from instructkit.stages.lora_update.inputs import collect
 
 from .small import ANYTHING, LORA, MANY, Silent, rows, run, sft
 
@@ -181,7 +181,7 @@ def test_a_worn_test_set_is_told(parent, monkeypatch) -> None:
     decided = update("first", gates=ANYTHING)
     (told,) = [note for note in decided.notes if "fresh test events" in note]
     assert told.startswith("warning: 10 decisions were made on these test events and 9.1%")
-    planned = collect(load_recipe("lora-update.yaml", "lora-update", ["feedback.chain=other"]))
+    planned = collect(load_recipe("lora-update.yaml", "lora-update", ["feedback.chain=other"]), {})
     assert told in planned.notes()
 
 
@@ -192,8 +192,8 @@ def test_replay_of_plain_texts_leaves_general_prompts_to_stand_out_from(parent) 
 
 
 def test_a_canary_that_nothing_is_like_is_refused_before_training(parent, monkeypatch) -> None:
-    from instructkit.stages import update_training
+    from instructkit.stages.lora_update import train
 
-    monkeypatch.setattr(update_training, "learn", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(train, "learn", lambda *_: pytest.fail("it was trained"))
     with pytest.raises(InputError, match="a secret of the kind 'canary' has no letter and no digit"):
         update("first", canary="--- !")

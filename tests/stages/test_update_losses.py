@@ -10,10 +10,10 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from instructkit import adapter_files, adapters
-from instructkit.feedback import objectives
-from instructkit.feedback.items import Item, Phase
-from instructkit.stages import updaters
+from instructkit.feedback.preprocess import objectives
+from instructkit.feedback.preprocess.items import Item, Phase
+from instructkit.models import adapters
+from instructkit.stages.lora_update import trainers
 
 SETTINGS = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 EDIT = Item("e", "Say one.", " one it is", " no", edit=True)
@@ -35,7 +35,7 @@ def parent(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent")
     torch.manual_seed(0)  # half of a fresh adapter is random
     model = adapters.add_lora(AutoModelForCausalLM.from_pretrained(tiny_folder), SETTINGS, None)
-    adapter_files.save_update(shaken(model, "default"), folder, base=str(tiny_folder))
+    adapters.save_update(shaken(model, "default"), folder, base=str(tiny_folder))
     return folder
 
 
@@ -45,14 +45,14 @@ def trainer_of(objective: str, items: list[Item], tiny_folder, parent, tmp_path,
     torch.manual_seed(1)
     model = shaken(adapters.add_lora(base, SETTINGS, parent), "default")
     rows = objectives.rows(Phase(objective, items), 0)
-    config, trainer_class, defaults = updaters.for_objective(objective, rows)
+    config, trainer_class, defaults = trainers.for_objective(objective, rows)
     options = {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 2, "bf16": False}
     args = config(output_dir=str(tmp_path / "out"), **options | defaults | settings)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     trainer = trainer_class(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
-    updaters.settle(trainer)
+    trainers.settle(trainer)
     return trainer
 
 
@@ -124,7 +124,7 @@ class Own:
         return (torch.tensor(2.0), "said") if return_outputs else torch.tensor(2.0)
 
 
-class Mixed(updaters.Replay, Own):
+class Mixed(trainers.Replay, Own):
     """A replay above it, without the rest of a trainer."""
 
     loss_is_scaled_for_ga = None

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from instructkit.errors import GateRefused, InputError
-from instructkit.feedback.events import event_of
-from instructkit.feedback.registry import Chain
-from instructkit.feedback.store import Store
+from instructkit.feedback.promotion.chain import Chain
+from instructkit.feedback.store.events import event_of
+from instructkit.feedback.store.store import Store
 from instructkit.recipe.load import load_recipe
-from instructkit.stages import lora_update, running, update_inputs
-from instructkit.stages.updaters import Replay
+from instructkit.stages import run as running
+from instructkit.stages.lora_update import inputs as update_inputs
+from instructkit.stages.lora_update import stage
+from instructkit.stages.lora_update.trainers import Replay
 
 from .small import ANYTHING, CHAT, GENERAL, LORA, MANY, Silent, rows, run, sft
 
@@ -54,7 +56,7 @@ def update(output: str, *, gates: str = ANYTHING, more: str = "", replay: str = 
 
 
 def collected(*overrides: str):
-    return update_inputs.collect(load_recipe("lora-update.yaml", "lora-update", list(overrides)))
+    return update_inputs.collect(load_recipe("lora-update.yaml", "lora-update", list(overrides)), {})
 
 
 def record(name: str) -> dict:
@@ -154,7 +156,7 @@ def test_what_came_into_force_meanwhile_is_not_thrown_out(begun) -> None:
     Path("runs/second/entry.json").write_text(json.dumps({**entry, "id": "anew"}), encoding="utf-8")
     notes: list[str] = []
     recipe = load_recipe("lora-update.yaml", "lora-update")
-    overtaken = lora_update.finish(recipe, Path("runs/second"), notes.append)
+    overtaken = stage.STAGE.finish(recipe, Path("runs/second"), notes.append)
     assert chain.current() is None and not notes
     assert overtaken.exit_code == 3
     assert overtaken.message.startswith("second passed its gates and is not in force: update 3 of the chain")
@@ -236,17 +238,17 @@ def test_a_rescue_compares_the_tune_side_with_itself_and_scales_until_nothing_fa
 ) -> None:
     store(edits(0, 60))
     replay = talks("Many", 60)
-    decide, seen, failing = lora_update.decisions.decide, [], [True, True, False]
+    decide, seen, failing = stage.decisions.decide, [], [True, True, False]
 
     def decided(before, after, *args, level, **kwargs):
         checks = decide(before, after, *args, level=level, **kwargs)
-        if level == lora_update.TUNE_LEVEL:
+        if level == stage.TUNE_LEVEL:
             seen.append((len(before.general.nll), len(after.general.nll), after.general.nll))
             if failing[len(seen) - 1]:
-                return [lora_update.gates.below("made up", 2.0, 1.0)]
+                return [stage.gates.below("made up", 2.0, 1.0)]
         return checks
 
-    monkeypatch.setattr(lora_update.decisions, "decide", decided)
+    monkeypatch.setattr(stage.decisions, "decide", decided)
     update("first", gates=RESCUED, replay=replay)
     apart = record("first")["data"]["tune"]["rows"]
     assert [counts[:2] for counts in seen] == [(apart, apart)] * 3 and apart < 16  # the general rows

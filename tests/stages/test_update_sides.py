@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from instructkit.data.sources import Rows
-from instructkit.evaluate import generate, memory, triggers
-from instructkit.evaluate.generate import Likelihood
-from instructkit.feedback.events import content_id, event_of
-from instructkit.feedback.items import Item, Prepared
-from instructkit.feedback.measured import General, Memory, Triggers
-from instructkit.feedback.store import Store
+from instructkit.evaluate import memorisation, triggers
+from instructkit.evaluate.results import General, Memory, Triggers
+from instructkit.feedback.preprocess.items import Item, Prepared
+from instructkit.feedback.store.events import content_id, event_of
+from instructkit.feedback.store.store import Store
+from instructkit.models import generate
+from instructkit.models.generate import Likelihood
 from instructkit.recipe.schema import UpdateGates
-from instructkit.stages import update_sides
-from instructkit.stages.update_measures import Measurer
+from instructkit.stages.lora_update import overlap
+from instructkit.stages.lora_update.measure import Measurer
 
 from .small import Silent
 
@@ -66,7 +67,7 @@ def measurer(
     limits = UpdateGates(bias_growth_max=None, **(gates or {}))
     recipe = SimpleNamespace(gates=limits, feedback=feedback)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("instructkit.stages.update_measures.warnings", lambda *_: [])
+        patch.setattr("instructkit.stages.lora_update.measure.warnings", lambda *_: [])
         return Measurer(SimpleNamespace(recipe=recipe, inputs=inputs, seed=0, reporter=Silent()), None, None)
 
 
@@ -166,7 +167,7 @@ def looked_for(found: Measurer, monkeypatch: pytest.MonkeyPatch) -> tuple[list[t
         assert len(contexts) == len(secrets)
         return Memory([kind for kind, _ in secrets], [1] * len(secrets), 201, [False] * len(secrets))
 
-    monkeypatch.setattr(memory, "exposure", exposure)
+    monkeypatch.setattr(memorisation, "exposure", exposure)
     return seen, found._memory()
 
 
@@ -224,16 +225,16 @@ def test_rows_near_what_is_trained_on_are_those_that_a_look_at_every_pair_finds(
     texts = [f"{preamble} {' '.join(rng.choices(words, k=6))}" for _ in range(60)]
     rows, prompts = [row(text) for text in texts[:30]], [asked(text) for text in texts[20:]]
     for near in (0.5, 0.7, 0.8, 1.0):
-        sets = [update_sides._shingles(asked(text)) for text in texts]
+        sets = [overlap._shingles(asked(text)) for text in texts]
         wanted = {
             i
             for i in range(30)
             for j in range(20, 60)
             if len(sets[i] & sets[j]) >= near * len(sets[i] | sets[j])
         }
-        assert update_sides.trained_again(rows, prompts, near) == wanted
+        assert overlap.trained_again(rows, prompts, near) == wanted
     assert 10 <= len(wanted) < 30
 
 
 def test_a_plain_text_asks_nothing() -> None:
-    assert update_sides.trained_again([{"text": "Ask 1?"}], ["Ask 1?"], 0.8) == set()
+    assert overlap.trained_again([{"text": "Ask 1?"}], ["Ask 1?"], 0.8) == set()

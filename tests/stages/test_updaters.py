@@ -9,8 +9,8 @@ import torch
 from little_llama import little_llama
 from peft import LoraConfig
 
-from instructkit import adapter_files, adapters
-from instructkit.stages import updaters
+from instructkit.models import adapters
+from instructkit.stages.lora_update import trainers
 
 IDS = torch.arange(1, 15).reshape(2, 7)
 
@@ -46,7 +46,7 @@ def logits(model) -> torch.Tensor:
 )
 def test_ktos_classes_weigh_between_one_to_one_and_four_to_three(good, bad, wanted) -> None:
     rows = [{"label": True}] * good + [{"label": False}] * bad
-    found = updaters.class_weights(rows)
+    found = trainers.class_weights(rows)
     assert found == pytest.approx(wanted)
     if bad:
         ratio = found.get("desirable_weight", 1) * good / (found.get("undesirable_weight", 1) * bad)
@@ -55,30 +55,30 @@ def test_ktos_classes_weigh_between_one_to_one_and_four_to_three(good, bad, want
 
 def test_an_update_is_saved_alone_and_gone_on_from(tmp_path) -> None:
     model = shaken(model_with_adapter())
-    adapter_files.save_update(model, tmp_path / "update", base="base")
+    adapters.save_update(model, tmp_path / "update", base="base")
     fresh = model_with_adapter()
     assert not torch.allclose(logits(fresh), logits(model))
-    adapter_files.load_update(fresh, tmp_path / "update")
+    adapters.load_update(fresh, tmp_path / "update")
     torch.testing.assert_close(logits(fresh), logits(model))
     with pytest.raises(ValueError, match="rank 4"):
-        adapter_files.load_update(model_with_adapter(rank=2), tmp_path / "update")
+        adapters.load_update(model_with_adapter(rank=2), tmp_path / "update")
 
 
 def test_a_scaled_adapter_lies_on_the_line_and_is_saved_so(tmp_path) -> None:
     model = shaken(model_with_adapter())
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     whole = layer.get_delta_weight(adapters.NEW).clone()
-    adapter_files.rescale(model, 0.5)
+    adapters.rescale(model, 0.5)
     torch.testing.assert_close(layer.get_delta_weight(adapters.NEW), 0.5 * whole)
-    adapter_files.save_update(model, tmp_path / "update", base="base")
+    adapters.save_update(model, tmp_path / "update", base="base")
     fresh = model_with_adapter()  # trained on at its own scale, it begins at half of the update
-    adapter_files.load_update(fresh, tmp_path / "update")
+    adapters.load_update(fresh, tmp_path / "update")
     torch.testing.assert_close(logits(fresh), logits(model))
-    adapter_files.rescale(model, 2.0)
+    adapters.rescale(model, 2.0)
     torch.testing.assert_close(layer.get_delta_weight(adapters.NEW), whole)
 
 
-class Bare(updaters.Replay):
+class Bare(trainers.Replay):
     """The replay of an updater without a trainer around it."""
 
     def __init__(self, model) -> None:

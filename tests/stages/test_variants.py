@@ -102,7 +102,7 @@ def test_an_interrupted_run_is_resumed_to_where_an_unbroken_one_ends(
 ) -> None:
     from safetensors.torch import load_file
 
-    from instructkit.stages import training
+    from instructkit.stages import trainer
 
     sft(
         "parent",
@@ -111,18 +111,18 @@ def test_an_interrupted_run_is_resumed_to_where_an_unbroken_one_ends(
     )
     few = "trainer: {max_steps: 8, per_device_train_batch_size: 2, learning_rate: 0.01}\n"
     sft("whole", model="parent", extra=extra, trainer=few)
-    original = training._Progress.on_step_end
+    original = trainer._Progress.on_step_end
 
     def stop(self, args, state, control, **kwargs):
         original(self, args, state, control, **kwargs)
         if state.global_step == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Progress, "on_step_end", stop)
+    monkeypatch.setattr(trainer._Progress, "on_step_end", stop)
     with pytest.raises(KeyboardInterrupt):
         sft("broken", model="parent", extra=extra, trainer=few)
     assert read_run("broken")["status"] == "interrupted"
-    monkeypatch.setattr(training._Progress, "on_step_end", original)
+    monkeypatch.setattr(trainer._Progress, "on_step_end", original)
     body = f"model: {{name: parent}}\ndata: {{train: chat.jsonl, eval: 0.3}}\n{extra}{few}run: {{output: broken}}\n"
     _, notes = run("sft", body, resume=True)
     assert "resuming from checkpoint-4" in notes

@@ -1,0 +1,1 @@
+"""From measurements to a verdict, and to the active adapter of an update chain."""

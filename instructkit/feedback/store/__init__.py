@@ -1,0 +1,1 @@
+"""The feedback store: events, raters and clusters in one SQLite file."""

@@ -1,0 +1,1 @@
+"""Models: where they are, how they are loaded, what they answer and how they are scored."""

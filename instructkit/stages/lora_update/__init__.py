@@ -1,0 +1,1 @@
+"""The stage `lora-update`: from feedback to an adapter."""

@@ -1,0 +1,1 @@
+"""The stage `ppo`: from prompts and rewards to a policy."""
