@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -184,6 +185,11 @@ def first_failure(tests: list[str], copy: Path) -> str | None:
     done = subprocess.run(command, cwd=copy, env=environment, **options)
     if done.returncode in (0, 5):  # 5: no test was selected
         return None
+    if done.returncode in (
+        -signal.SIGTERM,
+        -signal.SIGKILL,
+    ):  # by something else, so nothing is known of the mutant
+        raise SystemExit(f"pytest was ended by signal {-done.returncode}; run again")
     failed = (re.sub(r" - .*", "", line) for line in done.stdout.splitlines())
     failed = (line.split(" ", 1)[1] for line in failed if line.startswith(("FAILED ", "ERROR ")))
     return next(failed, tests[0])  # a package that cannot be imported stops conftest.py
