@@ -14,10 +14,10 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_SMOLLM2 := $(VENV)/.installed-smollm2
 KIT := $(BIN)/instructkit
 
-.PHONY: help setup test proofs mutants lint format dist train-all sft reward ppo lora-update smollm2 bench clean
+.PHONY: help setup test coverage proofs mutants mutants-random lint format docs docs-serve dist train-all sft reward ppo lora-update smollm2 bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED)  ## build .venv (once) and install the pinned versions
 
@@ -37,12 +37,18 @@ $(INSTALLED_SMOLLM2): $(INSTALLED)
 test: setup  ## the tests, without those above 20 s
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+coverage: setup  ## the same tests, and which lines they run (a page for each file in htmlcov/)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term --cov-report=html
+
 proofs: setup  ## the tests above 20 s; their last output is kept
 	@mkdir -p benchmarks/results
 	$(BIN)/python -m pytest -m proof -v --durations=0 2>&1 | tee benchmarks/results/proofs.txt
 
 mutants: setup  ## break the code on purpose, one way at a time; every one must be noticed
 	$(BIN)/python tests/mutants.py
+
+mutants-random: setup  ## N changes of the code drawn with SEED, and which the tests next to the code notice
+	$(BIN)/python tests/random_mutants.py
 
 lint: setup  ## ruff, codespell and the import contracts, changing nothing
 	$(BIN)/ruff check .
@@ -84,13 +90,20 @@ done; \
 $(KIT) runs summary $(2); exit $$refused
 endef
 
+docs: setup  ## write the reference from the program, and build the site into site/; a broken link fails
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m zensical build --clean --strict
+
+docs-serve: setup  ## the site while it is written
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m zensical serve
+
 # The wheel is installed where nothing of this folder is seen, with the same pins.
 dist: setup  ## build wheel and sdist, and run the installed wheel in an empty environment
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist . >/dev/null
 	@place=$$(mktemp -d) && trap 'rm -rf "$$place"' EXIT && wheel=$$(ls $(CURDIR)/dist/*.whl) && pins=$(CURDIR)/constraints.txt && \
 	cd "$$place" && $(PYTHON) -m venv venv && \
-	venv/bin/python -m pip install --quiet --disable-pip-version-check -c "$$pins" torch==2.13.0 && \
 	venv/bin/python -m pip install --quiet --disable-pip-version-check -c "$$pins" "$$wheel" && \
 	venv/bin/instructkit init recipes --demo && \
 	venv/bin/instructkit sft recipes/sft.yaml trainer.max_steps=2 gates.loss_ratio_max=2 && \
@@ -101,5 +114,5 @@ bench: setup  ## every benchmark under benchmarks/
 		echo "== $$file"; $(BIN)/python "$$file"; done
 
 clean:  ## remove .venv, caches and build leftovers; keeps runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov site build dist *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

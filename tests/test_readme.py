@@ -76,6 +76,15 @@ def test_recipes_named_in_readme_and_makefile_exist() -> None:
     assert sorted(name for name in named if not (ROOT / name).is_file()) == []
 
 
+def test_files_named_in_the_documentation_exist() -> None:
+    pages = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
+    written = "\n".join(page.read_text(encoding="utf-8") for page in pages if page.parent.name != "reference")
+    named = set(re.findall(r"`((?:instructkit|tests|recipes|benchmarks|docs)/[a-z0-9_/.-]*)`", written))
+    missing = sorted(name for name in named if not (ROOT / name).exists())
+    assert len(named) >= 4
+    assert missing == []
+
+
 def test_recipes_in_the_readme_are_the_ones_that_ship() -> None:
     shown = re.findall(r"^`(recipes/[^`]+)`, whole:\n\n```yaml\n(.*?)```", README, re.MULTILINE | re.DOTALL)
     assert len(shown) == 1
