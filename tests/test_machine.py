@@ -14,7 +14,7 @@ from instructkit.models import machine
 
 COUNT = """
 import resource, sys, torch
-from instructkit import machine
+from instructkit.models import machine
 if sys.argv[1] == "keep":
     assert machine.keep_freed_memory()
 def faults():

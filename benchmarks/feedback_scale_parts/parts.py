@@ -88,7 +88,7 @@ def _recipe(store: Path, name: str) -> Any:
     from instructkit.recipe.load import load_recipe
 
     # In a process of its own: what building it costs is not counted.
-    build = "from instructkit import naming; naming.locate('tiny')"
+    build = "from instructkit.models import source as naming; naming.locate('tiny')"
     subprocess.run([sys.executable, "-c", build], check=True)
     path, runs = store.parent / f"{name}.yaml", store.parent / "runs"
     text = RECIPE.replace("STORE", json.dumps(str(store))).replace("RUN", json.dumps(str(runs / name)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from instructkit.recipe.schema import Recipe
 from instructkit.stages.base import Reporter, RunOptions, Stage, quiet_libraries
-from instructkit.stages.run import run
+from instructkit.stages.run import run as carry_out
 
 MODULES = {"sft": "sft", "reward": "reward", "ppo": "ppo.stage", "lora-update": "lora_update.stage"}
 
@@ -30,4 +30,4 @@ def run_stage(recipe: Recipe, options: RunOptions, reporter: Reporter) -> dict[s
         GateRefused: when the run is complete and a gate failed.
     """
     quiet_libraries()  # before a stage imports a library that prints at once
-    return run(stage_of(recipe), recipe, options, reporter)
+    return carry_out(stage_of(recipe), recipe, options, reporter)

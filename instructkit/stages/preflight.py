@@ -6,10 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from transformers import get_scheduler
-from transformers.utils import is_liger_kernel_available
-
 from instructkit.errors import InputError, InstructKitError
 from instructkit.models.tokens import encode_prompt
 from instructkit.recipe.schema import Recipe
@@ -30,6 +26,10 @@ def refuse_before_a_step(trainer: Any, recipe: Recipe, tokenizer: Any) -> None:
 
 def _try_optimizer(trainer: Any, source: str) -> None:
     """Trainer makes both when it begins to train; here a schedule is made for one number, and the optimizer is looked up."""
+    import torch
+    from transformers import get_scheduler
+    from transformers.utils import is_liger_kernel_available
+
     args = trainer.args
     given = getattr(args, "lr_scheduler_kwargs", None) or {}
     try:
@@ -68,6 +68,8 @@ def _refuse_rows(trainer: Any, recipe: Recipe, tokenizer: Any) -> None:
 
 def _learned_positions(model: Any) -> int | None:
     """How many positions a model has an embedding of; None where it works them out, as most do."""
+    import torch
+
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     own = model.get_input_embeddings()
     tables = (

@@ -219,7 +219,7 @@ def refused(*arguments, **_):
     asked.append(arguments)
     raise OSError("no network")
 socket.getaddrinfo = socket.socket.connect = refused
-from instructkit.feedback.personal import Redactor
+from instructkit.feedback.store.personal_data import Redactor
 text = "a@example.co.uk, 8.8.8.8, +49 30 901820, 4111 1111 1111 1111, DE89370400440532013000, AKIAIOSFODNN7EXAMPLE"
 assert Redactor().redact(text)[0] == "<EMAIL>, <IP>, <PHONE>, <CARD>, <IBAN>, <KEY>"
 assert not asked, asked
@@ -232,7 +232,7 @@ assert not asked, asked
 def test_presidio_is_loaded_by_a_text_that_may_hold_something() -> None:
     code = """
 import sys
-from instructkit.feedback.personal import Redactor
+from instructkit.feedback.store.personal_data import Redactor
 assert Redactor().row({"prompt": "How are you in 2026?", "response": "Well: 3 of 4."})[1] == []
 assert not {"presidio_analyzer", "phonenumbers", "tldextract"} & set(sys.modules)
 """

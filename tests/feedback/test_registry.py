@@ -664,7 +664,7 @@ def test_two_processes_cannot_write_one_chain(chain: Chain, monkeypatch: pytest.
 def test_writers_at_once_wait_for_each_other(chain: Chain) -> None:
     code = (
         f"import sys\nsys.path[:0] = [{str(Path(__file__).parents[1])!r}]\nfrom pathlib import Path\n"
-        "from feedback.chain_runs import update_of\nfrom instructkit.feedback.registry import Chain\n"
+        "from feedback.chain_runs import update_of\nfrom instructkit.feedback.promotion.chain import Chain\n"
         f"root = Path({str(chain.root)!r})\nchain = Chain.at(root, 'support')\n"
         "for _ in range(10): chain.record(update_of(root / 'a'))"
     )

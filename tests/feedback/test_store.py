@@ -484,8 +484,8 @@ def test_two_writers_and_a_reader_at_once(path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from instructkit.feedback import store
-from instructkit.feedback.events import event_of
+from instructkit.feedback.store import store
+from instructkit.feedback.store.events import event_of
 store.BATCH = 50
 first, count = map(int, sys.argv[2:])
 rows = ({"prompt": f"q{i}", "response": "a" * 200, "rating": 1} for i in range(first, first + count))

@@ -200,7 +200,7 @@ def test_a_run_that_was_killed_before_its_first_step_is_in_nobody_s_way(tmp_path
 
 def test_temporary_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch) -> None:
     code = (
-        "import os, signal\nfrom instructkit.runs.temporary import TemporaryFolder\n"
+        "import os, signal\nfrom instructkit.runs.files import TemporaryFolder\n"
         "kept = TemporaryFolder()\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

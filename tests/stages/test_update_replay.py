@@ -238,7 +238,7 @@ def test_a_rescue_compares_the_tune_side_with_itself_and_scales_until_nothing_fa
 ) -> None:
     store(edits(0, 60))
     replay = talks("Many", 60)
-    decide, seen, failing = stage.decisions.decide, [], [True, True, False]
+    decide, seen, failing = stage.decide.decide, [], [True, True, False]
 
     def decided(before, after, *args, level, **kwargs):
         checks = decide(before, after, *args, level=level, **kwargs)
@@ -248,7 +248,7 @@ def test_a_rescue_compares_the_tune_side_with_itself_and_scales_until_nothing_fa
                 return [stage.gates.below("made up", 2.0, 1.0)]
         return checks
 
-    monkeypatch.setattr(stage.decisions, "decide", decided)
+    monkeypatch.setattr(stage.decide, "decide", decided)
     update("first", gates=RESCUED, replay=replay)
     apart = record("first")["data"]["tune"]["rows"]
     assert [counts[:2] for counts in seen] == [(apart, apart)] * 3 and apart < 16  # the general rows
@@ -396,7 +396,7 @@ def test_rows_of_an_sft_run_are_limited_and_left_out_as_there(workplace) -> None
         f"{LORA}{ONE}run: {{output: runs/sft}}\n"
     )
     run("sft", body)
-    parent = update_inputs.naming.locate("runs/sft")
+    parent = update_inputs.source.locate("runs/sft")
     recipe = load_recipe(_update_recipe(), "lora-update")
     found = update_inputs._general_rows(recipe, parent, False)
     assert len(found["replay"].rows) == 12 and len(found["general"].rows) == len(GENERAL)
@@ -410,7 +410,7 @@ def test_held_out_rows_of_a_split_sft_run_are_general_and_never_replayed(workpla
     trained = json.loads(Path("runs/sft/run.json").read_text(encoding="utf-8"))["data"]["train"][
         "fingerprint"
     ]
-    parent = update_inputs.naming.locate("runs/sft")
+    parent = update_inputs.source.locate("runs/sft")
     norescue = ["gates.rescue=false"]
     found = update_inputs._general_rows(load_recipe(_update_recipe(), "lora-update", norescue), parent, True)
     assert found["replay"].fingerprint == trained
