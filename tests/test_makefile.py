@@ -28,7 +28,7 @@ def venv(tmp_path: Path) -> Path:
     for name in ("instructkit", "python"):
         (folder / "bin" / name).write_text(STAND_IN, encoding="utf-8")
         (folder / "bin" / name).chmod(0o755)
-    for stamp in (".installed", ".installed-smollm2"):
+    for stamp in (".installed", ".installed-docs", ".installed-smollm2"):
         (folder / stamp).touch()
     return folder
 
