@@ -9,19 +9,19 @@ from typing import TextIO
 from instructkit.chat.session import Session
 from instructkit.data.rows import HALF_CHARACTER
 from instructkit.models import load, machine
-from instructkit.models import source as naming
+from instructkit.models.source import lacks_format, locate, refuse_wrong_role, trained_format
 
 
 def open_session(name: str, *, max_new_tokens: int = 256, temperature: float = 0.0) -> Session:
     """A session with any model name that a recipe takes."""
-    source = naming.locate(name)
-    naming.refuse_wrong_role(source, as_reward=False)
+    source = locate(name)
+    refuse_wrong_role(source, as_reward=False)
     section = SimpleNamespace(
         name=name, revision=None, trust_remote_code=False, quantization="none", attn_implementation=None
     )
     model = load.load_for_use(source, section, machine.choose())
-    tokenizer = load.load_tokenizer(source, section, data_format=naming.trained_format(source))
-    if tokenizer.chat_template and naming.lacks_format(source):
+    tokenizer = load.load_tokenizer(source, section, data_format=trained_format(source))
+    if tokenizer.chat_template and lacks_format(source):
         print(
             f"warning: {name} is a run of version 0.1.0 and records no data format. `chat` uses its chat template; "
             "if it was trained on text prompts, train it again with data.format: text",

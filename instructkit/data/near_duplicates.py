@@ -1,5 +1,5 @@
 """
-Texts as what can be compared: their words, shingles of 5 words, and MinHash signatures of those.
+Find near-duplicate texts by the shared runs of 5 words (shingles): prompts of a store one by one, and rows of a plan all at once.
 
 The Jaccard similarity of two sets of shingles is exact for texts of up to 259 words, and estimated from the 256 smallest
 hashes beyond (Lee et al. 2107.06499, section 4.2).
@@ -116,7 +116,6 @@ def _bands(digests: list[list[int]], rows: int) -> list[list[int]]:
 
 
 ALIKE = 0.8
-WORDS = 5
 ROW_BANDS, ROWS_OF_A_BAND = 16, 4
 _PRIME = (1 << 31) - 1
 
@@ -141,9 +140,9 @@ def _texts(value: Any) -> Iterator[str]:
 def hashed_shingles(text: str) -> frozenset[int]:
     """Hashes of every five words in a row; of a shorter text, one hash of all its words."""
     words = re.findall(r"\w+", text.lower())
-    if len(words) <= WORDS:
+    if len(words) <= SHINGLE_WORDS:
         return frozenset({zlib.crc32(" ".join(words).encode())})
-    spans = (" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1))
+    spans = (" ".join(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1))
     return frozenset(zlib.crc32(span.encode()) for span in spans)
 
 

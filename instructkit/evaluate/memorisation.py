@@ -244,7 +244,7 @@ def exposure(
 
     With a parent, ranks are by `log p1 - log p0`, what the update has added: a secret of words, or with a well-known ending, is
     likelier than random letters to any model that reads English, and that was never learned here. The others differ in what was
-    private alone, see `likeness.private_part`. Equal likelihoods are ranked by lot, and so is a secret that has fewer others
+    private alone, see `private_part`. Equal likelihoods are ranked by lot, and so is a secret that has fewer others
     between the ranks that it may have: its probability stays exact, and little can be told of it.
 
     A secret is said when greedy decoding continues the context with it, or the first half of what is private in it with the

@@ -11,9 +11,9 @@ class Feedback:
     Held-out judgements; one entry an item in every list.
 
     Attributes:
-        leaning: how far the model leans to what was asked for, nats per token; see `leaning.of_ratings`.
+        leaning: how far the model leans to what was asked for, nats per token; see `feedback.promotion.preference.of_ratings`.
         right: whether it does so at all: the wanted answer of a pair is likelier per token; a rated answer lies on its side, see
-            `leaning.met`.
+            `preference.met`.
         groups: the item's group and tags, as `group:NAME` and `tag:NAME`; may be empty.
         clusters: of near-duplicate prompts; items of one cluster are no independent measurements.
         new_rater: whether its rater is known, and was not met in training.

@@ -173,7 +173,7 @@ def row_likelihoods(
     """
     Negative log-likelihood of each row's labels, in the order of the rows.
 
-    Rows of like length are read together, as many as `batches.LAW_BYTES` lets: one long row does not fill up all others.
+    Rows of like length are read together, as many as `LAW_BYTES` lets: one long row does not fill up all others.
 
     Args:
         rows: `input_ids` and `labels` (-100 where nothing is asked) of equal length.

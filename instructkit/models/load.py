@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructkit.errors import InputError
-from instructkit.models import source as hub
 from instructkit.models.machine import Machine
-from instructkit.models.source import Source
+from instructkit.models.source import Source, refuse_absent
 
 if TYPE_CHECKING:
     from instructkit.recipe.schema import LoraSection, ModelSection
@@ -239,7 +238,7 @@ def from_pretrained(
     loader: Any, source: Source, section: ModelSection, *, path: str | None = None, **options: Any
 ):
     """`from_pretrained` with the recipe's revision and trust."""
-    hub.refuse_absent(source.name, source.base, is_adapter=source.adapter is not None)
+    refuse_absent(source.name, source.base, is_adapter=source.adapter is not None)
     with in_words(source, source.base):
         return loader.from_pretrained(
             path or source.base,

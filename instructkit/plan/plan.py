@@ -228,7 +228,7 @@ def against(
     try:
         refuse_without_weights(inputs.parents)
         if resume:
-            identity.refuse(recipe, inputs)
+            identity.refuse_resume(recipe, inputs)
         else:
             RunFolder(recipe.run.output).check_free(overwrite=overwrite)
             refuse_held(Path(recipe.run.output))

@@ -1,9 +1,9 @@
 """
 Proximal policy optimisation for language models, on TRL's online-trainer core.
 
-Prompts, reward functions, generation, PEFT, data order, checkpoints and logging are `trl.RLOOTrainer`'s. What PPO adds
-stands in this room: responses become a rollout (`sampling`), a rollout becomes gradients (`updating`), and what has to last is
-measured, saved and told (`keeping`), each from the pure functions beside them. The trainer knows neither recipes nor run folders.
+Prompts, reward functions, generation, PEFT, data order, checkpoints and logging are `trl.RLOOTrainer`'s. PPO adds three parts:
+`rollout_step` turns responses into a rollout, `update_step` turns a rollout into gradients, and `checkpoint` evaluates, saves and
+logs. The trainer knows neither recipes nor run folders.
 
 Sources: Schulman et al. 2017 (1707.06347); Stiennon et al. 2020 (2009.01325); Ouyang et al. 2022 (2203.02155);
 Huang et al. 2024 (2403.17031).
@@ -28,8 +28,7 @@ from instructkit.ppo.checkpoint import Keeping, State
 from instructkit.ppo.config import PPOConfig
 from instructkit.ppo.ptx import Row, TextRows
 from instructkit.ppo.rollout import Reading, add_reader
-from instructkit.ppo.rollout_step import Sampling
-from instructkit.ppo.scores import TokenRewards
+from instructkit.ppo.rollout_step import Sampling, TokenRewards
 from instructkit.ppo.update_step import Updating
 
 
@@ -80,7 +79,7 @@ class PPOTrainer(Sampling, Updating, Keeping, RLOOTrainer):
         text_rows: token rows for PPO-ptx, `input_ids` and `labels` each; needed when `ptx_coef` is above 0.
         judges: functions of prompts and answers, asked about held-out prompts alone, under the name `eval_NAME`.
         keep_answers: told, on the first process, what was answered in each evaluation: the step, the held-out set, and the
-            fields of `heldout.Measured.answers`, a row a prompt.
+            fields of `evaluation.Measured.answers`, a row a prompt.
         **kwargs: as for `trl.RLOOTrainer`; `args` is a `PPOConfig`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: JSON written under another name, forced to disk, then renamed."""
+"""Write files atomically, and remove temporary files and folders that killed processes left."""
 
 from __future__ import annotations
 

@@ -16,9 +16,14 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from instructkit.data.sources import Rows
 from instructkit.errors import GateRefused, InputError
 from instructkit.models import machine as machines
-from instructkit.models import source as hub
-from instructkit.models import source as naming
 from instructkit.models.machine import Machine
+from instructkit.models.source import (
+    Source,
+    lacks_weights,
+    refuse_absent,
+    refuse_dora_above_an_adapter,
+    refuse_wrong_role,
+)
 from instructkit.recipe.schema import Recipe
 from instructkit.runs.contents import CHECKPOINTS
 from instructkit.runs.metrics import MetricsWriter
@@ -72,7 +77,7 @@ class Inputs:
     """
 
     data: dict[str, Rows]
-    parents: dict[str, naming.Source]
+    parents: dict[str, Source]
     format: Format = field(default=Format(), kw_only=True)
 
     def notes(self) -> list[str]:
@@ -176,12 +181,10 @@ class Stage(ABC, Generic[RecipeT, InputsT]):
     Attributes:
         name: of the command, and of `stage:` in recipes.
         recipe_type: class of its recipes.
-        task: PEFT's name for what the model does.
     """
 
     name: ClassVar[str]
     recipe_type: ClassVar[type[Recipe]]
-    task: ClassVar[str] = "CAUSAL_LM"
 
     @abstractmethod
     def collect(self, recipe: RecipeT, begun: Mapping[str, Any]) -> InputsT:
@@ -218,18 +221,18 @@ def uses_default_checkpoints(recipe: Recipe) -> bool:
     return not set(CHECKPOINT_FIELDS) & set(recipe.trainer)
 
 
-def refuse_unfit_parents(recipe: Recipe, parents: dict[str, naming.Source]) -> None:
+def refuse_unfit_parents(recipe: Recipe, parents: dict[str, Source]) -> None:
     """A reward model may go on from any run; otherwise policies answer and reward models score."""
     for role, source in parents.items():
         if role == "critic":
             continue  # a part of a ppo run, which `critic.init` has looked for
         if role != "model" or recipe.stage != "reward":
-            naming.refuse_wrong_role(source, as_reward=role != "model")
-        hub.refuse_absent(source.name, source.base, is_adapter=source.adapter is not None)
-    naming.refuse_dora_above_an_adapter(parents["model"], recipe.lora)
+            refuse_wrong_role(source, as_reward=role != "model")
+        refuse_absent(source.name, source.base, is_adapter=source.adapter is not None)
+    refuse_dora_above_an_adapter(parents["model"], recipe.lora)
 
 
-def refuse_without_weights(parents: dict[str, naming.Source]) -> None:
+def refuse_without_weights(parents: dict[str, Source]) -> None:
     """
     A plan needs no weights, a run does.
 
@@ -237,7 +240,7 @@ def refuse_without_weights(parents: dict[str, naming.Source]) -> None:
         InputError: naming the folder of a model that has a config alone.
     """
     for source in parents.values():
-        if naming.lacks_weights(source):
+        if lacks_weights(source):
             folder = source.adapter or source.base
             raise InputError(
                 f"{folder} holds no weights", hint="download them, such as model.safetensors, into it"

@@ -16,7 +16,7 @@ from instructkit.data.rows import Row, detect_shape
 from instructkit.data.sources import Rows
 from instructkit.errors import InputError
 from instructkit.models import load
-from instructkit.models import source as naming
+from instructkit.models.source import Source, is_to_come, lacks_format, trained_format
 from instructkit.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def rendered(data: Mapping[str, Rows], chosen: Format) -> dict[str, Rows]:
     }
 
 
-def choose(recipe: Recipe, parents: Mapping[str, naming.Source], data: Mapping[str, Rows]) -> Format:
+def choose(recipe: Recipe, parents: Mapping[str, Source], data: Mapping[str, Rows]) -> Format:
     """
     Return the format of the recipe, else that of the parent run, else chat where the model has a template.
 
@@ -73,14 +73,14 @@ def choose(recipe: Recipe, parents: Mapping[str, naming.Source], data: Mapping[s
     Raises:
         InputError: when the recipe contradicts the parent run, a model that scores reads another format, or rows do not fit.
     """
-    if any(map(naming.is_to_come, parents.values())):
+    if any(map(is_to_come, parents.values())):
         return Format(None, "a model does not exist yet")
     key, asked = _setting(recipe)
     source = parents["model"]
     has_template = "chat_template_path" in recipe.trainer or load.has_chat_template(source, recipe.model)
     if asked == AUTO:
         chosen = _by_default(source, has_template, data.get("train"))
-        if chosen.name == CHAT and naming.lacks_format(source):
+        if chosen.name == CHAT and lacks_format(source):
             chosen = replace(chosen, why=f"{chosen.why}. {_warning(key, source)}")
     else:
         _refuse_another_parent(recipe, source)
@@ -96,7 +96,7 @@ def choose(recipe: Recipe, parents: Mapping[str, naming.Source], data: Mapping[s
     return chosen
 
 
-def _warning(key: str, source: naming.Source) -> str:
+def _warning(key: str, source: Source) -> str:
     return (
         f"warning: {source.name} is a run of version 0.1.0 and records no data format; "
         f"if it was trained on text prompts, set {key}: text"
@@ -116,8 +116,8 @@ def tokenizer_of(frame: Frame) -> Any:
     return load.load_tokenizer(inputs.parents["model"], frame.recipe.model, data_format=inputs.format.name)
 
 
-def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -> Format:
-    if trained := naming.trained_format(source):
+def _by_default(source: Source, has_template: bool, train: Rows | None) -> Format:
+    if trained := trained_format(source):
         return Format(trained, f"{source.name} was trained as {trained}")
     if not has_template:
         return Format(TEXT, f"{source.name} has no chat template")
@@ -128,8 +128,8 @@ def _by_default(source: naming.Source, has_template: bool, train: Rows | None) -
     return Format(CHAT, f"{source.name} has a chat template")
 
 
-def _refuse_another_parent(recipe: Recipe, source: naming.Source) -> None:
-    (key, asked), trained = _setting(recipe), naming.trained_format(source)
+def _refuse_another_parent(recipe: Recipe, source: Source) -> None:
+    (key, asked), trained = _setting(recipe), trained_format(source)
     if trained not in (None, asked):
         raise InputError(
             f"{recipe.run.output}: {key} is {asked}, but its parent {source.name} was trained as {trained}",
@@ -137,10 +137,10 @@ def _refuse_another_parent(recipe: Recipe, source: naming.Source) -> None:
         )
 
 
-def _refuse_other_scorers(recipe: Recipe, parents: Mapping[str, naming.Source], chosen: Format) -> None:
+def _refuse_other_scorers(recipe: Recipe, parents: Mapping[str, Source], chosen: Format) -> None:
     """Refuse a reward model or a critic that reads another format than the policy."""
     for role, source in parents.items():
-        theirs = naming.trained_format(source)
+        theirs = trained_format(source)
         if role == "model" or theirs == chosen.name:
             continue
         name = f"{role} {source.name}"

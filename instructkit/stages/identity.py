@@ -1,4 +1,4 @@
-"""Fingerprint the sources of a run: Python functions, plain model folders, chat templates and sets to measure on."""
+"""Compute the identity of a run from recipe, data, parents and source files, and decide whether it can be resumed."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def collected(stage: Stage[Any, InputsT], recipe: Recipe, *, resume: bool) -> In
     return stage.collect(recipe, _begun(Path(recipe.run.output), recipe.stage) if resume else {})
 
 
-def refuse(recipe: Recipe, inputs: Inputs) -> None:
+def refuse_resume(recipe: Recipe, inputs: Inputs) -> None:
     """
     Refuse to resume a run; changes nothing.
 
@@ -160,7 +160,7 @@ def refuse(recipe: Recipe, inputs: Inputs) -> None:
     folder = RunFolder(recipe.run.output)
     refuse_held(folder.path)
     folder.unfinished(to_dict(recipe), recipe.stage)
-    lineage.refuse_other_inputs(folder.path, identity(recipe, inputs))
+    lineage.refuse_other_inputs(folder.path, identity_of(recipe, inputs))
     checkpoints.refuse_none(folder.path, recipe.stage)
 
 
@@ -177,7 +177,7 @@ def hashes(inputs: Inputs) -> dict[str, str]:
     }
 
 
-def identity(recipe: Recipe, inputs: Inputs) -> lineage.RunIdentity:
+def identity_of(recipe: Recipe, inputs: Inputs) -> lineage.RunIdentity:
     """Return what shapes the result of a run. This reads every file of its parents."""
     return lineage.RunIdentity(
         to_dict(recipe), fingerprints(inputs), hashes(inputs), fingerprints_of_sources(recipe, inputs.parents)

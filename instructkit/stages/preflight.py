@@ -1,4 +1,4 @@
-"""What would end a run at a step of it, tried on the trainer that was built; plan and run refuse it alike."""
+"""Refuse before the first step what libraries would fail on during a run; plan and run call the same checks."""
 
 from __future__ import annotations
 
@@ -128,10 +128,10 @@ def refuse_early(recipe: Any) -> None:
 def _refuse_targets(recipe: Any) -> None:
     """PEFT's own matching on a model without weights: the names that no layer has."""
     from instructkit.models import load
-    from instructkit.models import source as naming
     from instructkit.models.machine import Machine
+    from instructkit.models.source import locate
 
-    source = naming.locate(recipe.model.name)
+    source = locate(recipe.model.name)
     with load.weightless():
         task = "SEQ_CLS" if recipe.stage == "reward" else "CAUSAL_LM"
         body = load.load_for_training(source, recipe.model, Machine("cpu", "float32", ()), None, task=task)

@@ -15,7 +15,7 @@ from instructkit.data.table import mapped, pick
 from instructkit.errors import Fault, InputError, InstructKitError
 from instructkit.evaluate import gates, statistics
 from instructkit.models import load
-from instructkit.models import source as naming
+from instructkit.models.source import Source, locate
 from instructkit.models.tokens import Prompt, answer_text, encode_answered
 from instructkit.recipe.schema import RewardRecipe
 from instructkit.stages import formats
@@ -39,19 +39,18 @@ class Reward(Stage[RewardRecipe, Inputs]):
     """Train a reward model on comparisons."""
 
     name, recipe_type = "reward", RewardRecipe
-    task = "SEQ_CLS"
 
     def collect(self, recipe: RewardRecipe, begun: Mapping[str, Any]) -> Inputs:
         """Read comparisons for training and evaluation, and find the model whose body the reward model starts from."""
         train, held_out = load_split(recipe.data, kind="preference", seed=recipe.run.seed)
         data = {"train": train} | ({"eval": held_out} if held_out else {})
-        return formats.applied(recipe, Inputs(data, {"model": naming.locate(recipe.model.name)}))
+        return formats.applied(recipe, Inputs(data, {"model": locate(recipe.model.name)}))
 
     def prepare(self, frame: RewardFrame) -> PreparedPairs:
         """Build the trainer on comparisons as token ids."""
         recipe, source = frame.recipe, frame.inputs.parents["model"]
         tokenizer = formats.tokenizer_of(frame)
-        model = load.load_for_training(source, recipe.model, frame.machine, recipe.lora, task=self.task)
+        model = load.load_for_training(source, recipe.model, frame.machine, recipe.lora, task="SEQ_CLS")
         pairs = {role: encode_pairs(tokenizer, rows) for role, rows in frame.inputs.data.items()}
         return PreparedPairs(build_trainer(frame, model, tokenizer, pairs), tokenizer, pairs=pairs)
 
@@ -260,8 +259,8 @@ def save(
     load.save_model(model, tokenizer, folder, source)
     (folder / load.SCORE_FILE).write_text(json.dumps(offset), encoding="utf-8")
     section = frame.recipe.model
-    saved = naming.Source(str(folder), source.base, adapter=folder) if frame.recipe.lora else None
-    saved = saved or naming.Source(str(folder), str(folder))
+    saved = Source(str(folder), source.base, adapter=folder) if frame.recipe.lora else None
+    saved = saved or Source(str(folder), str(folder))
     reloaded = load.load_for_use(saved, section, frame.machine, task="SEQ_CLS")
     scores = score_pairs(reloaded, load.load_tokenizer(saved, section), probe)
     found = [s - offset["mean"] for pair in scores for s in pair]

@@ -19,7 +19,6 @@ from instructkit.runs.metrics import write_rows
 from instructkit.runs.read import is_run, read_record
 from instructkit.runs.record import RunFolder, read_run
 from instructkit.stages import checkpoints, closing
-from instructkit.stages import identity as resuming
 from instructkit.stages.base import (
     LOADING,
     Frame,
@@ -41,6 +40,7 @@ from instructkit.stages.base import (
     seed_everything,
 )
 from instructkit.stages.contention import watch
+from instructkit.stages.identity import collected, identity_of
 from instructkit.stages.stopping import Stop, Stopped
 
 
@@ -63,7 +63,9 @@ def run(
         try:
             return started.carry_out()
         except Stopped as stopped:
-            raise RunStopped(str(stopped), hint=started.way_on(), exit_code=stop.exit_code) from stopped
+            raise RunStopped(
+                str(stopped), hint=started.hint_after_stop(), exit_code=stop.exit_code
+            ) from stopped
         finally:
             processes.part()
 
@@ -91,16 +93,16 @@ class _Run(Generic[RecipeT, InputsT]):
             return _closed(read_run(self.output), overtaken) if processes.is_first() else {}
         try:
             with self.reporter.phase("reading the data"):
-                inputs = resuming.collected(self.stage, self.recipe, resume=self.options.resume)
+                inputs = collected(self.stage, self.recipe, resume=self.options.resume)
         except NothingNew as nothing:
-            if not (self.options.if_changed and self._stands()):
+            if not (self.options.if_changed and self._is_complete()):
                 raise
             self.reporter.note(f"{nothing}; nothing to do")
             return self._closed_again()
         refuse_unfit_parents(self.recipe, inputs.parents)
         refuse_without_weights(inputs.parents)
         with self.reporter.phase("hashing the parents"):
-            identity = resuming.identity(self.recipe, inputs)
+            identity = identity_of(self.recipe, inputs)
         if self.options.if_changed and self._is_unchanged(identity):
             return self._closed_again() if processes.is_first() else {}
         self._refuse_undecidable(inputs)
@@ -143,7 +145,7 @@ class _Run(Generic[RecipeT, InputsT]):
         with waiting:
             return self._by_the_first(repair), repaired.get(output)
 
-    def _stands(self) -> bool:
+    def _is_complete(self) -> bool:
         """Return whether a complete and intact run of this recipe is in the output folder."""
         if not is_run(self.output):
             return False
@@ -230,7 +232,7 @@ class _Run(Generic[RecipeT, InputsT]):
             machines.keep_freed_memory()
         return frame
 
-    def way_on(self) -> str:
+    def hint_after_stop(self) -> str:
         """Return the hint for a run that was stopped."""
         resumable = checkpoints.resumable(self.output, self.recipe.stage)
         if not self.stop.stepped:

@@ -11,8 +11,8 @@ from instructkit.errors import InputError
 from instructkit.evaluate import gates, statistics
 from instructkit.models import load, source
 from instructkit.models.tokens import IGNORED
-from instructkit.recipe import trainer as run_defaults
 from instructkit.recipe.schema import SftRecipe
+from instructkit.recipe.trainer import OF_STAGE
 from instructkit.stages import formats
 from instructkit.stages.base import PREPARING, Frame, Inputs, Prepared, Result, Stage, measurement, prompt_of
 from instructkit.stages.datasets import as_dataset
@@ -78,7 +78,7 @@ def build_trainer(frame: SftFrame, model: Any, tokenizer: Any) -> Any:
 
     rows = frame.inputs.data
     conversational = "messages" in rows["train"].rows[0]
-    defaults = {"assistant_only_loss": conversational, **run_defaults.OF_STAGE["sft"]}
+    defaults = {"assistant_only_loss": conversational, **OF_STAGE["sft"]}
     args = arguments(SFTConfig, frame, frame.recipe.trainer, **defaults)
     try:
         trainer = build(

@@ -6,7 +6,8 @@ import pytest
 import torch
 from ppo.small import PROMPTS, build, count_e, logged
 
-from instructkit.ppo.scores import TokenRewards, weighted
+from instructkit.ppo.rollout_step import TokenRewards
+from instructkit.ppo.scores import weighted
 
 ROWS = [{"prompt": prompt, "wanted": i % 3} for i, prompt in enumerate(PROMPTS)]
 

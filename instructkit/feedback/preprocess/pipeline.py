@@ -2,9 +2,9 @@
 Preprocessing: from feedback rows to items that may be learned from or measured on, each step with its count.
 
 The order of the steps: rows are checked, what has no consent is left out, personal data is replaced, filters are applied
-(`intake`); prompts are clustered and sides given (`sides`); of each rater and answer the last word stands (`merging`); raters
+(`read`); prompts are clustered and sides given; of each rater and answer the last word stands (`weights`); raters
 are weighed by their agreement with others, opposite judgements become soft labels, and what its judges do not agree on is
-set aside; training judgements are weighed (`weighing`).
+set aside; training judgements are weighed.
 
 Judgements that agree stay items of their own; of those that do not, one item is made that weighs as much as all of them, so
 that one dissenting voice moves the label of an answer by its share and not the weight by a leap.
@@ -107,7 +107,7 @@ def side(position: float, tune: float, test: float) -> str:
     return "tune" if position < test + tune else "train"
 
 
-# Outcomes of an event, beside those of `intake`.
+# Outcomes of an event, beside those of `read`.
 DUPLICATE = "duplicate"
 OVERRULED = "overruled by the same rater"
 BRIDGED = "bridges two sides"

@@ -66,7 +66,7 @@ def decide(
     Args:
         before, after: the parent and the update, on the same items.
         limits: the recipe's gates.
-        level: one-sided, of each claim; `inference.level_of_look` gives it.
+        level: one-sided, of each claim; `statistics.level_of_look` gives it.
         seed: of resampling.
         origin: the chain's first parent, against which general performance, the judge's score, bias and conduct are held; what
             it lacks, or left out: the parent.

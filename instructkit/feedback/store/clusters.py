@@ -3,7 +3,7 @@ Near-duplicate prompts, in the order in which they come: a prompt that was given
 
 Two prompts are near when the Jaccard similarity of their sets of 5-word shingles reaches a threshold (Lee et al.
 2107.06499, section 4.2). MinHash signatures, cut into bands, name the candidates; what decides is the similarity of the
-shingles' hashes (`sketches`). Only hashes are kept, never a text.
+shingles' hashes (`data.near_duplicates`). Only hashes are kept, never a text.
 """
 
 from __future__ import annotations

@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.data import sources, table
-from instructkit.data import split as splits
 from instructkit.data.formats import as_conversation
 from instructkit.data.rows import Row
 from instructkit.data.sources import STORE_SUFFIX
+from instructkit.data.split import check_leak
 from instructkit.errors import InputError
 from instructkit.evaluate.statistics import budget_warning
-from instructkit.feedback.preprocess import pipeline as preprocessing
 from instructkit.feedback.preprocess.items import Prepared
+from instructkit.feedback.preprocess.pipeline import Settings, prepare
 from instructkit.feedback.promotion.chain import Chain
-from instructkit.feedback.store import store as reading
 from instructkit.feedback.store.database import in_words
 from instructkit.feedback.store.events import content_id, rater_hash
 from instructkit.feedback.store.judgements import asked_of, prompt_form
 from instructkit.feedback.store.personal_data import Redactor
-from instructkit.feedback.store.store import Store
+from instructkit.feedback.store.store import Store, events_after, events_with
 from instructkit.recipe.schema import LoraUpdateRecipe
 from instructkit.stages.user_functions import load_function
 
@@ -83,13 +82,13 @@ def read(recipe: LoraUpdateRecipe, last: str | None, *, until: str | None = None
             )
         with Store.open(wanted.events) as store:
             store.refuse_unwritable()  # a training keeps the sides of its events in it
-        events = reading.events_after(wanted.events, last, until=until, limit=wanted.limit)
+        events = events_after(wanted.events, last, until=until, limit=wanted.limit)
     else:
         events = sources.load_rows(wanted.events, limit=wanted.limit, **options)
     test = None
     if isinstance(wanted.eval, str):
         test = sources.load_rows(wanted.eval, every_column=False, **options)
-        splits.check_leak(events, test)
+        check_leak(events, test)
         if is_store(recipe):
             test = _known_again(test, wanted.events)
     return Feedback(events, test, last)
@@ -102,7 +101,7 @@ def prepared(recipe: LoraUpdateRecipe, feedback: Feedback) -> Prepared:
     Raises:
         InputError: when the store was begun with other shares of the sides, or another threshold of nearness.
     """
-    how = preprocessing.Settings.of(recipe.feedback, chat=feedback.chat)
+    how = Settings.of(recipe.feedback, chat=feedback.chat)
     with _opened(recipe.feedback.events if is_store(recipe) else None) as store:
         options: dict[str, Any] = {}
         if store is not None:
@@ -122,7 +121,7 @@ def keep_sides(recipe: LoraUpdateRecipe, found: Prepared) -> None:
     """
     if not is_store(recipe):
         return
-    how = preprocessing.Settings.of(recipe.feedback)
+    how = Settings.of(recipe.feedback)
     with Store.open(recipe.feedback.events) as store:
         _pin(store, how, keep=True)
         store.runs(_root(recipe))
@@ -144,7 +143,7 @@ def _root(recipe: LoraUpdateRecipe) -> str:
     return str(Path(recipe.run.output).parent.resolve())
 
 
-def _pin(store: Store, how: preprocessing.Settings, *, keep: bool) -> None:
+def _pin(store: Store, how: Settings, *, keep: bool) -> None:
     store.pin("eval", how.test, keep=keep)
     store.pin("tune", how.tune, keep=keep)
 
@@ -158,8 +157,8 @@ def learned_before(recipe: LoraUpdateRecipe, chain: Chain, number: int, feedback
     what is learned anew is not learned twice.
     """
     ids = pool(chain.standing_ids(number), f"{recipe.run.seed} {number}")
-    before = reading.events_with(recipe.feedback.events, ids)
-    how = preprocessing.Settings.of(recipe.feedback, chat=feedback.chat)
+    before = events_with(recipe.feedback.events, ids)
+    how = Settings.of(recipe.feedback, chat=feedback.chat)
     how = replace(how, test=0.0, tune=0.0, objective=None)
     found = _prepare(recipe, _with_since(before, feedback), feedback.test, how)
     known = set(ids)
@@ -188,11 +187,11 @@ def _prepare(
     recipe: LoraUpdateRecipe,
     events: sources.Rows,
     test: sources.Rows | None,
-    how: preprocessing.Settings,
+    how: Settings,
     **options: Any,
 ) -> Prepared:
     wanted = recipe.feedback
-    return preprocessing.prepare(
+    return prepare(
         events.rows if is_store(recipe) else _named(events),
         how,
         seed=recipe.run.seed,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.data import sources
-from instructkit.data import split as splits
+from instructkit.data.split import check_leak, load_split, split, without_held_out, without_leaks
 from instructkit.errors import InputError
 from instructkit.evaluate.statistics import level_of_look, smallest_gain
 from instructkit.feedback.preprocess.items import Item, Prepared
@@ -194,14 +194,14 @@ def _general_rows(recipe: LoraUpdateRecipe, parent: source.Source, fresh: bool) 
             data[role] = rows
     if "replay" in data and "general" in data:
         if sft is not None and sft.is_split and not wanted.general:
-            data["replay"] = splits.without_held_out(data["replay"], data["general"])
+            data["replay"] = without_held_out(data["replay"], data["general"])
         elif sft is not None and sft.leaves_overlap and not (wanted.replay and wanted.general):
-            data["general"] = splits.without_leaks(data["replay"], data["general"])
+            data["general"] = without_leaks(data["replay"], data["general"])
         else:
-            splits.check_leak(data["replay"], data["general"])
+            check_leak(data["replay"], data["general"])
     if "replay" in data and recipe.gates.rescue and fresh:
         with contextlib.suppress(InputError):  # too few to keep some apart
-            data["replay"], apart = splits.split(data["replay"], TUNE_GENERAL, recipe.run.seed)
+            data["replay"], apart = split(data["replay"], TUNE_GENERAL, recipe.run.seed)
             data["tune"] = apart.pick(range(len(apart.rows))[:TUNE_GENERAL_ROWS]).told_elsewhere()
     return data
 
@@ -242,7 +242,7 @@ class SftData:
     @cached_property
     def _split(self) -> dict[str, sources.Rows]:
         """Return both parts as in the run. They depend on the prompts and the seed of the run alone."""
-        train, held_out = splits.load_split(self.section, kind="sft", seed=self.seed)
+        train, held_out = load_split(self.section, kind="sft", seed=self.seed)
         held_out = replace(held_out, source=f"{held_out.source}, held out by {self.run}")
         return {"replay": train, "general": held_out}
 

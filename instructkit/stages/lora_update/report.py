@@ -6,9 +6,14 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from instructkit.evaluate import statistics as metrics
 from instructkit.evaluate.ngrams import candidates
 from instructkit.evaluate.results import Feedback, General, Measured
+from instructkit.evaluate.statistics import (
+    accuracy_interval,
+    bootstrap_mean,
+    paired_difference,
+    ratio_interval,
+)
 from instructkit.feedback.preprocess.items import Item
 from instructkit.feedback.promotion import preference
 from instructkit.feedback.promotion.decide import gain_of
@@ -96,7 +101,7 @@ def _general(before: General, after: General, seed: int) -> list[dict[str, Any]]
 
 
 def _general_loss(before: General, after: General, seed: int) -> dict[str, Any]:
-    ratio = metrics.ratio_interval(before.nll, after.nll, seed=seed)
+    ratio = ratio_interval(before.nll, after.nll, seed=seed)
     return measurement(
         "general held-out loss",
         unit="nats/token",
@@ -110,7 +115,7 @@ def _general_loss(before: General, after: General, seed: int) -> dict[str, Any]:
 
 
 def _conduct(before: Measured, after: Measured, seed: int) -> list[dict[str, Any]]:
-    kl = metrics.bootstrap_mean(after.conduct.kl, seed=seed)
+    kl = bootstrap_mean(after.conduct.kl, seed=seed)
     return [
         measurement(
             "KL to the parent on general prompts",
@@ -138,14 +143,14 @@ def _paired(
         n=len(after),
         before=sum(before) / len(before),
         after=sum(after) / len(after),
-        change=list(metrics.paired_difference(before, after, seed=seed)),
+        change=list(paired_difference(before, after, seed=seed)),
         better="higher",
         note=note,
     )
 
 
 def _share(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
-    _, low, high = metrics.accuracy_interval(sum(after), len(after))
+    _, low, high = accuracy_interval(sum(after), len(after))
     return measurement(
         name,
         unit="share",

@@ -9,11 +9,10 @@ from typing import Any
 
 from instructkit.data.split import key_of
 from instructkit.errors import DataError, InputError
-from instructkit.feedback.preprocess import objectives
-from instructkit.feedback.preprocess import pipeline as preprocessing
+from instructkit.feedback.preprocess import objectives, pipeline
 from instructkit.feedback.preprocess.items import Item, Phase
 from instructkit.models import adapters
-from instructkit.models import load as models
+from instructkit.models.load import load_for_training
 from instructkit.stages import checkpoints, formats
 from instructkit.stages.base import CHECKPOINTS, Frame, prompt_of
 from instructkit.stages.datasets import of_two_kinds
@@ -99,7 +98,7 @@ def load(frame: Frame) -> tuple[Any, Any]:
             f"feedback.mode is merge, and model.quantization {recipe.model.quantization}: such weights cannot be merged into",
             hint="set feedback.mode: new, or model.quantization: none",
         )
-    model = models.load_for_training(source, recipe.model, frame.machine, recipe.lora, merge_parent=merge)
+    model = load_for_training(source, recipe.model, frame.machine, recipe.lora, merge_parent=merge)
     if inputs.current is not None:
         _go_on_from(model, inputs.current)
     return model, tokenizer
@@ -122,7 +121,7 @@ def phases(frame: Frame) -> tuple[list[Phase], dict[str, Any]]:
     prepared = frame.inputs.prepared
     chosen, reason = prepared.objective
     frame.reporter.note(f"objective {chosen}: {reason}")
-    for line in preprocessing.lines(prepared):
+    for line in pipeline.lines(prepared):
         frame.reporter.note(line)
     return list(prepared.phases), {"objective": [chosen, reason], "outcomes": prepared.outcomes}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from instructkit.errors import InputError
 from instructkit.models import load
-from instructkit.models import source as naming
+from instructkit.models.source import Source, locate
 from instructkit.recipe.schema import PpoRecipe
 from instructkit.stages.base import Frame
 
@@ -22,7 +22,7 @@ HEAD_FILE = "head.safetensors"
 class Start:
     """Where a critic begins: a saved value model and the scale of its head, or (None) as the policy with a zero head."""
 
-    source: naming.Source | None
+    source: Source | None
     mean: float = 0.0
     std: float = 1.0
     told: str = "begins as the policy, with a zero head"
@@ -130,7 +130,7 @@ def start_of_critic(frame: Frame, tokenizer: Any) -> Start:
     )
 
 
-def _reward_as_start(frame: Frame, kind: str, tokenizer: Any) -> naming.Source | None:
+def _reward_as_start(frame: Frame, kind: str, tokenizer: Any) -> Source | None:
     """The one learned reward model, where a critic of this kind can hold its weights and reads the same tokens."""
     recipe, parents = frame.recipe, frame.inputs.parents
     learned = [parents[f"reward[{i}]"] for i, item in enumerate(recipe.reward) if item.model]
@@ -147,7 +147,7 @@ def _reward_as_start(frame: Frame, kind: str, tokenizer: Any) -> naming.Source |
     return source
 
 
-def locate_earlier(recipe: PpoRecipe) -> naming.Source | None:
+def locate_earlier(recipe: PpoRecipe) -> Source | None:
     """The critic of an earlier run that `critic.init` names, before anything is loaded."""
     name = recipe.critic.init
     if name in ("auto", "reward", "zero"):
@@ -158,13 +158,13 @@ def locate_earlier(recipe: PpoRecipe) -> naming.Source | None:
             f"{recipe.source}: critic.init names {name}, and there is no critic in it",
             hint="name the folder of a finished run of `instructkit ppo`, or use auto, reward or zero",
         )
-    whole = naming.locate(name)
+    whole = locate(name)
     if (folder / HEAD_FILE).exists():
-        return naming.Source(name, str(folder), run=whole.run)
-    return replace(naming.locate(str(folder)), run=whole.run)
+        return Source(name, str(folder), run=whole.run)
+    return replace(locate(str(folder)), run=whole.run)
 
 
-def earlier(recipe: PpoRecipe, parents: dict[str, naming.Source]) -> Start:
+def earlier(recipe: PpoRecipe, parents: dict[str, Source]) -> Start:
     """
     The start that `critic.init` names by its run.
 
@@ -187,7 +187,7 @@ def earlier(recipe: PpoRecipe, parents: dict[str, naming.Source]) -> Start:
     return Start(source, saved["mean"], saved["std"], f"goes on from {recipe.critic.init}")
 
 
-def save_critic(trainer: Any, tokenizer: Any, folder: Path, source: naming.Source) -> None:
+def save_critic(trainer: Any, tokenizer: Any, folder: Path, source: Source) -> None:
     """The critic in a folder of its own beside the policy, as `critic.init` of a next run reads it."""
     from safetensors.torch import save_file
 
