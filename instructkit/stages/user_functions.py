@@ -36,7 +36,9 @@ def load_function(place: str) -> Callable[..., Any]:
         if module_name.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
             module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            # The source itself: for a cached compilation two edits within a second can look alike.
+            code = spec.loader.source_to_code(spec.loader.get_data(module_name), module_name)
+            exec(code, module.__dict__)
         else:
             module = importlib.import_module(module_name)
         return getattr(module, name)

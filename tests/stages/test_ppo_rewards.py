@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,16 @@ def test_faults_of_a_function_are_told_by_its_name(name: str, kind: type, told: 
     with pytest.raises(kind) as error:
         scoring_function(f"fun.py:{name}")(**ASKED)
     assert error.value.message == told
+
+
+def test_an_edit_within_the_same_second_is_seen(tmp_path: Path, monkeypatch) -> None:
+    """Python's cache of compiled files compares size and seconds, which such an edit leaves as they are."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    own = tmp_path / "edited.py"
+    for value in (1.0, 2.0):
+        own.write_text(f"def score():\n    return {value}\n", encoding="utf-8")
+        os.utime(own, (10**9, 10**9))
+        assert load_function(f"{own}:score")() == value
 
 
 def test_a_module_that_fails_is_told() -> None:
